@@ -1,0 +1,11 @@
+// Package portgate makes Caddy a layer-4 gateway. Importing it registers every module of
+// Portgate, which is what
+//
+//	xcaddy build --with github.com/portgate/caddy-portgate
+//
+// does.
+package portgate
+
+import (
+	_ "github.com/mholt/caddy-l4"
+)
