@@ -1,0 +1,131 @@
+package relay
+
+import (
+	"errors"
+	"net"
+	"sync/atomic"
+)
+
+// bulkAfter is how many full buffers in a row make a stream bulk.
+const bulkAfter = 2
+
+// pump copies one direction.
+type pump struct {
+	relay      *Relay
+	src, dst   *end
+	fin, reset Reason // of src
+
+	moved, spliced atomic.Int64
+
+	full     int  // full buffers in a row
+	noSplice bool // the kernel refused
+	reader   reader
+}
+
+func (p *pump) init(r *Relay, src, dst *end, fin, reset Reason) {
+	p.relay, p.src, p.dst, p.fin, p.reset = r, src, dst, fin, reset
+	p.reader.init()
+}
+
+// writeError tells a failure of the destination from one of the source.
+type writeError struct{ error }
+
+// run copies until the source ends and passes on how it did.
+func (p *pump) run() {
+	err := p.copy()
+	var failed writeError
+	switch {
+	case errors.Is(err, net.ErrClosed):
+		// Cut, or the other direction has passed a reset on.
+	case errors.As(err, &failed):
+		// The other direction delivers what the destination has sent before it went; then it
+		// finds the same end, and finish resets the source.
+		p.dst.gone.Store(true)
+		p.relay.resetBy(p.other().reset)
+	case isFIN(err):
+		p.relay.fin(p.fin)
+		p.dst.closeWrite()
+	default:
+		p.src.gone.Store(true)
+		p.relay.resetBy(p.reset)
+		p.dst.drain(p.relay.ended)
+		p.dst.reset()
+	}
+}
+
+func (p *pump) other() *pump {
+	if p == &p.relay.up {
+		return &p.relay.down
+	}
+	return &p.relay.up
+}
+
+// copy returns nil at the source's FIN, a writeError or the source's error.
+func (p *pump) copy() error {
+	if p == &p.relay.up {
+		if err := p.write(p.relay.cfg.Prefetched); err != nil {
+			return err
+		}
+		p.relay.cfg.Prefetched = nil
+	}
+	if p.src.raw == nil || !readsRaw {
+		return p.copyWrapped()
+	}
+	return p.copyRaw()
+}
+
+func (p *pump) write(b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	n, err := p.dst.conn.Write(b)
+	if n > 0 {
+		p.moved.Add(int64(n))
+		p.relay.touch()
+	}
+	if err != nil {
+		return writeError{err}
+	}
+	return nil
+}
+
+// copyWrapped serves sources that can only be read as a net.Conn, with a buffer for as long as they live.
+func (p *pump) copyWrapped() error {
+	buf := borrow()
+	defer giveBack(buf)
+	for {
+		n, err := p.src.conn.Read(buf[:])
+		if werr := p.write(buf[:n]); werr != nil {
+			return werr
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// copyRaw waits without a buffer, and leaves bulk to splice.
+func (p *pump) copyRaw() error {
+	for {
+		buf, n, err := p.reader.read(p.src.raw)
+		if err != nil || n == 0 {
+			return err
+		}
+		err = p.write(buf[:n])
+		giveBack(buf)
+		if err != nil {
+			return err
+		}
+		if n < bufferSize {
+			p.full = 0
+			continue
+		}
+		if p.full++; p.full < bulkAfter || p.noSplice || p.dst.raw == nil {
+			continue
+		}
+		p.full = 0
+		if fin, err := p.splice(); fin || err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,183 @@
+package relay
+
+import (
+	"runtime"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// readsRaw: sources are read through their descriptor.
+const readsRaw = true
+
+// reader reads what a socket has into a buffer that it borrows once the socket has something.
+type reader struct {
+	try func(fd uintptr) bool
+	buf *[bufferSize]byte
+	n   int
+	err error
+}
+
+func (rd *reader) init() { rd.try = rd.tryRead }
+
+// tryRead is called by the poller. The descriptor does not block, so the scheduler need not know of the call.
+func (rd *reader) tryRead(fd uintptr) bool {
+	buf := borrow()
+	n, _, errno := syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(buf)), bufferSize)
+	for errno == syscall.EINTR {
+		n, _, errno = syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(buf)), bufferSize)
+	}
+	if errno == 0 && n > 0 {
+		rd.buf, rd.n, rd.err = buf, int(n), nil
+		return true
+	}
+	giveBack(buf)
+	rd.buf, rd.n, rd.err = nil, 0, nil
+	if errno == syscall.EAGAIN {
+		return false
+	}
+	if errno != 0 {
+		rd.err = errno
+	}
+	return true
+}
+
+// read returns a buffer with n > 0 bytes, which the caller gives back; n == 0 is the end, in order if err is nil.
+func (rd *reader) read(raw syscall.RawConn) (buf *[bufferSize]byte, n int, err error) {
+	if err := raw.Read(rd.try); err != nil {
+		return nil, 0, err
+	}
+	return rd.buf, rd.n, rd.err
+}
+
+// pipeSize is how much one splice may move: large enough to save calls, small enough that the
+// 64 MiB that fs.pipe-user-pages-soft allows an unprivileged user serve 256 streams at once.
+// Beyond that the kernel refuses to enlarge a pipe, and it keeps its 64 KiB or less.
+const pipeSize = 256 << 10
+
+type pipe struct{ r, w int }
+
+// pipes outlive a stream's pause and go with the next garbage collections.
+var pipes sync.Pool
+
+func takePipe() (*pipe, error) {
+	if p, ok := pipes.Get().(*pipe); ok {
+		return p, nil
+	}
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil, err
+	}
+	_, _ = unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
+	p := &pipe{fds[0], fds[1]}
+	runtime.SetFinalizer(p, (*pipe).close)
+	return p, nil
+}
+
+func (p *pipe) close() {
+	runtime.SetFinalizer(p, nil)
+	_ = unix.Close(p.r)
+	_ = unix.Close(p.w)
+}
+
+// A stream is small again after so many splices in a row that would have fitted into a buffer.
+const smallAfter = 4
+
+// splice moves the stream without a copy until it ends (fin) or turns small. It holds a pipe only
+// while there is data.
+func (p *pump) splice() (fin bool, err error) {
+	s := splicer{}
+	defer s.release()
+	for small := 0; small < smallAfter; {
+		if err := p.src.raw.Read(s.in); err != nil {
+			return false, err
+		}
+		switch {
+		case s.err == unix.EINVAL || s.err == unix.EMFILE || s.err == unix.ENFILE:
+			p.noSplice = true // from now on through buffers
+			return false, nil
+		case s.err != nil:
+			return false, s.err
+		case s.filled == 0:
+			return true, nil
+		}
+		if s.filled < bufferSize {
+			small++
+		} else {
+			small = 0
+		}
+		for s.filled > 0 {
+			if err := p.dst.raw.Write(s.out); err != nil {
+				return false, writeError{err}
+			}
+			if s.err != nil {
+				return false, writeError{s.err}
+			}
+			p.moved.Add(int64(s.moved))
+			p.spliced.Add(int64(s.moved))
+			p.relay.touch()
+		}
+	}
+	return false, nil
+}
+
+// splicer is the pipe between the two sockets of a direction.
+type splicer struct {
+	pipe   *pipe // nil while there is nothing to move
+	filled int   // bytes in pipe
+	moved  int   // by the last out
+	err    error
+}
+
+const spliceFlags = unix.SPLICE_F_MOVE | unix.SPLICE_F_NONBLOCK
+
+// in fills the empty pipe from the socket fd. It is called by the poller: false waits for data.
+func (s *splicer) in(fd uintptr) bool {
+	if s.pipe == nil {
+		if s.pipe, s.err = takePipe(); s.err != nil {
+			return true
+		}
+	}
+	n, err := splice(int(fd), s.pipe.w, pipeSize)
+	if err == unix.EAGAIN {
+		s.release()
+		return false
+	}
+	s.filled, s.err = n, err
+	return true
+}
+
+// out empties the pipe into the socket fd.
+func (s *splicer) out(fd uintptr) bool {
+	n, err := splice(s.pipe.r, int(fd), s.filled)
+	if err == unix.EAGAIN {
+		return false
+	}
+	s.moved, s.err = n, err
+	s.filled -= n
+	return true
+}
+
+// release gives the pipe back, or closes it if it could not be emptied.
+func (s *splicer) release() {
+	if s.pipe == nil {
+		return
+	}
+	if s.filled > 0 {
+		s.pipe.close()
+	} else {
+		pipes.Put(s.pipe)
+	}
+	s.pipe = nil
+}
+
+func splice(from, to, max int) (int, error) {
+	for {
+		n, err := unix.Splice(from, nil, to, nil, max, spliceFlags)
+		if err != unix.EINTR {
+			return int(n), err
+		}
+	}
+}
