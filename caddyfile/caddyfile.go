@@ -1,0 +1,120 @@
+// Package caddyfile reads the options of a module, from a Caddyfile block and from JSON, with errors that
+// name the option, quote the value and say what was expected.
+package caddyfile
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+)
+
+// Option is one line that a block may contain: a name, and values after it.
+type Option struct {
+	Name string
+
+	// Min and Max bound the number of values. A Max of -1 leaves it open.
+	Min, Max int
+
+	// Repeat allows the option more than once. Set is then called for each.
+	Repeat bool
+
+	// Set takes the values. Its error needs to say only what is wrong with the values: the name of the
+	// option, the file and the line are added to it.
+	Set func(args []string) error
+}
+
+// Unmarshal reads one directive from d: its name, the values on the same line, which go to inline, and a
+// block of options. A nil inline means that no values may stand beside the name.
+func Unmarshal(d *caddyfile.Dispenser, inline func(args []string) error, options ...Option) error {
+	d.Next()
+	directive := Option{Name: d.Val(), Max: -1, Set: inline}
+	if inline == nil {
+		directive.Max = 0
+	}
+	if args := d.RemainingArgs(); len(args) > 0 {
+		if err := directive.apply(args); err != nil {
+			return d.WrapErr(err)
+		}
+	}
+
+	given := make(map[string]bool)
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		option, err := find(options, d.Val())
+		if err != nil {
+			return d.WrapErr(err)
+		}
+		if given[option.Name] && !option.Repeat {
+			return d.Errf("%s: given twice", option.Name)
+		}
+		given[option.Name] = true
+		if err := option.apply(d.RemainingArgs()); err != nil {
+			return d.WrapErr(err)
+		}
+		if opensBlock(d) {
+			return d.Errf("%s: expected no block", option.Name)
+		}
+	}
+	return nil
+}
+
+func find(options []Option, name string) (Option, error) {
+	names := make([]string, len(options))
+	for i, option := range options {
+		if option.Name == name {
+			return option, nil
+		}
+		names[i] = option.Name
+	}
+	return Option{}, errUnknown(name, names)
+}
+
+func errUnknown(name string, known []string) error {
+	if len(known) == 0 {
+		return fmt.Errorf("unknown option %q: expected none", name)
+	}
+	return fmt.Errorf("unknown option %q: expected one of %s", name, strings.Join(known, ", "))
+}
+
+func (o Option) apply(args []string) error {
+	if len(args) < o.Min || o.Max >= 0 && len(args) > o.Max {
+		if len(args) == 0 {
+			return fmt.Errorf("%s: expected %s", o.Name, o.arity())
+		}
+		return fmt.Errorf("%s: %q: expected %s", o.Name, strings.Join(args, " "), o.arity())
+	}
+	if err := o.Set(args); err != nil {
+		return fmt.Errorf("%s: %w", o.Name, err)
+	}
+	return nil
+}
+
+func (o Option) arity() string {
+	switch {
+	case o.Max == 0:
+		return "no value"
+	case o.Max < 0:
+		return "at least " + values(o.Min)
+	case o.Max > o.Min:
+		return fmt.Sprintf("%d to %s", o.Min, values(o.Max))
+	default:
+		return values(o.Min)
+	}
+}
+
+func values(n int) string {
+	if n == 1 {
+		return "1 value"
+	}
+	return fmt.Sprintf("%d values", n)
+}
+
+// opensBlock tells whether a brace follows the values that were just read. Only an unquoted opening brace
+// can be left on their line, because a quoted one counts as a value.
+func opensBlock(d *caddyfile.Dispenser) bool {
+	if d.NextLine() {
+		d.Prev()
+		return false
+	}
+	return d.Next()
+}

@@ -1,0 +1,145 @@
+package caddyfile_test
+
+import (
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	caddycaddyfile "github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/portgate/caddy-portgate/caddyfile"
+)
+
+// sample has one option of each kind.
+type sample struct {
+	To          []string
+	IdleTimeout caddy.Duration
+	Retries     int
+	Strict      bool
+	Pairs       [][]string
+}
+
+func (s *sample) unmarshal(d *caddycaddyfile.Dispenser) error {
+	to := func(args []string) error {
+		s.To = append(s.To, args...)
+		return nil
+	}
+	return caddyfile.Unmarshal(d, to,
+		caddyfile.Option{Name: "to", Min: 1, Max: -1, Repeat: true, Set: to},
+		caddyfile.Option{Name: "idle_timeout", Min: 1, Max: 1, Set: func(args []string) (err error) {
+			s.IdleTimeout, err = caddyfile.ParseDuration(args[0])
+			return err
+		}},
+		caddyfile.Option{Name: "retries", Min: 1, Max: 1, Set: func(args []string) (err error) {
+			s.Retries, err = caddyfile.ParseCount(args[0], 0, 100)
+			return err
+		}},
+		caddyfile.Option{Name: "strict", Set: func([]string) error {
+			s.Strict = true
+			return nil
+		}},
+		caddyfile.Option{Name: "pair", Min: 2, Max: 3, Repeat: true, Set: func(args []string) error {
+			s.Pairs = append(s.Pairs, args)
+			return nil
+		}},
+	)
+}
+
+func TestUnmarshal(t *testing.T) {
+	t.Parallel()
+	for input, want := range map[string]sample{
+		"forward":        {},
+		"forward {\n}":   {},
+		"forward a b":    {To: []string{"a", "b"}},
+		`forward "{" a`:  {To: []string{"{", "a"}},
+		"forward a {\n}": {To: []string{"a"}},
+		"forward a {\n to b c\n idle_timeout 1d\n to d\n}": {
+			To: []string{"a", "b", "c", "d"}, IdleTimeout: caddy.Duration(24 * 60 * 60 * 1e9),
+		},
+		"forward {\n retries 3\n strict\n pair 1 2\n pair 1 2 3\n}": {
+			Retries: 3, Strict: true, Pairs: [][]string{{"1", "2"}, {"1", "2", "3"}},
+		},
+		"forward {\n to \"{\"\n strict\n}": {To: []string{"{"}, Strict: true},
+	} {
+		t.Run(input, func(t *testing.T) {
+			t.Parallel()
+			var got sample
+			if err := got.unmarshal(caddycaddyfile.NewTestDispenser(input)); err != nil {
+				t.Fatal(err)
+			}
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("got %+v, want %+v", got, want)
+			}
+		})
+	}
+}
+
+func TestUnmarshalErrors(t *testing.T) {
+	t.Parallel()
+	const known = "to, idle_timeout, retries, strict, pair"
+	for input, want := range map[string]string{
+		"forward {\n timeout 5s\n}":                       `unknown option "timeout": expected one of ` + known + `, at Testfile:2`,
+		"forward {\n {\n strict\n }\n}":                   `unknown option "{": expected one of ` + known + `, at Testfile:2`,
+		"forward {\n retries 1\n strict\n retries 2\n}":   `retries: given twice, at Testfile:4`,
+		"forward {\n to\n}":                               `to: expected at least 1 value, at Testfile:2`,
+		"forward {\n idle_timeout\n}":                     `idle_timeout: expected 1 value, at Testfile:2`,
+		"forward {\n idle_timeout a b\n}":                 `idle_timeout: "a b": expected 1 value, at Testfile:2`,
+		"forward {\n strict yes\n}":                       `strict: "yes": expected no value, at Testfile:2`,
+		"forward {\n pair 1\n}":                           `pair: "1": expected 2 to 3 values, at Testfile:2`,
+		"forward {\n\n idle_timeout 5x\n}":                `idle_timeout: "5x": expected a duration such as 30s, at Testfile:3`,
+		"forward {\n idle_timeout -1s\n}":                 `idle_timeout: "-1s": expected a duration of 0 or more, at Testfile:2`,
+		"forward {\n retries 101\n}":                      `retries: "101": expected a whole number from 0 to 100, at Testfile:2`,
+		"forward {\n strict {\n retries 1\n }\n}":         `strict: expected no block, at Testfile:2`,
+		"forward {\n idle_timeout 5s {\n }\n}":            `idle_timeout: expected no block, at Testfile:2`,
+		"forward a {\n to b {\n }\n to c\n retries 1\n }": `to: expected no block, at Testfile:2`,
+	} {
+		t.Run(input, func(t *testing.T) {
+			t.Parallel()
+			var s sample
+			err := s.unmarshal(caddycaddyfile.NewTestDispenser(input))
+			if err == nil || err.Error() != want {
+				t.Errorf("got  %v\nwant %s", err, want)
+			}
+		})
+	}
+}
+
+func TestUnmarshalInline(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("broken")
+	fails := func([]string) error { return broken }
+
+	err := caddyfile.Unmarshal(caddycaddyfile.NewTestDispenser("acl a b"), nil)
+	if want := `acl: "a b": expected no value, at Testfile:1`; err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+	err = caddyfile.Unmarshal(caddycaddyfile.NewTestDispenser("acl a"), fails)
+	if want := `acl: broken, at Testfile:1`; err == nil || err.Error() != want || !errors.Is(err, broken) {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+	if err := caddyfile.Unmarshal(caddycaddyfile.NewTestDispenser("acl"), fails); err != nil {
+		t.Errorf("without values beside the name: %v", err)
+	}
+	err = caddyfile.Unmarshal(caddycaddyfile.NewTestDispenser("acl {\n a\n}"), nil)
+	if want := `unknown option "a": expected none, at Testfile:2`; err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+}
+
+// FuzzUnmarshal feeds any text that Caddy's lexer takes. It must not panic, and every error has its place.
+func FuzzUnmarshal(f *testing.F) {
+	f.Add("forward a {\n to b\n idle_timeout 5s\n}")
+	f.Fuzz(func(t *testing.T, input string) {
+		tokens, err := caddycaddyfile.Tokenize([]byte(input), "Testfile")
+		if err != nil {
+			t.Skip()
+		}
+		var s sample
+		err = s.unmarshal(caddycaddyfile.NewDispenser(tokens))
+		if err != nil && !strings.Contains(err.Error(), ", at Testfile:") {
+			t.Errorf("no file and line: %v", err)
+		}
+	})
+}

@@ -1,0 +1,104 @@
+package caddyfile
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// UnmarshalJSON decodes a JSON object into the struct that v points to, as encoding/json does, but refuses
+// unknown names and negative durations, and names the option that is at fault. Embedded structs are not
+// looked into.
+//
+// A module calls it from its own UnmarshalJSON. A value whose type has such a method too reports its errors
+// in full: they are passed on with the name of the outer option before them.
+func UnmarshalJSON(data []byte, v any) error {
+	var object map[string]json.RawMessage
+	if err := json.Unmarshal(data, &object); err != nil {
+		return errExpected(plain(data), "an object")
+	}
+	fields, names := jsonFields(reflect.ValueOf(v).Elem())
+	for _, name := range slices.Sorted(maps.Keys(object)) {
+		field, known := fields[name]
+		if !known {
+			return errUnknown(name, names)
+		}
+		if err := unmarshalField(object[name], field); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// jsonFields returns the fields of a struct by their names in JSON, and these names in the struct's order.
+func jsonFields(object reflect.Value) (fields map[string]reflect.Value, names []string) {
+	fields = make(map[string]reflect.Value)
+	for i := range object.NumField() {
+		name, _, _ := strings.Cut(object.Type().Field(i).Tag.Get("json"), ",")
+		if name == "" || name == "-" {
+			continue
+		}
+		fields[name] = object.Field(i)
+		names = append(names, name)
+	}
+	return fields, names
+}
+
+func unmarshalField(data []byte, field reflect.Value) error {
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	decoder.DisallowUnknownFields()
+	err := decoder.Decode(field.Addr().Interface())
+
+	if duration, ok := field.Interface().(caddy.Duration); ok {
+		if err != nil {
+			return errExpected(plain(data), aDuration)
+		}
+		if duration < 0 {
+			return errNegative(plain(data))
+		}
+	}
+	if mismatch := (*json.UnmarshalTypeError)(nil); errors.As(err, &mismatch) {
+		return errExpected(plain(data), expectation(field.Type()))
+	}
+	return err
+}
+
+// plain returns a JSON string without its quotes, and any other JSON value as it is.
+func plain(data []byte) string {
+	var s string
+	if json.Unmarshal(data, &s) == nil {
+		return s
+	}
+	return string(data)
+}
+
+func expectation(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		return "a whole number"
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		return "a whole number of 0 or more"
+	case reflect.Float32, reflect.Float64:
+		return "a number"
+	case reflect.String:
+		return "a string"
+	case reflect.Slice, reflect.Array:
+		if t.Elem().Kind() == reflect.String {
+			return "a list of strings"
+		}
+		return "a list"
+	case reflect.Pointer:
+		return expectation(t.Elem())
+	default:
+		return "an object"
+	}
+}
