@@ -1,0 +1,206 @@
+// Package forward is the handler that forwards a connection to an upstream.
+package forward
+
+import (
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/mholt/caddy-l4/layer4"
+
+	"github.com/portgate/caddy-portgate/modules/forward/relay"
+	"github.com/portgate/caddy-portgate/modules/forward/upstream"
+	"github.com/portgate/caddy-portgate/modules/internal/session"
+)
+
+func init() {
+	caddy.RegisterModule(new(Handler))
+}
+
+// Handler forwards connections to upstreams, byte for byte. It ends the route: no handler after it
+// is called. A FIN is passed on as a FIN and a reset as a reset, in each direction; where no
+// upstream can be reached, the client is reset at once.
+type Handler struct {
+	// To lists the upstreams: `host:port`, `unix//path`, or `host:first-last` where every listen
+	// address of the server is a range of as many ports. Connections are dealt out in turn. Names
+	// are resolved at each dial, and all their addresses tried. Placeholders may stand for any part.
+	To []string `json:"to,omitempty"`
+
+	// ConnectTimeout bounds one connection attempt, and one name lookup. Default: 3s.
+	ConnectTimeout *caddy.Duration `json:"connect_timeout,omitempty"`
+
+	// IdleTimeout ends a session in which no byte has moved either way for so long. 0: never.
+	// Default: 10m.
+	IdleTimeout *caddy.Duration `json:"idle_timeout,omitempty"`
+
+	// HalfCloseTimeout replaces the idle timeout once one side has finished. Default: 0, which
+	// keeps the idle timeout.
+	HalfCloseTimeout *caddy.Duration `json:"half_close_timeout,omitempty"`
+
+	// MaxLifetime ends a session that lasts so long, busy or not. Default: 0, no limit.
+	MaxLifetime *caddy.Duration `json:"max_lifetime,omitempty"`
+
+	// Timeouts is a preset for the four options above. The only one is `strict`: connect 3s, idle
+	// 60s, half-close 15s, lifetime 300s. An option that is given overrides it.
+	Timeouts string `json:"timeouts,omitempty"`
+
+	// Retries is how many further upstreams are tried when one can't be reached, none twice.
+	// From 0 to 100. Default: 2.
+	Retries *int `json:"retries,omitempty"`
+
+	// DrainTimeout ends the sessions of a config that was replaced so long ago. Default: 0, they
+	// may go on as long as they like.
+	DrainTimeout *caddy.Duration `json:"drain_timeout,omitempty"`
+
+	// GracePeriod is how long a busy session may go on when the process is told to stop. One in
+	// which no byte has moved for a second is closed at once. Default: 10s.
+	GracePeriod *caddy.Duration `json:"grace_period,omitempty"`
+
+	limits       relay.Limits
+	retries      int
+	drainTimeout time.Duration
+	gracePeriod  time.Duration
+
+	pool   *upstream.Pool
+	ports  []portRange // of the listen addresses; nil where no upstream is a range
+	scope  *session.Scope
+
+	canonical string // the JSON that this handler was made of
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "layer4.handlers.forward",
+		New: func() caddy.Module { return new(Handler) },
+	}
+}
+
+// Provision sets up the handler. It acquires nothing that outlives it but its sessions.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	if err := h.applyDefaults(); err != nil {
+		return err
+	}
+	upstreams, err := parseUpstreams(h.To)
+	if err != nil {
+		return err
+	}
+	if h.ports, err = matchPorts(upstreams, listenAddrs(ctx, h.canonical)); err != nil {
+		return err
+	}
+	h.pool = upstream.NewPool(upstreams)
+	h.scope, err = session.NewScope(ctx, h.gracePeriod, h.drainTimeout)
+	return err
+}
+
+// parseUpstreams leaves placeholders that only a connection can fill in for later.
+func parseUpstreams(to []string) ([]upstream.Upstream, error) {
+	if len(to) == 0 {
+		return nil, errNoUpstream
+	}
+	repl := caddy.NewReplacer()
+	upstreams := make([]upstream.Upstream, len(to))
+	for i, name := range to {
+		known := repl.ReplaceKnown(name, "")
+		upstreams[i] = upstream.Upstream{Name: known, Dynamic: strings.Contains(known, "{")}
+		if upstreams[i].Dynamic {
+			continue
+		}
+		addr, err := upstream.Parse(known)
+		if err != nil {
+			return nil, fmt.Errorf("to: %w", err)
+		}
+		upstreams[i].Addr = addr
+	}
+	return upstreams, nil
+}
+
+// Handle forwards the connection. The session may go on when it has returned.
+func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
+	sess := session.Begin(cx, h.scope)
+	walk := h.pool.Walk()
+	walk.Retries = h.retries
+	walk.LookupTimeout = h.limits.Connect
+	walk.Expand = func(name string) string { return cx.Replacer().ReplaceAll(name, "") }
+	walk.Offset = offset(cx, h.ports)
+
+	conn, prefetched := unwrap(cx)
+	r := relay.New(relay.Config{
+		Client:     conn,
+		Prefetched: prefetched,
+		Next:       walk.Next,
+		Limits:     h.limits,
+		Done:       func(result relay.Result) { sess.End(ended(walk, &result)) },
+	})
+	sess.SetMover(mover{r})
+	r.Run()
+	return nil
+}
+
+// unwrap takes layer4's own wrapper off a connection that nothing else has wrapped, so that the
+// relay gets at the socket. What matchers have read comes with it, as a copy: the buffer belongs to
+// layer4.
+func unwrap(cx *layer4.Connection) (net.Conn, []byte) {
+	var prefetched []byte
+	for conn := cx; ; {
+		prefetched = append(prefetched, conn.MatchingBytes()...)
+		switch inner := conn.Conn.(type) {
+		case *layer4.Connection:
+			conn = inner
+		case interface{ SetLinger(int) error }: // a socket
+			return inner.(net.Conn), slices.Clip(prefetched)
+		default:
+			return cx, nil // cx itself gives what was read
+		}
+	}
+}
+
+// mover is a relay as a session sees it.
+type mover struct{ *relay.Relay }
+
+func (m mover) Close(reason string)   { m.Relay.Close(relay.Reason(reason)) }
+func (m mover) LastActive() time.Time { return m.Stats().LastActive }
+
+// ended tells the session how its relay ended.
+func ended(walk *upstream.Walk, result *relay.Result) session.End {
+	name, addr := walk.Current()
+	end := session.End{
+		UpstreamLabel: name,
+		Upstream:      name,
+		BytesUp:       result.BytesUp,
+		BytesDown:     result.BytesDown,
+		Connect:       result.Connect,
+		Connected:     result.Err == nil,
+		Status:        session.StatusDone,
+		Reason:        string(result.Reason),
+		Err:           result.Err,
+	}
+	if addr != nil {
+		end.Upstream = addr.String()
+	}
+	switch result.Reason {
+	case relay.ConnectFailed:
+		end.Status = session.StatusNoUpstream
+	case relay.ConnectTimeout:
+		end.Status = session.StatusConnectTimeout
+	}
+	return end
+}
+
+// Cleanup lets the sessions go on, until DrainTimeout if that is set.
+func (h *Handler) Cleanup() error {
+	if h.scope != nil {
+		h.scope.Replaced()
+	}
+	return nil
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner  = (*Handler)(nil)
+	_ caddy.CleanerUpper = (*Handler)(nil)
+	_ layer4.NextHandler = (*Handler)(nil)
+)

@@ -1,0 +1,187 @@
+package forward
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	caddycaddyfile "github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/portgate/caddy-portgate/caddyfile"
+	"github.com/portgate/caddy-portgate/modules/forward/relay"
+	"github.com/portgate/caddy-portgate/modules/forward/upstream"
+)
+
+var errNoUpstream = errors.New("to: expected at least one upstream, such as 127.0.0.1:9000")
+
+
+// Defaults of the options that have one other than zero.
+const (
+	defaultConnectTimeout = 3 * time.Second
+	defaultIdleTimeout    = 10 * time.Minute
+	defaultRetries        = 2
+	defaultGracePeriod    = 10 * time.Second
+)
+
+const maxRetries = 100
+
+// presets of the limits, by the value of the option `timeouts`.
+var presets = map[string]relay.Limits{
+	"": {Connect: defaultConnectTimeout, Idle: defaultIdleTimeout},
+	"strict": {
+		Connect:   3 * time.Second,
+		Idle:      60 * time.Second,
+		HalfClose: 15 * time.Second,
+		Lifetime:  300 * time.Second,
+	},
+}
+
+// applyDefaults fills in what the config leaves open and refuses what can't work.
+func (h *Handler) applyDefaults() error {
+	if h.Timeouts != "" {
+		if err := checkPreset(h.Timeouts); err != nil {
+			return fmt.Errorf("timeouts: %w", err)
+		}
+	}
+	if err := checkConnectTimeout(h.ConnectTimeout); err != nil {
+		return err
+	}
+	limits := presets[h.Timeouts]
+	override(&limits.Connect, h.ConnectTimeout)
+	override(&limits.Idle, h.IdleTimeout)
+	override(&limits.HalfClose, h.HalfCloseTimeout)
+	override(&limits.Lifetime, h.MaxLifetime)
+	h.limits, h.retries, h.gracePeriod = limits, defaultRetries, defaultGracePeriod
+	if h.Retries != nil {
+		h.retries = *h.Retries
+	}
+	if h.retries < 0 || h.retries > maxRetries {
+		return fmt.Errorf(`retries: "%d": expected a whole number from 0 to %d`, h.retries, maxRetries)
+	}
+	override(&h.gracePeriod, h.GracePeriod)
+	override(&h.drainTimeout, h.DrainTimeout)
+	return nil
+}
+
+func override(limit *time.Duration, option *caddy.Duration) {
+	if option != nil {
+		*limit = time.Duration(*option)
+	}
+}
+
+// UnmarshalCaddyfile sets up the handler from Caddyfile tokens. Syntax:
+//
+//	forward [<upstream>...] {
+//		to                 <upstream>...
+//		connect_timeout    <duration>
+//		idle_timeout       <duration>
+//		half_close_timeout <duration>
+//		max_lifetime       <duration>
+//		timeouts           strict
+//		retries            <count>
+//		drain_timeout      <duration>
+//		grace_period       <duration>
+//	}
+func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
+	upstreams := func(args []string) error {
+		h.To = append(h.To, args...)
+		return checkUpstreams(args)
+	}
+	err := caddyfile.Unmarshal(d, upstreams,
+		caddyfile.Option{Name: "to", Min: 1, Max: -1, Repeat: true, Set: upstreams},
+		duration("connect_timeout", &h.ConnectTimeout),
+		duration("idle_timeout", &h.IdleTimeout),
+		duration("half_close_timeout", &h.HalfCloseTimeout),
+		duration("max_lifetime", &h.MaxLifetime),
+		value("timeouts", func(arg string) error {
+			h.Timeouts = arg
+			return checkPreset(arg)
+		}),
+		value("retries", func(arg string) error {
+			n, err := caddyfile.ParseCount(arg, 0, maxRetries)
+			h.Retries = &n
+			return err
+		}),
+		duration("drain_timeout", &h.DrainTimeout),
+		duration("grace_period", &h.GracePeriod),
+	)
+	if err != nil {
+		return err
+	}
+	if err := checkConnectTimeout(h.ConnectTimeout); err != nil {
+		return d.WrapErr(err)
+	}
+	if len(h.To) == 0 {
+		return d.WrapErr(errNoUpstream)
+	}
+	return nil
+}
+
+func value(name string, set func(arg string) error) caddyfile.Option {
+	return caddyfile.Option{Name: name, Min: 1, Max: 1, Set: func(args []string) error { return set(args[0]) }}
+}
+
+func duration(name string, to **caddy.Duration) caddyfile.Option {
+	return value(name, func(arg string) error {
+		parsed, err := caddyfile.ParseDuration(arg)
+		*to = &parsed
+		return err
+	})
+}
+
+// checkUpstreams finds what can be found wrong before the placeholders are known.
+func checkUpstreams(names []string) error {
+	for _, name := range names {
+		if strings.Contains(name, "{") {
+			continue
+		}
+		if _, err := upstream.Parse(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkPreset(name string) error {
+	if _, known := presets[name]; !known || name == "" {
+		return fmt.Errorf("%q: expected strict", name)
+	}
+	return nil
+}
+
+func checkConnectTimeout(option *caddy.Duration) error {
+	if option != nil && *option == 0 {
+		return errors.New(`connect_timeout: "0s": expected a duration of more than 0`)
+	}
+	return nil
+}
+
+// UnmarshalJSON decodes the options and refuses unknown ones.
+func (h *Handler) UnmarshalJSON(data []byte) error {
+	type options Handler
+	if err := caddyfile.UnmarshalJSON(data, (*options)(h)); err != nil {
+		return err
+	}
+	canonical, err := canonicalJSON(data)
+	h.canonical = canonical
+	return err
+}
+
+// canonicalJSON returns the same string for two documents that differ only in layout and order.
+func canonicalJSON(data []byte) (string, error) {
+	var document any
+	if err := json.Unmarshal(data, &document); err != nil {
+		return "", err
+	}
+	canonical, err := json.Marshal(document)
+	return string(canonical), err
+}
+
+// Interface guards
+var (
+	_ caddycaddyfile.Unmarshaler = (*Handler)(nil)
+	_ json.Unmarshaler           = (*Handler)(nil)
+)

@@ -1,0 +1,137 @@
+package forward
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/mholt/caddy-l4/layer4"
+
+	"github.com/portgate/caddy-portgate/modules/forward/upstream"
+)
+
+// portRange is the ports of a listen address.
+type portRange struct{ first, last uint }
+
+// listenAddrs returns the listen addresses of the layer4 servers that have a handler with this very
+// config: the one that is being provisioned is among them. layer4 does not tell a handler which
+// server it is in, but lists all servers, with the JSON of those handlers that are not provisioned
+// yet. Outside a layer4 app, as in front of an HTTP site, there are none.
+func listenAddrs(ctx caddy.Context, canonical string) []caddy.NetworkAddress {
+	var addrs []caddy.NetworkAddress
+	repl := caddy.NewReplacer()
+	for _, module := range ctx.Modules() {
+		app, ok := module.(*layer4.App)
+		if !ok {
+			continue
+		}
+		for _, server := range app.Servers {
+			if !serves(server, canonical) {
+				continue
+			}
+			for _, listen := range server.Listen {
+				// An address that does not parse is the server's to refuse.
+				if addr, err := caddy.ParseNetworkAddress(repl.ReplaceAll(listen, "")); err == nil {
+					addrs = append(addrs, addr)
+				}
+			}
+		}
+	}
+	return addrs
+}
+
+func serves(server *layer4.Server, canonical string) bool {
+	for _, route := range server.Routes {
+		for _, raw := range route.HandlersRaw {
+			var document any
+			if json.Unmarshal(raw, &document) == nil && contains(document, canonical) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// contains looks for the handler anywhere below: it may be in a subroute.
+func contains(document any, canonical string) bool {
+	switch node := document.(type) {
+	case []any:
+		for _, child := range node {
+			if contains(child, canonical) {
+				return true
+			}
+		}
+	case map[string]any:
+		if node["handler"] == "forward" {
+			delete(node, "handler")
+			found, err := json.Marshal(node)
+			return err == nil && string(found) == canonical
+		}
+		for _, child := range node {
+			if contains(child, canonical) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// matchPorts refuses a range of ports on one side only, because it could not be told which port
+// belongs to which. It returns the ranges of the listen addresses where an upstream has one.
+func matchPorts(upstreams []upstream.Upstream, listen []caddy.NetworkAddress) ([]portRange, error) {
+	var ranges []portRange
+	for _, addr := range listen {
+		ranges = append(ranges, portRange{addr.StartPort, addr.EndPort})
+	}
+	wanted := false
+	for _, up := range upstreams {
+		ports := up.Addr.Ports()
+		if up.Dynamic || ports == 0 {
+			continue
+		}
+		wanted = wanted || ports > 1
+		if ports > 1 && len(listen) == 0 {
+			return nil, fmt.Errorf("to: %q: a range of ports: expected a layer4 server whose listen addresses are ranges of %d ports",
+				up.Name, ports)
+		}
+		for _, addr := range listen {
+			if size := int(addr.PortRangeSize()); size != ports {
+				return nil, fmt.Errorf("to: %q: %d ports for the %d of the listen address %q: expected as many, or a placeholder",
+					up.Name, ports, size, addr.String())
+			}
+		}
+	}
+	if !wanted {
+		return nil, nil
+	}
+	return ranges, nil
+}
+
+// offset returns which port of its range the connection came in on.
+func offset(cx *layer4.Connection, ranges []portRange) int {
+	if ranges == nil {
+		return 0
+	}
+	port := localPort(cx)
+	for _, r := range ranges {
+		if r.first <= port && port <= r.last {
+			return int(port - r.first)
+		}
+	}
+	return 0
+}
+
+// localPort returns the port of the listener, also where a PROXY header says another.
+func localPort(cx *layer4.Connection) uint {
+	value, _ := cx.Replacer().Get("l4.conn.local_addr")
+	addr, ok := value.(net.Addr)
+	if !ok {
+		addr = cx.LocalAddr()
+	}
+	if tcp, ok := addr.(interface{ AddrPort() netip.AddrPort }); ok {
+		return uint(tcp.AddrPort().Port())
+	}
+	return 0
+}

@@ -1,0 +1,106 @@
+// Package upstream knows where a session may be forwarded to: addresses, their resolution, and
+// the order in which they are tried.
+package upstream
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// Addr is the address of an upstream as configured.
+type Addr struct {
+	// Network is "tcp", "tcp4", "tcp6" or "unix".
+	Network string
+	// Host is an IP address, a name, or empty for this machine; of a unix socket it is the path.
+	Host string
+	// Port and LastPort are the first and the last port of a range; they are equal where there is
+	// only one, and 0 for unix sockets.
+	Port, LastPort uint16
+}
+
+const expected = "expected host:port, host:first-last or unix//path"
+
+// Parse reads "host:port", "host:first-last" (a range of ports), both with an optional "tcp/",
+// "tcp4/" or "tcp6/" before them, or "unix//path".
+func Parse(s string) (Addr, error) {
+	network, rest := "tcp", s
+	if before, after, found := strings.Cut(s, "/"); found {
+		network, rest = strings.ToLower(before), after
+	}
+	switch network {
+	case "unix":
+		if rest == "" {
+			return Addr{}, fmt.Errorf("%q: %s", s, expected)
+		}
+		return Addr{Network: network, Host: rest}, nil
+	case "tcp", "tcp4", "tcp6":
+	default:
+		return Addr{}, fmt.Errorf("%q: unknown network %q: expected tcp, tcp4, tcp6 or unix", s, network)
+	}
+	host, ports, err := net.SplitHostPort(rest)
+	if err != nil {
+		return Addr{}, fmt.Errorf("%q: %s", s, expected)
+	}
+	first, last, isRange := strings.Cut(ports, "-")
+	a := Addr{Network: network, Host: host}
+	a.Port, err = parsePort(first)
+	a.LastPort = a.Port
+	if err == nil && isRange {
+		a.LastPort, err = parsePort(last)
+	}
+	if err != nil {
+		return Addr{}, fmt.Errorf("%q: %w", s, err)
+	}
+	if a.LastPort < a.Port {
+		return Addr{}, fmt.Errorf("%q: port range %q ends before it starts", s, ports)
+	}
+	return a, nil
+}
+
+func parsePort(s string) (uint16, error) {
+	port, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || port == 0 {
+		return 0, fmt.Errorf("port %q: expected a number from 1 to 65535", s)
+	}
+	return uint16(port), nil
+}
+
+// Ports returns how many ports the address has: 0 for a unix socket, more than 1 for a range.
+func (a Addr) Ports() int {
+	if a.Network == "unix" {
+		return 0
+	}
+	return int(a.LastPort-a.Port) + 1
+}
+
+// Resolve returns all addresses to dial, best first, for the port that is offset from the first. A
+// name is looked up anew each time; ctx bounds that.
+func (a Addr) Resolve(ctx context.Context, offset int) ([]net.Addr, error) {
+	if a.Network == "unix" {
+		return []net.Addr{&net.UnixAddr{Net: a.Network, Name: a.Host}}, nil
+	}
+	if offset >= a.Ports() {
+		return nil, fmt.Errorf("port %d of a range of %d ports", offset+1, a.Ports())
+	}
+	port := a.Port + uint16(offset)
+	if ip, err := netip.ParseAddr(a.Host); err == nil {
+		return []net.Addr{net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, port))}, nil
+	}
+	host := a.Host
+	if host == "" {
+		host = "localhost"
+	}
+	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip"+strings.TrimPrefix(a.Network, "tcp"), host)
+	if err != nil {
+		return nil, err
+	}
+	addrs := make([]net.Addr, len(ips))
+	for i, ip := range ips {
+		addrs[i] = net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip.Unmap(), port))
+	}
+	return addrs, nil
+}

@@ -1,0 +1,125 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"time"
+)
+
+// Upstream is one of the servers to forward to.
+type Upstream struct {
+	// Name is the address as configured, which is also its label in metrics.
+	Name string
+	// Addr is where it is, unless Dynamic is set.
+	Addr Addr
+	// Dynamic means that Name has placeholders, and that each session parses what they expand to.
+	Dynamic bool
+}
+
+// Pool hands out upstreams in turn (round robin). It is never empty.
+type Pool struct {
+	upstreams []Upstream
+	turn      atomic.Uint32
+}
+
+// NewPool panics without upstreams.
+func NewPool(upstreams []Upstream) *Pool {
+	if len(upstreams) == 0 {
+		panic("upstream: empty pool")
+	}
+	return &Pool{upstreams: upstreams}
+}
+
+// Walk is one session's way through the pool.
+type Walk struct {
+	// Retries is how many further upstreams are tried when one can't be reached.
+	Retries int
+	// Offset picks the port of a range: 0 for its first.
+	Offset int
+	// LookupTimeout bounds the resolution of one name.
+	LookupTimeout time.Duration
+	// Expand replaces the placeholders of an upstream's name.
+	Expand func(string) string
+
+	pool    *Pool
+	first   int
+	tried   int
+	current *Upstream
+	addrs   []net.Addr // of current, not tried yet
+	last    net.Addr
+	errs    error
+}
+
+// Walk begins with the upstream whose turn it is. The caller sets the exported fields.
+func (p *Pool) Walk() *Walk {
+	return &Walk{pool: p, first: int((p.turn.Add(1) - 1) % uint32(len(p.upstreams)))}
+}
+
+// Current returns the upstream that Next gave an address of last, and that address.
+func (w *Walk) Current() (name string, addr net.Addr) {
+	if w.current != nil {
+		name = w.current.Name
+	}
+	return name, w.last
+}
+
+// Next returns the next address to try: all those of one upstream, then those of the next one, as
+// often as Retries allows, none twice. failed is what became of the last address. When there is
+// none left, the error tells of every failure and unwraps to the last.
+func (w *Walk) Next(ctx context.Context, failed error) (net.Addr, error) {
+	w.note(failed)
+	for len(w.addrs) == 0 {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if w.tried > w.Retries || w.tried == len(w.pool.upstreams) {
+			return nil, w.errs
+		}
+		w.current = &w.pool.upstreams[(w.first+w.tried)%len(w.pool.upstreams)]
+		w.tried++
+		addrs, err := w.resolve(ctx)
+		if err != nil {
+			w.note(fmt.Errorf("upstream %q: %w", w.current.Name, err))
+		}
+		w.addrs = addrs
+	}
+	w.last, w.addrs = w.addrs[0], w.addrs[1:]
+	return w.last, nil
+}
+
+func (w *Walk) resolve(ctx context.Context) ([]net.Addr, error) {
+	addr := w.current.Addr
+	if w.current.Dynamic {
+		var err error
+		if addr, err = Parse(w.Expand(w.current.Name)); err != nil {
+			return nil, err
+		}
+		if addr.Ports() > 1 {
+			return nil, errors.New("a placeholder may not expand to a range of ports")
+		}
+		return w.lookup(ctx, addr, 0)
+	}
+	if addr.Ports() > 1 {
+		return w.lookup(ctx, addr, w.Offset)
+	}
+	return w.lookup(ctx, addr, 0)
+}
+
+func (w *Walk) lookup(ctx context.Context, addr Addr, offset int) ([]net.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, w.LookupTimeout)
+	defer cancel()
+	return addr.Resolve(ctx, offset)
+}
+
+func (w *Walk) note(err error) {
+	switch {
+	case err == nil:
+	case w.errs == nil:
+		w.errs = err
+	default:
+		w.errs = fmt.Errorf("%v; %w", w.errs, err) //nolint:errorlint // unwraps to the last on purpose
+	}
+}

@@ -1,0 +1,72 @@
+package session
+
+import (
+	"errors"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics outlive the configs: they are made once and registered again with each config's registry.
+// Every label value comes from the config; none is, or depends on, a client's address.
+type metrics struct {
+	sessions *prometheus.CounterVec
+	active   *prometheus.GaugeVec
+	bytes    *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+	connect  *prometheus.HistogramVec
+}
+
+const namespace, subsystem = "caddy", "portgate"
+
+// Sessions last from a refused dial to days; connects from a loopback to a timeout.
+var (
+	durationBuckets = []float64{.001, .01, .1, 1, 10, 60, 600, 3600, 86400}
+	connectBuckets  = []float64{.0005, .001, .005, .01, .05, .1, .5, 1, 3, 10}
+)
+
+var collectors = &metrics{
+	sessions: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: namespace, Subsystem: subsystem, Name: "sessions_total",
+		Help: "Sessions that have ended.",
+	}, []string{"listener", "upstream", "status"}),
+	active: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: namespace, Subsystem: subsystem, Name: "sessions_active",
+		Help: "Sessions under way.",
+	}, []string{"listener"}),
+	bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: namespace, Subsystem: subsystem, Name: "bytes_total",
+		Help: "Bytes moved by sessions that have ended: up from the client, down to it.",
+	}, []string{"listener", "upstream", "direction"}),
+	duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: namespace, Subsystem: subsystem, Name: "session_duration_seconds",
+		Help: "How long sessions lasted.", Buckets: durationBuckets,
+	}, []string{"listener"}),
+	connect: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: namespace, Subsystem: subsystem, Name: "connect_duration_seconds",
+		Help: "Time until an upstream was connected, attempts that failed included.", Buckets: connectBuckets,
+	}, []string{"upstream"}),
+}
+
+// register makes the collectors part of a config's registry. Several handlers of one config share it.
+func (m *metrics) register(registry *prometheus.Registry) error {
+	for _, c := range []prometheus.Collector{m.sessions, m.active, m.bytes, m.duration, m.connect} {
+		var already prometheus.AlreadyRegisteredError
+		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *metrics) count(s *Session, e *End, duration time.Duration) {
+	m.active.WithLabelValues(s.Listener).Dec()
+	m.sessions.WithLabelValues(s.Listener, e.UpstreamLabel, strconv.Itoa(e.Status)).Inc()
+	m.duration.WithLabelValues(s.Listener).Observe(duration.Seconds())
+	if e.Connected {
+		m.connect.WithLabelValues(e.UpstreamLabel).Observe(e.Connect.Seconds())
+		m.bytes.WithLabelValues(s.Listener, e.UpstreamLabel, "up").Add(float64(e.BytesUp))
+		m.bytes.WithLabelValues(s.Listener, e.UpstreamLabel, "down").Add(float64(e.BytesDown))
+	}
+}

@@ -1,0 +1,73 @@
+package session
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// registry holds the living sessions. It is bounded by the descriptors that they hold.
+type registry struct {
+	mu       sync.Mutex
+	sessions map[*Session]struct{}
+}
+
+var living = registry{sessions: make(map[*Session]struct{})}
+
+func (r *registry) add(s *Session) {
+	r.mu.Lock()
+	r.sessions[s] = struct{}{}
+	r.mu.Unlock()
+}
+
+func (r *registry) remove(s *Session) {
+	r.mu.Lock()
+	delete(r.sessions, s)
+	r.mu.Unlock()
+}
+
+func (r *registry) list(wanted func(*Session) bool) []*Session {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var found []*Session
+	for s := range r.sessions {
+		if wanted(s) {
+			found = append(found, s)
+		}
+	}
+	return found
+}
+
+// idleAtStop is how long a session must have been silent to be closed at once when the process stops.
+const idleAtStop = time.Second
+
+// stopPoll is how often a stopping process looks for sessions that have become idle.
+const stopPoll = 50 * time.Millisecond
+
+// Caddy calls this when every app has stopped, so that no listener accepts any more.
+func init() { caddy.OnExit(func(context.Context) { living.shutdown() }) }
+
+// shutdown closes idle sessions at once and the others as they become idle, at the latest after
+// their grace period. It returns when none is left, or could be closed.
+func (r *registry) shutdown() {
+	start := time.Now()
+	for {
+		var longest time.Duration
+		left := r.list(func(*Session) bool { return true })
+		if len(left) == 0 {
+			return
+		}
+		for _, s := range left {
+			longest = max(longest, s.scope.GracePeriod)
+			if time.Since(start) >= s.scope.GracePeriod || time.Since(s.LastActive()) >= idleAtStop {
+				s.Close(ReasonShutdown)
+			}
+		}
+		if time.Since(start) > longest+idleAtStop {
+			return
+		}
+		time.Sleep(stopPoll)
+	}
+}

@@ -1,0 +1,96 @@
+package session
+
+import (
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/mholt/caddy-l4/layer4"
+	"go.uber.org/zap"
+)
+
+// Scope is what the sessions of one handler share.
+type Scope struct {
+	// GracePeriod is what a busy session is given when the process stops.
+	GracePeriod time.Duration
+	// DrainTimeout bounds the sessions of a config that was replaced. Zero is no bound.
+	DrainTimeout time.Duration
+
+	ctx     caddy.Context
+	log     *zap.Logger
+	metrics *metrics
+}
+
+// NewScope is called in Provision. It registers the metrics with the config's registry.
+func NewScope(ctx caddy.Context, gracePeriod, drainTimeout time.Duration) (*Scope, error) {
+	if err := collectors.register(ctx.GetMetricsRegistry()); err != nil {
+		return nil, err
+	}
+	return &Scope{
+		GracePeriod:  gracePeriod,
+		DrainTimeout: drainTimeout,
+		ctx:          ctx,
+		log:          accessLog(ctx),
+		metrics:      collectors,
+	}, nil
+}
+
+// Replaced is called in Cleanup: the config of these sessions is no longer the running one. They go
+// on, until DrainTimeout if that is set.
+func (sc *Scope) Replaced() {
+	if sc.DrainTimeout <= 0 {
+		return
+	}
+	time.AfterFunc(sc.DrainTimeout, func() {
+		for _, s := range living.list(func(s *Session) bool { return s.scope == sc }) {
+			s.Close(ReasonDrain)
+		}
+	})
+}
+
+func accessLog(ctx caddy.Context) *zap.Logger {
+	return ctx.Logger(new(layer4.App)).Named("log.access")
+}
+
+// logger returns the access log of the session's config, or, once that was replaced, of the running
+// one: what a session has to say belongs where the operator looks now.
+func (sc *Scope) logger() *zap.Logger {
+	if sc.ctx.Err() == nil || caddy.Exiting() {
+		return sc.log
+	}
+	if running := caddy.ActiveContext(); running.Context != nil {
+		return accessLog(running)
+	}
+	return sc.log
+}
+
+func (sc *Scope) logEnd(s *Session, e *End, duration time.Duration) {
+	entry := sc.logger().Check(zap.InfoLevel, "session")
+	if entry == nil {
+		return
+	}
+	fields := make([]zap.Field, 0, 14)
+	fields = append(fields,
+		zap.Stringer("session_id", s.ID),
+		zap.String("network", s.Network),
+		zap.String("listener", s.Listener),
+	)
+	if s.Client.IsValid() {
+		fields = append(fields,
+			zap.Stringer("client_ip", s.Client.Addr()),
+			zap.Uint16("client_port", s.Client.Port()),
+		)
+	}
+	fields = append(fields,
+		zap.String("upstream", e.Upstream),
+		zap.Int64("bytes_up", e.BytesUp),
+		zap.Int64("bytes_down", e.BytesDown),
+		zap.Duration("duration", duration),
+		zap.Duration("connect_duration", e.Connect),
+		zap.Int("status", e.Status),
+		zap.String("reason", e.Reason),
+	)
+	if e.Err != nil {
+		fields = append(fields, zap.NamedError("error", e.Err))
+	}
+	entry.Write(fields...)
+}

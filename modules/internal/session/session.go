@@ -1,0 +1,162 @@
+// Package session keeps one record per connection: the registry of living sessions, their access
+// log and their metrics. Each handler that a connection passes adds its part to the record; whoever
+// ends the connection ends the session.
+package session
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mholt/caddy-l4/layer4"
+)
+
+// Status codes as nginx's stream module has them.
+const (
+	StatusDone           = 200
+	StatusInternal       = 500
+	StatusNoUpstream     = 502
+	StatusConnectTimeout = 504
+)
+
+// The reasons that do not come from the relay.
+const (
+	ReasonDrain    = "drain"
+	ReasonShutdown = "shutdown"
+	ReasonInternal = "internal"
+)
+
+// ID tells the sessions of one process apart. Its string is 16 hexadecimal digits.
+type ID uint64
+
+func (id ID) String() string { return fmt.Sprintf("%016x", uint64(id)) }
+
+// The upper half is drawn once per process, so that IDs of two processes in one log differ.
+var lastID atomic.Uint64
+
+func init() { lastID.Store(uint64(rand.Uint32()) << 32) }
+
+// Session is the record of one connection. The exported fields are set by Begin.
+type Session struct {
+	ID       ID
+	Network  string         // of the listener: "tcp", "unix"
+	Listener string         // listen address as configured where the network tells, else ":port"
+	Client   netip.AddrPort // zero where the client has none (unix sockets)
+	Start    time.Time
+
+	scope *Scope
+	once  sync.Once // guards the end
+
+	mu    sync.Mutex
+	mover Mover
+}
+
+// Mover is what moves a session's bytes.
+type Mover interface {
+	// Close ends the session soon, with reason in its access log entry. It does not block.
+	Close(reason string)
+	// LastActive is when the last byte moved.
+	LastActive() time.Time
+}
+
+// varKey is where a connection carries its session.
+const varKey = "portgate.session"
+
+// Begin returns the session of cx, which begins now unless another handler has begun it.
+func Begin(cx *layer4.Connection, scope *Scope) *Session {
+	if s, ok := cx.GetVar(varKey).(*Session); ok {
+		return s
+	}
+	s := &Session{ID: ID(lastID.Add(1)), Start: time.Now(), scope: scope}
+	s.Client = addrPort(cx.RemoteAddr())
+	s.Network, s.Listener = listener(cx)
+	cx.SetVar(varKey, s)
+	scope.metrics.active.WithLabelValues(s.Listener).Inc()
+	living.add(s)
+	return s
+}
+
+// SetMover says who moves the bytes from now on.
+func (s *Session) SetMover(m Mover) {
+	s.mu.Lock()
+	s.mover = m
+	s.mu.Unlock()
+}
+
+// Close asks whoever moves the session's bytes to end it. Before there is one, it does nothing.
+func (s *Session) Close(reason string) {
+	if m := s.currentMover(); m != nil {
+		m.Close(reason)
+	}
+}
+
+// LastActive is when the last byte moved.
+func (s *Session) LastActive() time.Time {
+	if m := s.currentMover(); m != nil {
+		return m.LastActive()
+	}
+	return s.Start
+}
+
+func (s *Session) currentMover() Mover {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mover
+}
+
+// End is how a session ended.
+type End struct {
+	Upstream      string // address that was connected to, or tried last
+	UpstreamLabel string // the same as configured: a metrics label
+	BytesUp       int64
+	BytesDown     int64
+	Connect       time.Duration // until the upstream was connected
+	Connected     bool
+	Status        int
+	Reason        string
+	Err           error
+}
+
+// End writes the access log entry and the metrics, once.
+func (s *Session) End(e End) {
+	s.once.Do(func() {
+		living.remove(s)
+		duration := time.Since(s.Start)
+		s.scope.metrics.count(s, &e, duration)
+		s.scope.logEnd(s, &e, duration)
+	})
+}
+
+// listener tells where cx was accepted. Only what a config can contain may become a label, so a
+// network that does not tell its configured address is known by the port alone.
+func listener(cx *layer4.Connection) (network, address string) {
+	local := cx.LocalAddr()
+	network = local.Network()
+	for conn := net.Conn(cx); conn != nil; {
+		switch c := conn.(type) {
+		case interface{ ListenerAddr() string }:
+			return network, c.ListenerAddr()
+		case *layer4.Connection:
+			conn = c.Conn
+		default:
+			conn = nil
+		}
+	}
+	if ap := addrPort(local); ap.IsValid() {
+		return network, ":" + strconv.Itoa(int(ap.Port()))
+	}
+	return network, local.String()
+}
+
+func addrPort(addr net.Addr) netip.AddrPort {
+	if a, ok := addr.(interface{ AddrPort() netip.AddrPort }); ok {
+		ap := a.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	}
+	return netip.AddrPort{}
+}
