@@ -56,11 +56,11 @@ func unmarshalField(data []byte, field reflect.Value) error {
 	decoder.DisallowUnknownFields()
 	err := decoder.Decode(field.Addr().Interface())
 
-	if duration, ok := field.Interface().(caddy.Duration); ok {
+	if value := reflect.Indirect(field); value.IsValid() && value.Type() == reflect.TypeFor[caddy.Duration]() {
 		if err != nil {
 			return errExpected(plain(data), aDuration)
 		}
-		if duration < 0 {
+		if value.Int() < 0 {
 			return errNegative(plain(data))
 		}
 	}
