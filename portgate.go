@@ -8,4 +8,6 @@ package portgate
 
 import (
 	_ "github.com/mholt/caddy-l4"
+
+	_ "github.com/portgate/caddy-portgate/modules/forward"
 )

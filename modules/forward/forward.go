@@ -64,9 +64,9 @@ type Handler struct {
 	drainTimeout time.Duration
 	gracePeriod  time.Duration
 
-	pool   *upstream.Pool
-	ports  []portRange // of the listen addresses; nil where no upstream is a range
-	scope  *session.Scope
+	pool  *upstream.Pool
+	ports []portRange // of the listen addresses; nil where no upstream is a range
+	scope *session.Scope
 
 	canonical string // the JSON that this handler was made of
 }

@@ -17,7 +17,6 @@ import (
 
 var errNoUpstream = errors.New("to: expected at least one upstream, such as 127.0.0.1:9000")
 
-
 // Defaults of the options that have one other than zero.
 const (
 	defaultConnectTimeout = 3 * time.Second
@@ -47,7 +46,7 @@ func (h *Handler) applyDefaults() error {
 		}
 	}
 	if err := checkConnectTimeout(h.ConnectTimeout); err != nil {
-		return err
+		return fmt.Errorf("connect_timeout: %w", err)
 	}
 	limits := presets[h.Timeouts]
 	override(&limits.Connect, h.ConnectTimeout)
@@ -92,7 +91,14 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 	}
 	err := caddyfile.Unmarshal(d, upstreams,
 		caddyfile.Option{Name: "to", Min: 1, Max: -1, Repeat: true, Set: upstreams},
-		duration("connect_timeout", &h.ConnectTimeout),
+		value("connect_timeout", func(arg string) error {
+			parsed, err := caddyfile.ParseDuration(arg)
+			h.ConnectTimeout = &parsed
+			if err != nil {
+				return err
+			}
+			return checkConnectTimeout(&parsed)
+		}),
 		duration("idle_timeout", &h.IdleTimeout),
 		duration("half_close_timeout", &h.HalfCloseTimeout),
 		duration("max_lifetime", &h.MaxLifetime),
@@ -110,9 +116,6 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 	)
 	if err != nil {
 		return err
-	}
-	if err := checkConnectTimeout(h.ConnectTimeout); err != nil {
-		return d.WrapErr(err)
 	}
 	if len(h.To) == 0 {
 		return d.WrapErr(errNoUpstream)
@@ -154,7 +157,7 @@ func checkPreset(name string) error {
 
 func checkConnectTimeout(option *caddy.Duration) error {
 	if option != nil && *option == 0 {
-		return errors.New(`connect_timeout: "0s": expected a duration of more than 0`)
+		return errors.New(`"0s": expected a duration of more than 0`)
 	}
 	return nil
 }

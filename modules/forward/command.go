@@ -1,0 +1,134 @@
+package forward
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/mholt/caddy-l4/layer4"
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+
+	"github.com/portgate/caddy-portgate/caddyfile"
+)
+
+func init() {
+	caddycmd.RegisterCommand(caddycmd.Command{
+		Name:  "forward",
+		Usage: "--from <address> --to <upstream> [--to <upstream>] [--idle-timeout <duration>] [--access-log] [--debug]",
+		Short: "Forwards a TCP port",
+		Long: `
+Forwards a TCP port to one or more upstreams, without a config file.
+
+--from is the address to listen on: a port with or without a host, or a range of
+ports. Its network is gate+tcp unless another one is named.
+
+--to is an upstream: host:port, or unix//path for a unix socket. Repeat it for
+more; connections are dealt out in turn, and where one can't be reached the next
+is tried. A range of ports needs a range of as many ports in --from.
+
+The admin API is off. What is not an option here is left at its default; for more
+use a config with the "forward" handler.
+`,
+		CobraFunc: func(cmd *cobra.Command) {
+			cmd.Example = `  caddy forward --from :8080 --to 192.168.1.100:9000
+  caddy forward --from 127.0.0.1:5432 --to db1:5432 --to db2:5432 --idle-timeout 1h
+  caddy forward --from :7000-7010 --to 10.0.0.5:7000-7010 --access-log
+  caddy forward --from :3306 --to unix//run/mysqld/mysqld.sock`
+			cmd.Flags().StringP("from", "f", "", "Address to listen on")
+			cmd.Flags().StringArrayP("to", "t", nil, "Upstream to forward to; may be repeated")
+			cmd.Flags().StringP("idle-timeout", "", "", "End a session in which nothing has moved for so long; 0 is never (default 10m)")
+			cmd.Flags().BoolP("access-log", "", false, "Write an entry for each session")
+			cmd.Flags().BoolP("debug", "v", false, "Write debug logs")
+			cmd.RunE = caddycmd.WrapCommandFuncForCobra(runForward)
+		},
+	})
+}
+
+func runForward(flags caddycmd.Flags) (int, error) {
+	caddy.TrapSignals()
+	to, err := flags.GetStringArray("to")
+	if err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	from, h, err := parseFlags(flags.String("from"), to, flags.String("idle-timeout"))
+	if err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	if err := caddy.Run(commandConfig(from, h, flags.Bool("access-log"), flags.Bool("debug"))); err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	fmt.Fprint(os.Stdout, describe(from, h))
+	select {}
+}
+
+// parseFlags finds what is wrong with the flags before Caddy says it in the words of a config.
+func parseFlags(from string, to []string, idleTimeout string) (caddy.NetworkAddress, *Handler, error) {
+	if from == "" {
+		return caddy.NetworkAddress{}, nil, errors.New("--from: expected an address to listen on, such as :8080")
+	}
+	addr, err := caddy.ParseNetworkAddressWithDefaults(from, "gate+tcp", 0)
+	if err != nil || addr.StartPort == 0 && !addr.IsUnixNetwork() {
+		return addr, nil, fmt.Errorf("--from: %q: expected an address to listen on, such as :8080", from)
+	}
+	if len(to) == 0 {
+		return addr, nil, errors.New("--to: expected at least one upstream, such as 127.0.0.1:9000")
+	}
+	if err := checkUpstreams(to); err != nil {
+		return addr, nil, fmt.Errorf("--to: %w", err)
+	}
+	h := &Handler{To: to}
+	if idleTimeout != "" {
+		parsed, err := caddyfile.ParseDuration(idleTimeout)
+		if err != nil {
+			return addr, nil, fmt.Errorf("--idle-timeout: %w", err)
+		}
+		h.IdleTimeout = &parsed
+	}
+	return addr, h, h.applyDefaults()
+}
+
+func commandConfig(from caddy.NetworkAddress, h *Handler, accessLog, debug bool) *caddy.Config {
+	app := layer4.App{Servers: map[string]*layer4.Server{"forward": {
+		Listen: []string{from.String()},
+		Routes: layer4.RouteList{{
+			HandlersRaw: []json.RawMessage{caddyconfig.JSONModuleObject(h, "handler", "forward", nil)},
+		}},
+	}}}
+	log := &caddy.CustomLog{}
+	if !accessLog {
+		log.Exclude = []string{"layer4.log.access"}
+	}
+	if debug {
+		log.Level = zap.DebugLevel.CapitalString()
+	}
+	return &caddy.Config{
+		Admin:   &caddy.AdminConfig{Disabled: true, Config: &caddy.ConfigSettings{Persist: new(false)}},
+		Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{caddy.DefaultLoggerName: log}},
+		AppsRaw: caddy.ModuleMap{"layer4": caddyconfig.JSON(app, nil)},
+	}
+}
+
+// describe says what runs now.
+func describe(from caddy.NetworkAddress, h *Handler) string {
+	halfClose := "as idle"
+	if h.limits.HalfClose > 0 {
+		halfClose = h.limits.HalfClose.String()
+	}
+	return fmt.Sprintf("listening on %s, forwarding to %s\ntimeouts: connect %s, idle %s, half-close %s, lifetime %s, grace period %s\n",
+		from, strings.Join(h.To, ", "),
+		h.limits.Connect, orNever(h.limits.Idle), halfClose, orNever(h.limits.Lifetime), h.gracePeriod)
+}
+
+func orNever(limit time.Duration) string {
+	if limit == 0 {
+		return "never"
+	}
+	return limit.String()
+}
