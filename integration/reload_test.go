@@ -1,0 +1,184 @@
+package integration
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/portgate/caddy-portgate/integration/gate"
+)
+
+// FINDINGS F3: reloads lose no connection.
+func TestReloadsUnderLoadLoseNoConnection(t *testing.T) {
+	const (
+		reloads       = 100
+		clients       = 16
+		wantPerSecond = 2000
+		// A reload for every so many connections: each of them meets the full load.
+		perReload = 100
+	)
+	addr := gate.ReserveAddr(t)
+	upstream := serve(t, echo)
+	config := gate.Layer4(gate.Listen(addr, gate.Forward(upstream)))
+	p := gate.Start(t, config, gate.WithoutRace())
+
+	var (
+		stop   atomic.Bool
+		load   sync.WaitGroup
+		done   atomic.Int64
+		failed atomic.Int64
+	)
+	start := time.Now()
+	for range clients {
+		load.Go(func() {
+			for !stop.Load() {
+				if err := oneRequest(addr); err != nil {
+					failed.Add(1)
+					t.Errorf("a connection failed: %v", err)
+					return
+				}
+				done.Add(1)
+			}
+		})
+	}
+	for i := range reloads {
+		gate.Eventually(t, peerTimeout, func() error {
+			if now := done.Load(); failed.Load() == 0 && now < int64(i)*perReload {
+				return fmt.Errorf("%d connections so far", now)
+			}
+			return nil
+		})
+		p.Load(config)
+	}
+	elapsed := time.Since(start)
+	stop.Store(true)
+	load.Wait()
+	rate := float64(done.Load()) / elapsed.Seconds()
+	t.Logf("%d connections in %v, %.0f per second, during %d reloads: %d failed", done.Load(), elapsed.Round(time.Millisecond), rate, reloads, failed.Load())
+	if rate < wantPerSecond {
+		t.Errorf("%.0f connections per second, want at least %d", rate, wantPerSecond)
+	}
+}
+
+// oneRequest is a connection with a request, its response and a FIN each way.
+func oneRequest(addr string) error {
+	conn, err := net.DialTimeout("tcp", addr, peerTimeout)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(peerTimeout))
+	if err := exchange(conn); err != nil {
+		return err
+	}
+	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+		return err
+	}
+	if n, err := conn.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		return fmt.Errorf("at the end: %d bytes and %v, want EOF", n, err)
+	}
+	return nil
+}
+
+const manySessions = 500
+
+// openSessions opens sessions and sees each of them work.
+func openSessions(t *testing.T, addr string, n int) []*net.TCPConn {
+	t.Helper()
+	conns := make([]*net.TCPConn, n)
+	for i := range conns {
+		conns[i] = dial(t, addr)
+		mustExchange(t, conns[i])
+	}
+	return conns
+}
+
+func TestReloadsDoNotDisturbSessions(t *testing.T) {
+	addr, other := gate.ReserveAddr(t), gate.ReserveAddr(t)
+	upstream := serve(t, echo)
+	kept := gate.Listen(addr, gate.Forward(upstream))
+	p := gate.Start(t, gate.Layer4(kept))
+	mustGreetEcho(t, addr)
+	p.Load(gate.Layer4(kept))
+	before := p.Baseline()
+
+	conns := openSessions(t, addr, manySessions)
+	var stop atomic.Bool
+	var exchanges sync.WaitGroup
+	for _, conn := range conns {
+		exchanges.Go(func() {
+			for !stop.Load() {
+				if err := exchange(conn); err != nil {
+					t.Errorf("a session under way: %v", err)
+					return
+				}
+			}
+		})
+	}
+	// The route is kept, by an equal config and by one that has something else besides.
+	p.Load(gate.Layer4(kept))
+	p.Load(gate.Layer4(kept, gate.Listen(other, gate.Forward(upstream))))
+	p.Load(gate.Layer4(kept))
+	stop.Store(true)
+	exchanges.Wait()
+	for _, conn := range conns {
+		mustExchange(t, conn)
+		conn.Close()
+	}
+	p.WaitSessions(manySessions+1, func(s gate.Session) bool { return s.Status == 200 })
+	before.MustReturn(t, 10*time.Second)
+}
+
+// mustGreetEcho opens one session, sees it work and ends it.
+func mustGreetEcho(t testing.TB, addr string) {
+	t.Helper()
+	if err := oneRequest(addr); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestDrainTimeoutClosesSessionsOfReplacedConfig(t *testing.T) {
+	t.Parallel()
+	const drain = 2 * time.Second
+	addr := gate.ReserveAddr(t)
+	config := gate.Layer4(gate.Listen(addr, gate.Forward(serve(t, echo)).With("drain_timeout", drain.String())))
+	p := gate.Start(t, config)
+	mustGreetEcho(t, addr)
+	p.Load(config)
+	before := p.Baseline()
+
+	conns := openSessions(t, addr, manySessions)
+	replaced := time.Now()
+	p.Load(config)
+	reloaded := time.Now()
+	fresh := dial(t, addr)
+	mustExchange(t, fresh)
+
+	var ends sync.WaitGroup
+	for i, conn := range conns {
+		ends.Go(func() {
+			if i%2 == 0 { // busy sessions are bounded too
+				for exchange(conn) == nil {
+				}
+			} else {
+				io.Copy(io.Discard, conn)
+			}
+			now := time.Now()
+			if early := now.Sub(reloaded) < drain && now.Sub(replaced) < drain; early {
+				t.Errorf("a session ended %v after the reload, want %v", now.Sub(replaced), drain)
+			}
+			if late := now.Sub(reloaded) > drain+time.Second; late {
+				t.Errorf("a session ended %v after the reload, want %v to %v", now.Sub(reloaded), drain, drain+time.Second)
+			}
+		})
+	}
+	ends.Wait()
+	p.WaitSessions(manySessions, func(s gate.Session) bool { return s.Reason == "drain" })
+	mustExchange(t, fresh) // of the new config
+	fresh.Close()
+	before.MustReturn(t, 10*time.Second)
+}
