@@ -2,6 +2,7 @@ package state_test
 
 import (
 	"errors"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -146,6 +147,7 @@ func newExclusive(busy *sync.Mutex, living *atomic.Int32) (*exclusive, error) {
 		return nil, errOverlap
 	}
 	defer busy.Unlock()
+	runtime.Gosched() // a chance for one that overlaps
 	living.Add(1)
 	return &exclusive{busy, living}, nil
 }
@@ -155,6 +157,7 @@ func (e *exclusive) Destruct() error {
 		return errOverlap
 	}
 	defer e.busy.Unlock()
+	runtime.Gosched()
 	e.living.Add(-1)
 	return nil
 }
