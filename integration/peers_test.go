@@ -102,6 +102,9 @@ func dial(t testing.TB, addr string) *net.TCPConn {
 // port is the client's port, by which the access log is searched.
 func port(conn net.Conn) int { return conn.LocalAddr().(*net.TCPAddr).Port }
 
+// messageSize is how many bytes an exchange sends each way.
+const messageSize = len("message ") + 16
+
 // exchange sends a message that no other call sends and requires it back.
 func exchange(conn net.Conn) error {
 	message := fmt.Appendf(nil, "message %016x", rand.Uint64())

@@ -1,0 +1,111 @@
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/portgate/caddy-portgate/integration/gate"
+)
+
+// examples are what examples/ shows, by file name; check gets the addresses that stand for the example's fixed ports.
+var examples = map[string]func(t *testing.T, addr func(port int) string){
+	"quickstart": func(t *testing.T, addr func(port int) string) {
+		direct := mustGetPage(t, addr(9000))
+		if forwarded := mustGetPage(t, addr(8080)); forwarded != direct || direct == "" {
+			t.Errorf("through the port: %q, from the site: %q", forwarded, direct)
+		}
+	},
+}
+
+func mustGetPage(t *testing.T, addr string) string {
+	t.Helper()
+	client := http.Client{Timeout: peerTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Get("http://" + addr + "/")
+	must(t, err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("GET http://%s/: status %d, %v", addr, resp.StatusCode, err)
+	}
+	return string(body)
+}
+
+// Every file in examples/ starts and does what it is for.
+func TestExamples(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("../examples/*")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no examples (%v)", err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			t.Parallel()
+			name, kind, _ := strings.Cut(filepath.Base(file), ".")
+			check, known := examples[name]
+			if !known {
+				t.Fatalf("no test knows the example %s", file)
+			}
+			config, ports := withReservedPorts(t, asJSON(t, file, kind))
+			gate.Start(t, config)
+			check(t, func(port int) string {
+				if ports[port] == 0 {
+					t.Fatalf("the example does not use port %d", port)
+				}
+				return gate.Loopback(ports[port])
+			})
+		})
+	}
+}
+
+func asJSON(t *testing.T, file, kind string) string {
+	t.Helper()
+	if kind == "json" {
+		data, err := os.ReadFile(file)
+		must(t, err)
+		return string(data)
+	}
+	stdout, stderr, code := gate.Run(t, gate.Plain, "adapt", "--config", file, "--adapter", strings.ToLower(kind), "--validate")
+	if code != 0 {
+		t.Fatalf("caddy adapt: exit code %d: %s", code, stderr)
+	}
+	if strings.Contains(stderr, "not formatted") {
+		t.Errorf("%s is not formatted: %s", file, stderr)
+	}
+	return stdout
+}
+
+var fixedPort = regexp.MustCompile(`:(\d{2,5})"`)
+
+// withReservedPorts replaces every port at the end of a string, and says by which.
+func withReservedPorts(t *testing.T, text string) (gate.JSON, map[int]int) {
+	t.Helper()
+	ports := make(map[int]int)
+	text = fixedPort.ReplaceAllStringFunc(text, func(match string) string {
+		fixed, _ := strconv.Atoi(fixedPort.FindStringSubmatch(match)[1])
+		if ports[fixed] == 0 {
+			ports[fixed] = gate.ReservePort(t)
+		}
+		return fmt.Sprintf(`:%d"`, ports[fixed])
+	})
+	var config gate.JSON
+	if err := json.Unmarshal([]byte(text), &config); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	return config, ports
+}
+
+// writeFile writes a file of the test's own and returns its path.
+func writeFile(t testing.TB, name, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	must(t, os.WriteFile(path, []byte(content), 0o644))
+	return path
+}

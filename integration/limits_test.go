@@ -1,0 +1,161 @@
+package integration
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/portgate/caddy-portgate/integration/gate"
+)
+
+// tolerance is how late a limit may end a session.
+const tolerance = time.Second
+
+// mustEndAfter requires that both ends are over between limit and limit+tolerance from start.
+func mustEndAfter(t *testing.T, start time.Time, limit time.Duration, ends ...net.Conn) {
+	t.Helper()
+	var over sync.WaitGroup
+	for _, end := range ends {
+		over.Go(func() {
+			io.Copy(io.Discard, end)
+			if took := time.Since(start); took < limit || took > limit+tolerance {
+				t.Errorf("ended after %v, want %v to %v", took, limit, limit+tolerance)
+			}
+		})
+	}
+	over.Wait()
+}
+
+// keepMoving sends a byte now and then for so long; nothing may end the session meanwhile. It returns when the last was sent.
+func keepMoving(t *testing.T, from, to *net.TCPConn, every, total time.Duration) time.Time {
+	t.Helper()
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for start := time.Now(); time.Since(start) < total; <-tick.C {
+		mustWrite(t, from, "x")
+		mustRead(t, to, "x")
+	}
+	last := time.Now()
+	mustWrite(t, from, "x")
+	mustRead(t, to, "x")
+	return last
+}
+
+func TestIdleTimeoutEndsBothSides(t *testing.T) {
+	t.Parallel()
+	const limit = time.Second
+	forward := func(upstream string) gate.JSON { return gate.Forward(upstream).With("idle_timeout", limit.String()) }
+	cases := map[string]func(t *testing.T, client, upstream *net.TCPConn) time.Time{
+		"no byte ever": func(*testing.T, *net.TCPConn, *net.TCPConn) time.Time { return time.Now() },
+		"data from the client resets it": func(t *testing.T, client, upstream *net.TCPConn) time.Time {
+			return keepMoving(t, client, upstream, limit/4, 3*limit)
+		},
+		"data from the upstream resets it": func(t *testing.T, client, upstream *net.TCPConn) time.Time {
+			return keepMoving(t, upstream, client, limit/4, 3*limit)
+		},
+	}
+	for name, move := range cases {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			upstreamAddr, accepted := accepting(t)
+			addr := gate.ReserveAddr(t)
+			p := gate.Start(t, gate.Layer4(gate.Listen(addr, forward(upstreamAddr))))
+			before := time.Now()
+			client, upstream := pair(t, addr, accepted)
+			last := move(t, client, upstream)
+			if name == "no byte ever" {
+				last = before
+			}
+			mustEndAfter(t, last, limit, client, upstream)
+			mustHaveEnded(t, p, client, "idle_timeout")
+		})
+	}
+}
+
+// mustHaveEnded requires this reason in the access log.
+func mustHaveEnded(t *testing.T, p *gate.Process, client net.Conn, reason string) {
+	t.Helper()
+	if s := p.WaitSession(port(client)); s.Reason != reason || s.Status != 200 {
+		t.Errorf("want reason %s and status 200: %s", reason, s.Line)
+	}
+}
+
+func TestHalfCloseTimeoutEndsBothSides(t *testing.T) {
+	t.Parallel()
+	const limit = time.Second
+	forward := func(upstream string) gate.JSON {
+		return gate.Forward(upstream).With("half_close_timeout", limit.String())
+	}
+	for _, finisher := range []string{"client", "upstream"} {
+		t.Run("after the "+finisher+"'s FIN", func(t *testing.T) {
+			t.Parallel()
+			p, client, upstream := startPair(t, forward)
+			first, other := client, upstream
+			if finisher == "upstream" {
+				first, other = upstream, client
+			}
+			mustWrite(t, first, "x")
+			mustRead(t, other, "x")
+			must(t, first.CloseWrite())
+			if n, err := other.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+				t.Fatalf("got %d bytes and %v, want a FIN", n, err)
+			}
+			// The limit is a silence: data in the open direction goes on for longer.
+			last := keepMoving(t, other, first, limit/4, 2*limit)
+			mustEndAfter(t, last, limit, first)
+			mustRefuseWrites(t, other, tolerance)
+			mustHaveEnded(t, p, client, "idle_timeout")
+		})
+	}
+}
+
+// mustRefuseWrites requires that a connection whose other direction has ended before is over as a whole.
+func mustRefuseWrites(t *testing.T, conn net.Conn, timeout time.Duration) {
+	t.Helper()
+	gate.Eventually(t, timeout, func() error {
+		if _, err := conn.Write([]byte("x")); err == nil {
+			return errors.New("writes still succeed")
+		}
+		return nil
+	})
+}
+
+func TestNoLimitEndsASessionBeforeItsTime(t *testing.T) {
+	t.Parallel()
+	_, client, upstream := startPair(t, func(upstream string) gate.JSON {
+		return gate.Forward(upstream).With("idle_timeout", "0s").With("half_close_timeout", "0s").With("max_lifetime", "0s")
+	})
+	must(t, client.CloseWrite())
+	if _, err := upstream.Read(make([]byte, 1)); err != io.EOF {
+		t.Fatalf("got %v, want EOF", err)
+	}
+	<-time.After(3 * time.Second) // 0 is no limit, and not a limit that is reached at once
+	mustWrite(t, upstream, "late")
+	mustRead(t, client, "late")
+}
+
+func TestMaxLifetimeEndsBothSidesOfABusySession(t *testing.T) {
+	t.Parallel()
+	const limit = 2 * time.Second
+	upstreamAddr, accepted := accepting(t)
+	addr := gate.ReserveAddr(t)
+	p := gate.Start(t, gate.Layer4(gate.Listen(addr, gate.Forward(upstreamAddr).With("max_lifetime", limit.String()))))
+	start := time.Now()
+	client, upstream := pair(t, addr, accepted)
+	for _, sender := range []*net.TCPConn{client, upstream} {
+		go func() {
+			tick := time.NewTicker(50 * time.Millisecond)
+			defer tick.Stop()
+			for range tick.C {
+				if _, err := sender.Write([]byte("x")); err != nil {
+					return
+				}
+			}
+		}()
+	}
+	mustEndAfter(t, start, limit, client, upstream)
+	mustHaveEnded(t, p, client, "max_lifetime")
+}

@@ -1,0 +1,160 @@
+package integration
+
+import (
+	"errors"
+	"io"
+	"net"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/portgate/caddy-portgate/integration/gate"
+)
+
+// quiet is how long a session has been without a byte when it counts as idle at a stop.
+const quiet = time.Second
+
+// waysToStop are what a service manager and an operator do. The function that is returned checks that asking worked.
+var waysToStop = map[string]func(t *testing.T, p *gate.Process) (check func()){
+	"SIGTERM": func(_ *testing.T, p *gate.Process) func() {
+		p.Terminate()
+		return func() {}
+	},
+	"caddy stop": func(t *testing.T, p *gate.Process) func() {
+		command := gate.Launch(t, []gate.Option{gate.WithoutRace()}, "stop", "--address", p.Admin())
+		return func() {
+			if code := command.Wait(5 * time.Second); code != 0 {
+				t.Errorf("caddy stop: exit code %d", code)
+			}
+		}
+	},
+}
+
+// trickle sends a byte now and then until that fails or until is closed. The channel that it returns gets what was sent.
+func trickle(conn *net.TCPConn, until <-chan struct{}) <-chan result {
+	done := make(chan result, 1)
+	go func() {
+		var sent result
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for sent.err == nil {
+			select {
+			case <-until:
+				done <- sent
+				return
+			case <-tick.C:
+				var n int
+				n, sent.err = conn.Write([]byte("x"))
+				sent.bytes += int64(n)
+			}
+		}
+		done <- sent
+	}()
+	return done
+}
+
+func TestStopClosesIdleSessionsFirstAndGivesOthersTheGracePeriod(t *testing.T) {
+	t.Parallel()
+	const (
+		grace = 4 * time.Second
+		idle  = 20
+	)
+	for name, stop := range waysToStop {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			upstreamAddr, accepted := accepting(t)
+			addr := gate.ReserveAddr(t)
+			p := gate.Start(t, gate.Layer4(gate.Listen(addr, gate.Forward(upstreamAddr).With("grace_period", grace.String()))))
+			var idlers []net.Conn
+			for range idle {
+				client, upstream := pair(t, addr, accepted)
+				mustExchangeBetween(t, client, upstream)
+				idlers = append(idlers, client, upstream)
+			}
+			finishing, finishingUpstream := pair(t, addr, accepted)
+			endless, endlessUpstream := pair(t, addr, accepted)
+			quieting, quietingUpstream := pair(t, addr, accepted)
+			finish, still, never := make(chan struct{}), make(chan struct{}), make(chan struct{})
+			sent := trickle(finishingUpstream, finish)
+			trickle(endlessUpstream, never)
+			quietSent := trickle(quietingUpstream, still)
+			got := receiving(finishing)
+			go io.Copy(io.Discard, endless)
+			quietGot := receiving(quieting)
+			<-time.After(quiet + quiet/2) // the idle sessions become so
+
+			stopped := time.Now()
+			check := stop(t, p)
+			for _, end := range idlers {
+				mustEnd(t, end)
+			}
+			if took := time.Since(stopped); took > tolerance {
+				t.Errorf("idle sessions ended %v after the stop, want at most %v", took, tolerance)
+			}
+			mustRefuse(t, addr)
+
+			// One session is through before the grace period, one falls silent, and one never stops.
+			close(still)
+			mustArriveBytes(t, "session that falls silent", within(t, peerTimeout, "sending", quietSent), within(t, peerTimeout, "receiving", quietGot))
+			<-time.After(time.Until(stopped.Add(grace / 2)))
+			close(finish)
+			finished := within(t, peerTimeout, "sending", sent)
+			must(t, finishingUpstream.CloseWrite())
+			mustArriveBytes(t, "busy session", finished, within(t, peerTimeout, "receiving", got))
+			finishing.Close()
+			mustEnd(t, endlessUpstream)
+			if took := time.Since(stopped); took < grace || took > grace+tolerance {
+				t.Errorf("the endless session ended %v after the stop, want %v to %v", took, grace, grace+tolerance)
+			}
+			if code := p.Wait(5 * time.Second); code != 0 {
+				t.Errorf("exit code %d", code)
+			}
+			check()
+			reasons := make(map[string]int)
+			for _, s := range p.Sessions() {
+				reasons[s.Reason]++
+			}
+			if reasons["shutdown"] != idle+2 || reasons["upstream_fin"] != 1 {
+				t.Errorf("reasons in the access log: %v, want %d shutdown and 1 upstream_fin", reasons, idle+2)
+			}
+		})
+	}
+}
+
+// mustArriveBytes requires that as many bytes arrived as were sent, and then the end.
+func mustArriveBytes(t testing.TB, what string, sent, received result) {
+	t.Helper()
+	if sent.err != nil || received.err != nil || sent.bytes != received.bytes {
+		t.Errorf("%s: sent %d bytes (%v), received %d (%v)", what, sent.bytes, sent.err, received.bytes, received.err)
+	}
+}
+
+func mustRefuse(t testing.TB, addr string) {
+	t.Helper()
+	conn, err := net.DialTimeout("tcp", addr, time.Second)
+	if err == nil {
+		conn.Close()
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("a new connection: %v, want it refused", err)
+	}
+}
+
+func TestStopWithOnlyIdleSessionsDoesNotWait(t *testing.T) {
+	t.Parallel()
+	addr := gate.ReserveAddr(t)
+	p := gate.Start(t, gate.Layer4(gate.Listen(addr, gate.Forward(serve(t, echo))))) // grace_period 10s
+	conns := openSessions(t, addr, 100)
+	<-time.After(quiet + quiet/2)
+	stopped := time.Now()
+	p.Terminate()
+	for _, conn := range conns {
+		mustEnd(t, conn)
+	}
+	if code := p.Wait(5 * time.Second); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	if took := time.Since(stopped); took > 3*time.Second {
+		t.Errorf("the process ended after %v", took)
+	}
+}
