@@ -1,0 +1,99 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/xcaddy"
+)
+
+// checkout is where the tests find the repository.
+const checkout = "../.."
+
+// TestBinary builds what xcaddy.json describes once and looks at the binary from several sides,
+// because the build is what costs.
+func TestBinary(t *testing.T) {
+	if testing.Short() {
+		t.Skip("compiles all of Caddy")
+	}
+	caddy := buildBinary(t)
+
+	t.Run("has the modules", func(t *testing.T) {
+		listed := strings.Fields(string(run(t, caddy, "list-modules")))
+		for _, want := range []string{"layer4", "layer4.handlers.proxy", "layer4.handlers.forward"} {
+			if !slices.Contains(listed, want) {
+				t.Errorf("list-modules does not name %s", want)
+			}
+		}
+	})
+	t.Run("adapts the quickstart to its JSON", func(t *testing.T) {
+		adapted := run(t, caddy, "adapt", "--adapter", "caddyfile", "--config", example("quickstart.Caddyfile"))
+		written, err := os.ReadFile(example("quickstart.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(decode(t, adapted), decode(t, written)) {
+			t.Errorf("caddy adapt makes\n%s\nof the Caddyfile, quickstart.json is\n%s", adapted, written)
+		}
+	})
+	t.Run("answers on the quickstart's port", func(t *testing.T) { quickstart(t, caddy) })
+}
+
+// buildBinary builds into a temporary folder. What the build prints is shown only when it fails.
+func buildBinary(t *testing.T) string {
+	t.Helper()
+	recipe, err := ReadRecipe(checkout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var printed bytes.Buffer
+	recipe.OnStep = func(step *xcaddy.StepEvent) error {
+		_, err := io.Copy(&printed, step.Output)
+		return err
+	}
+	caddy := filepath.Join(t.TempDir(), "caddy")
+	if err := recipe.Build(t.Context(), caddy); err != nil {
+		t.Fatalf("%v\n%s", err, &printed)
+	}
+	return caddy
+}
+
+func example(name string) string { return filepath.Join(checkout, "examples", name) }
+
+// run returns what the program wrote to its standard output.
+func run(t *testing.T, program string, args ...string) []byte {
+	t.Helper()
+	cmd := command(t, program, args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v: %v\n%s", cmd, err, &stderr)
+	}
+	return out
+}
+
+// command prepares a program whose home is a temporary folder, so that Caddy leaves nothing behind.
+func command(t *testing.T, program string, args ...string) *exec.Cmd {
+	t.Helper()
+	home := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd.Env = append(os.Environ(), "HOME="+home, "XDG_CONFIG_HOME="+home, "XDG_DATA_HOME="+home)
+	return cmd
+}
+
+func decode(t *testing.T, data []byte) (value any) {
+	t.Helper()
+	if err := json.Unmarshal(data, &value); err != nil {
+		t.Fatalf("%v in\n%s", err, data)
+	}
+	return value
+}
