@@ -1,0 +1,74 @@
+#!/bin/sh
+# Installs the programs that the tests run: servers and clients to send real traffic through the
+# gateway, and what it takes to set up the network around them. Does nothing where all are there.
+set -eu
+
+# System programs are not on every user's PATH.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+
+# Debian package, and a command or a file (pattern) by which one sees that it is there.
+wanted='
+make                 make
+gcc                  gcc
+libc6-dev            /usr/include/stdlib.h
+curl                 curl
+haproxy              haproxy
+iperf3               iperf3
+iproute2             ip
+libnginx-mod-stream  /usr/lib/nginx/modules/ngx_stream_module.so
+netcat-openbsd       nc
+nftables             nft
+nginx                nginx
+openssh-client       sftp
+openssh-server       sshd
+openssl              openssl
+postgresql           /usr/lib/postgresql/*/bin/initdb
+postgresql-contrib   /usr/lib/postgresql/*/bin/pgbench
+procps               ps
+redis-server         redis-server
+redis-tools          redis-benchmark
+socat                socat
+strace               strace
+wrk                  wrk
+'
+
+there() {
+	case $1 in
+	/*) ls $1 >/dev/null 2>&1 ;; # unquoted: a pattern
+	*) command -v "$1" >/dev/null ;;
+	esac
+}
+
+# The packages of $wanted that are not there, on one line.
+missing() {
+	echo "$wanted" | while read -r package probe; do
+		[ -z "$package" ] || there "$probe" || printf '%s ' "$package"
+	done
+}
+
+give_up() {
+	echo "test-deps: these Debian packages are missing: $packages" >&2
+	echo "test-deps: $1" >&2
+	exit 1
+}
+
+packages=$(missing)
+[ -n "$packages" ] || exit 0
+
+command -v apt-get >/dev/null ||
+	give_up 'there is no apt-get here; install the programs of the same names by hand'
+as_root=
+if [ "$(id -u)" != 0 ]; then
+	sudo -n true 2>/dev/null ||
+		give_up "not root, and sudo wants a password; run: sudo apt-get install $packages"
+	as_root=sudo
+fi
+
+echo "test-deps: installing $packages"
+export DEBIAN_FRONTEND=noninteractive
+$as_root apt-get update -qq || give_up 'apt-get update failed'
+# shellcheck disable=SC2086 # a list
+$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null ||
+	give_up 'apt-get install failed'
+packages=$(missing)
+[ -z "$packages" ] || give_up 'apt-get installed them, and yet they are not where they are expected'
