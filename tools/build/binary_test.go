@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,17 +36,26 @@ func TestBinary(t *testing.T) {
 			}
 		}
 	})
-	t.Run("adapts the quickstart to its JSON", func(t *testing.T) {
-		adapted := run(t, caddy, "adapt", "--adapter", "caddyfile", "--config", example("quickstart.Caddyfile"))
-		written, err := os.ReadFile(example("quickstart.json"))
-		if err != nil {
-			t.Fatal(err)
+	t.Run("adapts the examples to their JSON", func(t *testing.T) {
+		caddyfiles, err := filepath.Glob(filepath.Join(checkout, "examples", "*.Caddyfile"))
+		if err != nil || len(caddyfiles) == 0 {
+			t.Fatalf("no examples (%v)", err)
 		}
-		if !reflect.DeepEqual(decode(t, adapted), decode(t, written)) {
-			t.Errorf("caddy adapt makes\n%s\nof the Caddyfile, quickstart.json is\n%s", adapted, written)
+		for _, caddyfile := range caddyfiles {
+			file := strings.TrimSuffix(caddyfile, ".Caddyfile") + ".json"
+			written, err := os.ReadFile(file)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // not every example is shown in both forms
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			adapted := run(t, caddy, "adapt", "--adapter", "caddyfile", "--config", caddyfile)
+			if !reflect.DeepEqual(decode(t, adapted), decode(t, written)) {
+				t.Errorf("caddy adapt makes\n%s\nof %s; %s is\n%s", adapted, caddyfile, file, written)
+			}
 		}
 	})
-	t.Run("answers on the quickstart's port", func(t *testing.T) { quickstart(t, caddy) })
 }
 
 // buildBinary builds into a temporary folder. What the build prints is shown only when it fails.
@@ -66,12 +77,13 @@ func buildBinary(t *testing.T) string {
 	return caddy
 }
 
-func example(name string) string { return filepath.Join(checkout, "examples", name) }
-
-// run returns what the program wrote to its standard output.
+// run returns what the program writes to its standard output. The program's home is a temporary
+// folder, so that Caddy leaves nothing behind.
 func run(t *testing.T, program string, args ...string) []byte {
 	t.Helper()
-	cmd := command(t, program, args...)
+	home := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd.Env = append(os.Environ(), "HOME="+home, "XDG_CONFIG_HOME="+home, "XDG_DATA_HOME="+home)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -79,15 +91,6 @@ func run(t *testing.T, program string, args ...string) []byte {
 		t.Fatalf("%v: %v\n%s", cmd, err, &stderr)
 	}
 	return out
-}
-
-// command prepares a program whose home is a temporary folder, so that Caddy leaves nothing behind.
-func command(t *testing.T, program string, args ...string) *exec.Cmd {
-	t.Helper()
-	home := t.TempDir()
-	cmd := exec.CommandContext(t.Context(), program, args...)
-	cmd.Env = append(os.Environ(), "HOME="+home, "XDG_CONFIG_HOME="+home, "XDG_DATA_HOME="+home)
-	return cmd
 }
 
 func decode(t *testing.T, data []byte) (value any) {
