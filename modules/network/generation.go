@@ -1,0 +1,103 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync"
+	"syscall"
+
+	"github.com/portgate/caddy-portgate/modules/internal/state"
+)
+
+// generation is the listener that one config has on a socket.
+type generation struct {
+	address string          // as configured
+	config  <-chan struct{} // ends with the config, and tells one config from another
+
+	socket    *socket
+	turn      chan struct{} // closed when there is no older generation any more
+	accepting sync.Mutex    // held while in accept
+	closed    chan struct{}
+
+	forgetContext func() bool
+	close         func() error
+}
+
+func newGeneration(ctx context.Context, address string) *generation {
+	return &generation{
+		address: address,
+		config:  ctx.Done(),
+		turn:    make(chan struct{}),
+		closed:  make(chan struct{}),
+	}
+}
+
+// join makes g a generation of the socket, until it is closed or ctx ends. The latter is for a config that
+// fails to start: Caddy stops the apps that had started before, but not the one that has failed.
+func (g *generation) join(ctx context.Context, ref *state.Ref[*socket]) error {
+	g.socket = ref.Value()
+	if other := g.socket.add(g); other != nil {
+		return fmt.Errorf("this config listens there already, as %q: expected each address once", other.address)
+	}
+	g.close = sync.OnceValue(func() error {
+		g.socket.interrupt(g)
+		g.accepting.Lock() // wait until it has left
+		defer g.accepting.Unlock()
+		g.socket.remove(g)
+		return ref.Release()
+	})
+	g.forgetContext = context.AfterFunc(ctx, func() { _ = g.close() })
+	return nil
+}
+
+// Accept waits until no older generation lives, and then for a connection. It fails only once g is closed.
+func (g *generation) Accept() (net.Conn, error) {
+	select {
+	case <-g.turn:
+	case <-g.closed:
+		return nil, net.ErrClosed
+	}
+	g.accepting.Lock()
+	defer g.accepting.Unlock()
+	conn, err := g.socket.acceptFor(g)
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{TCPConn: conn, listenerAddr: g.address}, nil
+}
+
+// Close passes the turn to the next generation; the last one closes the socket. Once it has returned, g
+// accepts nothing more.
+func (g *generation) Close() error {
+	g.forgetContext()
+	return g.close()
+}
+
+func (g *generation) isClosed() bool {
+	select {
+	case <-g.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+func (g *generation) Addr() net.Addr { return g.socket.listener.Addr() }
+
+// Conn is a connection that was accepted on gate+tcp.
+type Conn struct {
+	*net.TCPConn
+	listenerAddr string
+}
+
+// ListenerAddr returns the address of the listener as it is configured, such as ":8080". It fits a metrics
+// label: unlike LocalAddr, it doesn't depend on what the client does.
+func (c *Conn) ListenerAddr() string { return c.listenerAddr }
+
+// Interface guards
+var (
+	_ net.Listener = (*generation)(nil)
+	_ net.Conn     = (*Conn)(nil)
+	_ syscall.Conn = (*Conn)(nil)
+)

@@ -1,0 +1,83 @@
+// Package network provides gate+tcp, a network for listen addresses: gate+tcp/127.0.0.1:8080 is what
+// tcp/127.0.0.1:8080 is, made safe to reload and to attack.
+//
+//   - All configs share one listening socket per address, so no reload throws an accept queue away.
+//   - Each config has a generation of the listener. The oldest one that lives accepts, so a config that is
+//     rejected after it has opened its listeners has accepted nothing.
+//   - No error ends the accepting before the listener is closed: when descriptors or memory run out, the
+//     address answers again as soon as there are some.
+//
+// The socket has no SO_REUSEPORT: a second process gets "address already in use" instead of a share of the
+// connections.
+package network
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/portgate/caddy-portgate/modules/internal/state"
+)
+
+const gateTCP = "gate+tcp"
+
+func init() {
+	caddy.RegisterNetwork(gateTCP, listenTCP)
+}
+
+// sockets are the listening sockets of all configs.
+var sockets = state.NewPool[socketKey, *socket]()
+
+// socketKey is the same for all spellings of an address.
+type socketKey struct {
+	addr netip.AddrPort
+	own  *generation // set for port 0, where every call gets a socket and a port of its own
+}
+
+// listenTCP is a [caddy.ListenerFunc]. It returns a net.Listener whose connections are of type [*Conn].
+// Options in cfg take effect when the socket is opened, which is when the address is new.
+func listenTCP(ctx context.Context, network, host, portRange string, portOffset uint, cfg net.ListenConfig) (any, error) {
+	addresses, err := caddy.ParseNetworkAddress(caddy.JoinNetworkAddress(network, host, portRange))
+	if err != nil {
+		return nil, fmt.Errorf("listening on %q: %w", host, err)
+	}
+	address := addresses.JoinHostPort(portOffset)
+	ln, err := listen(ctx, address, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("listening on %q: %w", address, err)
+	}
+	return ln, nil
+}
+
+func listen(ctx context.Context, address string, cfg net.ListenConfig) (*generation, error) {
+	addr, err := net.ResolveTCPAddr("tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	g := newGeneration(ctx, address)
+	key := socketKey{addr: canonical(addr)}
+	if addr.Port == 0 {
+		key.own = g
+	}
+	ref, err := sockets.Acquire(key, func() (*socket, error) { return openSocket(ctx, addr, cfg) })
+	if err != nil {
+		return nil, err
+	}
+	if err := g.join(ctx, ref); err != nil {
+		_ = ref.Release() // another generation keeps the socket
+		return nil, err
+	}
+	return g, nil
+}
+
+// canonical folds what Go binds alike: ":80", "0.0.0.0:80" and "[::]:80" all accept both IPv4 and IPv6.
+func canonical(addr *net.TCPAddr) netip.AddrPort {
+	ip := addr.AddrPort().Addr().Unmap()
+	if ip.IsUnspecified() {
+		ip = netip.Addr{}
+	}
+	return netip.AddrPortFrom(ip, uint16(addr.Port))
+}
