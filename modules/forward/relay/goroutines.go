@@ -1,214 +1,240 @@
 package relay
 
 import (
+	"context"
+	"errors"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 )
 
-// runGoroutines is the engine for any pair of connections and any system: one goroutine per
-// direction, the caller's being one of them.
-func (r *Relay) runGoroutines() {
-	defer r.cancel()
-	r.watchLifetime()
-	conn, err := r.connect()
-	r.connected = time.Since(r.start)
-	if err != nil {
-		r.fail(err)
-		return
+// goroutines is the engine for any pair of connections and any system: one goroutine per direction,
+// the caller's being one of them.
+type goroutines struct {
+	*Relay
+
+	ctx    context.Context // ends when the relay is cut
+	cancel context.CancelFunc
+
+	client   *end
+	upstream *end // nil until connected
+	up, down pump
+
+	state struct {
+		sync.Mutex
+		reason   Reason // what cut the relay; empty while it runs or ends in order
+		firstFIN Reason
+		timer    *time.Timer
+		over     bool
 	}
-	if r.attach(conn) {
-		var both sync.WaitGroup
-		both.Go(r.down.run)
-		r.up.run()
-		both.Wait()
-	}
-	r.finish()
 }
 
-// connect tries addresses until one answers or there is none left.
-func (r *Relay) connect() (net.Conn, error) {
-	dialer := net.Dialer{Timeout: r.cfg.Limits.Connect}
+func (r *Relay) runGoroutines() {
+	g := &goroutines{Relay: r, client: newEnd(r.cfg.Client)}
+	g.ctx, g.cancel = context.WithCancel(context.Background())
+	defer g.cancel()
+	if reason := r.begin(g); reason != "" {
+		g.cut(reason)
+	}
+	g.schedule()
+	conn, err := g.dial()
+	r.connect = r.age()
+	if err != nil {
+		g.fail(err)
+		return
+	}
+	if g.attach(conn) {
+		var both sync.WaitGroup
+		both.Go(g.down.run)
+		g.up.run()
+		both.Wait()
+	}
+	g.finish()
+}
+
+// dial tries addresses until one answers or there is none left.
+func (g *goroutines) dial() (net.Conn, error) {
+	dialer := net.Dialer{Timeout: g.cfg.Limits.Connect, KeepAlive: -1, KeepAliveConfig: g.cfg.keepAlive()}
 	var failed error
 	for {
-		addr, err := r.cfg.Next(r.ctx, failed)
+		addr, err := g.cfg.Next(g.ctx, failed)
 		if err != nil {
 			return nil, err
 		}
-		conn, err := dialer.DialContext(r.ctx, addr.Network(), addr.String())
-		if err == nil {
+		var conn net.Conn
+		if conn, failed = g.dialAddr(&dialer, addr); failed == nil {
 			return conn, nil
 		}
-		failed = err
 	}
+}
+
+// dialAddr waits for a descriptor where there is none, as long as the attempt may take: others end
+// all the time.
+func (g *goroutines) dialAddr(dialer *net.Dialer, addr net.Addr) (net.Conn, error) {
+	pause := shortagePauseMin
+	for start := time.Now(); ; pause = min(pause*2, shortagePauseMax) {
+		conn, err := dialer.DialContext(g.ctx, addr.Network(), addr.String())
+		if err == nil || !isShortage(err) || time.Since(start) > dialer.Timeout {
+			return conn, err
+		}
+		select {
+		case <-time.After(pause):
+		case <-g.ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+// How long to wait for a descriptor before the next try.
+const (
+	shortagePauseMin = 5 * time.Millisecond
+	shortagePauseMax = 100 * time.Millisecond
+)
+
+// isShortage tells the errors that pass when the process or the system has descriptors or memory again.
+func isShortage(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
+		errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
 }
 
 // attach makes conn the upstream. It reports false, with conn closed, where the relay was cut
 // while it connected.
-func (r *Relay) attach(conn net.Conn) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.reason != "" {
+func (g *goroutines) attach(conn net.Conn) bool {
+	g.state.Lock()
+	if g.state.reason != "" {
+		g.state.Unlock()
 		_ = conn.Close()
 		return false
 	}
-	r.upstream = newEnd(conn)
-	r.up.init(r, r.client, r.upstream, ClientFIN, ClientReset)
-	r.down.init(r, r.upstream, r.client, UpstreamFIN, UpstreamReset)
-	r.touch()
-	r.schedule()
+	g.upstream = newEnd(conn)
+	g.up.init(g, g.client, g.upstream, ClientFIN, ClientReset)
+	g.down.init(g, g.upstream, g.client, UpstreamFIN, UpstreamReset)
+	g.state.Unlock()
+	g.touch(g.age())
+	g.schedule()
 	return true
 }
 
-// watchLifetime bounds the time that connecting may take, too.
-func (r *Relay) watchLifetime() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.schedule()
-}
-
-// schedule arms the timer for the limit that comes first. r.mu is held.
-func (r *Relay) schedule() {
-	next, _ := r.expires()
-	if next == never {
+// schedule arms the timer for the limit that comes first.
+func (g *goroutines) schedule() {
+	g.state.Lock()
+	defer g.state.Unlock()
+	age, _ := g.expires()
+	if age == never || g.state.over {
 		return
 	}
-	wait := next - time.Since(r.start)
-	if r.timer == nil {
-		r.timer = time.AfterFunc(wait, r.expire)
+	wait := age - g.age()
+	if g.state.timer == nil {
+		g.state.timer = time.AfterFunc(wait, g.expire)
 		return
 	}
-	r.timer.Reset(wait)
+	g.state.timer.Reset(wait)
 }
 
-const never = time.Duration(1<<63 - 1)
-
-// expires returns when, counted from start, the next limit ends the relay if nothing moves until
-// then, and which limit it is. r.mu is held.
-func (r *Relay) expires() (at time.Duration, reason Reason) {
-	at, limits := never, &r.cfg.Limits
-	if limits.Lifetime > 0 {
-		at, reason = limits.Lifetime, MaxLifetime
-	}
-	silence := limits.Idle
-	if r.firstFIN != "" && limits.HalfClose > 0 {
-		silence = limits.HalfClose
-	}
-	if r.upstream != nil && silence > 0 {
-		if idleAt := time.Duration(r.lastActive.Load()) + silence; idleAt < at {
-			at, reason = idleAt, IdleTimeout
-		}
-	}
-	return at, reason
+// expires needs the lock of g.state.
+func (g *goroutines) expires() (time.Duration, Reason) {
+	return g.Relay.expires(g.upstream != nil, g.state.firstFIN != "")
 }
 
 // expire is called by the timer. Bytes do not reset it: it looks when the last one moved.
-func (r *Relay) expire() {
-	r.mu.Lock()
-	at, reason := r.expires()
-	if r.over || at > time.Since(r.start) {
-		if !r.over {
-			r.schedule()
-		}
-		r.mu.Unlock()
+func (g *goroutines) expire() {
+	g.state.Lock()
+	age, reason := g.expires()
+	g.state.Unlock()
+	if age > g.age() {
+		g.schedule()
 		return
 	}
-	r.mu.Unlock()
-	r.cut(reason)
+	g.cut(reason)
 }
 
 // fin notes that one side has finished.
-func (r *Relay) fin(reason Reason) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.firstFIN == "" {
-		r.firstFIN = reason
-		r.touch()
-		r.schedule()
+func (g *goroutines) fin(reason Reason) {
+	g.state.Lock()
+	first := g.state.firstFIN == ""
+	if first {
+		g.state.firstFIN = reason
+		g.touch(g.age())
+	}
+	g.state.Unlock()
+	if first {
+		g.schedule()
 	}
 }
 
-// resetBy notes that one side was reset.
-func (r *Relay) resetBy(reason Reason) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.reason == "" {
-		r.reason = reason
+// because notes what ends the relay, unless that is known already.
+func (g *goroutines) because(reason Reason) (first bool) {
+	g.state.Lock()
+	defer g.state.Unlock()
+	first = g.state.reason == ""
+	if first {
+		g.state.reason = reason
 	}
+	return first
 }
 
 // cut ends the relay from outside. The copying goroutines notice that their connections are closed.
-func (r *Relay) cut(reason Reason) {
-	r.mu.Lock()
-	if r.over {
-		r.mu.Unlock()
+func (g *goroutines) cut(reason Reason) {
+	g.because(reason)
+	g.state.Lock()
+	over, upstream := g.state.over, g.upstream
+	g.state.Unlock()
+	if over {
 		return
 	}
-	if r.reason == "" {
-		r.reason = reason
-	}
-	client, upstream := r.client, r.upstream
-	r.mu.Unlock()
-	r.cancel()
-	for _, e := range []*end{client, upstream} {
+	g.cancel()
+	for _, e := range []*end{g.client, upstream} {
 		switch {
 		case e == nil:
 		case e.raw != nil:
 			e.close()
 		default:
-			go e.close()
+			go e.close() // a wrapper's farewell may wait for its peer
 		}
 	}
 }
 
+// isCut reports whether somebody has cut the relay.
+func (g *goroutines) isCut() bool { return g.ctx.Err() != nil }
+
 // fail ends a relay that never had an upstream: the client is reset, so that it knows at once.
-func (r *Relay) fail(err error) {
-	r.mu.Lock()
-	cut := r.reason != ""
-	if !cut {
-		r.reason = connectReason(err)
+func (g *goroutines) fail(err error) {
+	if g.because(connectReason(err)) {
+		g.client.reset()
 	}
-	r.mu.Unlock()
-	if !cut {
-		r.client.reset()
-	}
-	r.done(err)
+	g.end(err)
 }
 
 // finish closes what both directions have left behind.
-func (r *Relay) finish() {
-	if up := r.upstream; up != nil {
-		r.finishEnd(r.client, up)
-		r.finishEnd(up, r.client)
+func (g *goroutines) finish() {
+	if g.upstream != nil {
+		g.finishEnd(g.client, g.upstream)
+		g.finishEnd(g.upstream, g.client)
 	}
-	r.done(nil)
+	g.end(nil)
 }
 
 // finishEnd closes e as its peer has ended: with a reset if that was one.
-func (r *Relay) finishEnd(e, peer *end) {
+func (g *goroutines) finishEnd(e, peer *end) {
 	if peer.gone.Load() && !e.gone.Load() {
-		e.drain(r.ended)
+		e.drain(g.isCut)
 		e.reset()
 		return
 	}
 	e.close()
 }
 
-// ended reports whether the relay was cut.
-func (r *Relay) ended() bool { return r.ctx.Err() != nil }
-
-func (r *Relay) done(err error) {
-	r.mu.Lock()
-	r.over = true
-	if r.timer != nil {
-		r.timer.Stop()
+func (g *goroutines) end(err error) {
+	g.state.Lock()
+	g.state.over = true
+	if g.state.timer != nil {
+		g.state.timer.Stop()
 	}
-	reason := r.reason
+	reason := g.state.reason
 	if reason == "" {
-		reason = r.firstFIN
+		reason = g.state.firstFIN
 	}
-	r.mu.Unlock()
-	if r.cfg.Done != nil {
-		r.cfg.Done(Result{Reason: reason, Err: err, Connect: r.connected, Stats: r.Stats()})
-	}
+	g.state.Unlock()
+	g.done(reason, err)
 }

@@ -11,19 +11,22 @@ const bulkAfter = 2
 
 // pump copies one direction.
 type pump struct {
-	relay      *Relay
+	engine     *goroutines
 	src, dst   *end
 	fin, reset Reason // of src
-
-	moved, spliced atomic.Int64
+	moved      *atomic.Int64
 
 	full     int  // full buffers in a row
 	noSplice bool // the kernel refused
 	reader   reader
 }
 
-func (p *pump) init(r *Relay, src, dst *end, fin, reset Reason) {
-	p.relay, p.src, p.dst, p.fin, p.reset = r, src, dst, fin, reset
+func (p *pump) init(g *goroutines, src, dst *end, fin, reset Reason) {
+	p.engine, p.src, p.dst, p.fin, p.reset = g, src, dst, fin, reset
+	p.moved = &g.Relay.down
+	if p == &g.up {
+		p.moved = &g.Relay.up
+	}
 	p.reader.init()
 }
 
@@ -41,32 +44,32 @@ func (p *pump) run() {
 		// The other direction delivers what the destination has sent before it went; then it
 		// finds the same end, and finish resets the source.
 		p.dst.gone.Store(true)
-		p.relay.resetBy(p.other().reset)
+		p.engine.because(p.other().reset)
 	case isFIN(err):
-		p.relay.fin(p.fin)
+		p.engine.fin(p.fin)
 		p.dst.closeWrite()
 	default:
 		p.src.gone.Store(true)
-		p.relay.resetBy(p.reset)
-		p.dst.drain(p.relay.ended)
+		p.engine.because(p.reset)
+		p.dst.drain(p.engine.isCut)
 		p.dst.reset()
 	}
 }
 
 func (p *pump) other() *pump {
-	if p == &p.relay.up {
-		return &p.relay.down
+	if p == &p.engine.up {
+		return &p.engine.down
 	}
-	return &p.relay.up
+	return &p.engine.up
 }
 
 // copy returns nil at the source's FIN, a writeError or the source's error.
 func (p *pump) copy() error {
-	if p == &p.relay.up {
-		if err := p.write(p.relay.cfg.Prefetched); err != nil {
+	if p == &p.engine.up {
+		if err := p.write(p.engine.cfg.Prefetched); err != nil {
 			return err
 		}
-		p.relay.cfg.Prefetched = nil
+		p.engine.cfg.Prefetched = nil
 	}
 	if p.src.raw == nil || !readsRaw {
 		return p.copyWrapped()
@@ -81,7 +84,7 @@ func (p *pump) write(b []byte) error {
 	n, err := p.dst.conn.Write(b)
 	if n > 0 {
 		p.moved.Add(int64(n))
-		p.relay.touch()
+		p.engine.touch(p.engine.age())
 	}
 	if err != nil {
 		return writeError{err}

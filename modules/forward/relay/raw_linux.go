@@ -1,8 +1,6 @@
 package relay
 
 import (
-	"runtime"
-	"sync"
 	"syscall"
 	"unsafe"
 
@@ -52,36 +50,6 @@ func (rd *reader) read(raw syscall.RawConn) (buf *[bufferSize]byte, n int, err e
 	return rd.buf, rd.n, rd.err
 }
 
-// pipeSize is how much one splice may move: large enough to save calls, small enough that the
-// 64 MiB that fs.pipe-user-pages-soft allows an unprivileged user serve 256 streams at once.
-// Beyond that the kernel refuses to enlarge a pipe, and it keeps its 64 KiB or less.
-const pipeSize = 256 << 10
-
-type pipe struct{ r, w int }
-
-// pipes outlive a stream's pause and go with the next garbage collections.
-var pipes sync.Pool
-
-func takePipe() (*pipe, error) {
-	if p, ok := pipes.Get().(*pipe); ok {
-		return p, nil
-	}
-	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
-		return nil, err
-	}
-	_, _ = unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
-	p := &pipe{fds[0], fds[1]}
-	runtime.SetFinalizer(p, (*pipe).close)
-	return p, nil
-}
-
-func (p *pipe) close() {
-	runtime.SetFinalizer(p, nil)
-	_ = unix.Close(p.r)
-	_ = unix.Close(p.w)
-}
-
 // A stream is small again after so many splices in a row that would have fitted into a buffer.
 const smallAfter = 4
 
@@ -116,8 +84,8 @@ func (p *pump) splice() (fin bool, err error) {
 				return false, writeError{s.err}
 			}
 			p.moved.Add(int64(s.moved))
-			p.spliced.Add(int64(s.moved))
-			p.relay.touch()
+			p.engine.spliced.Add(int64(s.moved))
+			p.engine.touch(p.engine.age())
 		}
 	}
 	return false, nil
@@ -130,8 +98,6 @@ type splicer struct {
 	moved  int   // by the last out
 	err    error
 }
-
-const spliceFlags = unix.SPLICE_F_MOVE | unix.SPLICE_F_NONBLOCK
 
 // in fills the empty pipe from the socket fd. It is called by the poller: false waits for data.
 func (s *splicer) in(fd uintptr) bool {
@@ -171,13 +137,4 @@ func (s *splicer) release() {
 		pipes.Put(s.pipe)
 	}
 	s.pipe = nil
-}
-
-func splice(from, to, max int) (int, error) {
-	for {
-		n, err := unix.Splice(from, nil, to, nil, max, spliceFlags)
-		if err != unix.EINTR {
-			return int(n), err
-		}
-	}
 }

@@ -4,14 +4,21 @@
 // already read from the client, copies in both directions, passes a FIN on as a FIN and a reset as
 // a reset, keeps the time limits, and tells the caller once, through [Config.Done], how it ended.
 //
-// How the bytes move is not part of the API. Between two raw sockets each direction adapts: small
-// messages go through a buffer that is borrowed only while there is something to read, bulk goes
-// through splice(2) where the system has it. Anything else goes through pooled buffers.
+// How the bytes move is not part of the API. There are two engines:
+//
+//   - Event loops (Linux), one per core, for clients that are a [Detacher]. A session needs no
+//     goroutine, and no buffer while it is idle.
+//   - Goroutines, for every other pair of connections and system.
+//
+// In both, each direction adapts: small messages go through a buffer that is held only while there
+// is something to move, bulk between two sockets goes through splice(2) where the system has it.
+// A connection that is not a socket (TLS, for example) is read into a pooled buffer.
 package relay
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"sync"
@@ -47,6 +54,13 @@ type Limits struct {
 	Lifetime time.Duration
 }
 
+// Detacher is a connection that can hand its socket over to an event loop.
+type Detacher interface {
+	// Detach returns the socket's descriptor, which is non-blocking and in no poller. The
+	// connection is then without it: its Close does nothing. It reports false where it can't.
+	Detach() (fd int, ok bool)
+}
+
 // Config is what a relay has to do.
 type Config struct {
 	// Client is the accepted connection.
@@ -57,12 +71,19 @@ type Config struct {
 
 	// Next gives the address to connect to: a *net.TCPAddr or a *net.UnixAddr. It is called again
 	// with the error of the attempt that failed until it returns an error, which then is the
-	// Result's. It may block; ctx ends when the relay is closed.
+	// Result's. It may block, and is never called by an event loop; ctx ends when the relay is
+	// closed.
 	Next func(ctx context.Context, failed error) (net.Addr, error)
 
 	Limits Limits
 
-	// Done is called exactly once, when both connections are closed. It must not block.
+	// KeepAlive is the silence after which a peer is asked whether it is still there. Zero: never.
+	KeepAlive time.Duration
+
+	// Name is what the session is called where the process ends over it. It may be nil.
+	Name fmt.Stringer
+
+	// Done is called exactly once, when both connections are closed, and never by an event loop.
 	Done func(Result)
 }
 
@@ -97,55 +118,100 @@ type Relay struct {
 	cfg   Config
 	start time.Time
 
-	// lastActive is nanoseconds since start.
-	lastActive atomic.Int64
+	connect    time.Duration
+	lastActive atomic.Int64 // nanoseconds since start
+	up, down   atomic.Int64
+	spliced    atomic.Int64
 
-	ctx    context.Context
-	cancel context.CancelFunc
+	mu     sync.Mutex
+	engine engine // nil before Run
+	closed Reason // by Close before there was an engine
+}
 
-	mu        sync.Mutex
-	reason    Reason // why the relay was cut; empty while it runs or ends in order
-	firstFIN  Reason
-	client    *end
-	upstream  *end // nil until connected
-	connected time.Duration
-	timer     *time.Timer
-	over      bool
-
-	up, down pump
+// engine is what moves a relay's bytes.
+type engine interface {
+	// cut closes both connections in order, soon.
+	cut(Reason)
 }
 
 // New prepares a relay. Nothing happens before [Relay.Run].
 func New(cfg Config) *Relay {
-	r := &Relay{cfg: cfg, start: time.Now(), client: newEnd(cfg.Client)}
-	r.ctx, r.cancel = context.WithCancel(context.Background())
-	return r
+	return &Relay{cfg: cfg, start: time.Now()}
 }
 
 // Run connects and moves the bytes. It returns as soon as it does not need the caller's goroutine
 // any more, which may be long before the end: what hangs on the end belongs into Done.
 func (r *Relay) Run() {
+	if r.runLoop() {
+		return
+	}
 	r.runGoroutines()
 }
 
 // Close ends the relay: both connections are closed in order, after the kernel has sent what they
 // were given. Done gets the reason, unless the relay had ended before. Close does not block.
 func (r *Relay) Close(reason Reason) {
-	r.cut(reason)
+	r.mu.Lock()
+	e := r.engine
+	if e == nil && r.closed == "" {
+		r.closed = reason
+	}
+	r.mu.Unlock()
+	if e != nil {
+		e.cut(reason)
+	}
+}
+
+// begin makes e the engine. It returns the reason with which the relay was closed before.
+func (r *Relay) begin(e engine) Reason {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.engine = e
+	return r.closed
 }
 
 // Stats may be called at any time.
 func (r *Relay) Stats() Stats {
 	return Stats{
-		BytesUp:    r.up.moved.Load(),
-		BytesDown:  r.down.moved.Load(),
-		Spliced:    r.up.spliced.Load() + r.down.spliced.Load(),
+		BytesUp:    r.up.Load(),
+		BytesDown:  r.down.Load(),
+		Spliced:    r.spliced.Load(),
 		LastActive: r.start.Add(time.Duration(r.lastActive.Load())),
 	}
 }
 
-// touch notes that bytes moved just now.
-func (r *Relay) touch() { r.lastActive.Store(int64(time.Since(r.start))) }
+// age is the time since New.
+func (r *Relay) age() time.Duration { return time.Since(r.start) }
+
+// touch notes that bytes moved at that age.
+func (r *Relay) touch(age time.Duration) { r.lastActive.Store(int64(age)) }
+
+// never is the age at which a limit that is not set ends a relay.
+const never = time.Duration(1<<63 - 1)
+
+// expires returns the age at which a limit ends the relay if nothing moves until then, and which.
+func (r *Relay) expires(connected, halfClosed bool) (age time.Duration, reason Reason) {
+	age, limits := never, &r.cfg.Limits
+	if limits.Lifetime > 0 {
+		age, reason = limits.Lifetime, MaxLifetime
+	}
+	silence := limits.Idle
+	if halfClosed && limits.HalfClose > 0 {
+		silence = limits.HalfClose
+	}
+	if connected && silence > 0 {
+		if idle := time.Duration(r.lastActive.Load()) + silence; idle < age {
+			age, reason = idle, IdleTimeout
+		}
+	}
+	return age, reason
+}
+
+func (r *Relay) done(reason Reason, err error) {
+	if r.cfg.Done != nil {
+		r.cfg.Done(Result{Reason: reason, Err: err, Connect: r.connect, Stats: r.Stats()})
+	}
+}
 
 // connectReason tells a timeout from every other way in which an upstream can't be reached.
 func connectReason(err error) Reason {

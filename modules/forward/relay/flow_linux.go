@@ -1,0 +1,393 @@
+package relay
+
+import (
+	"context"
+	"net"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// flow is a relay whose bytes an event loop moves. After Run has posted it, it belongs to the loop's
+// goroutine, but for the time in which dial looks for an upstream.
+type flow struct {
+	*Relay
+	loop *loop
+
+	ctx    context.Context // ends when the relay is cut; for dial
+	cancel context.CancelFunc
+
+	client, upstream half
+
+	phase     phase
+	queued    bool   // in loop.ready
+	reason    Reason // what ends the flow; empty while it runs
+	firstFIN  Reason
+	failed    error
+	opened    time.Duration // start, in the loop's time
+	connectBy time.Duration
+	target    net.Addr // of the attempt that is under way
+
+	// Place in loop.wheel.
+	slot       **flow
+	next, prev *flow
+}
+
+type phase uint8
+
+const (
+	phaseDialing    phase = iota // dial looks for an upstream
+	phaseConnecting              // a connection attempt is under way
+	phaseOpen
+	phaseOver
+)
+
+// half is one of the two sockets of a flow, and what waits to be sent to it.
+type half struct {
+	flow       *flow
+	fd         int
+	generation uint32
+
+	readable bool // no read has found it empty since it last was
+	writable bool // no write has found it full since it last was
+	ending   bool // read until it is empty: a FIN, an error or urgent data is behind what a short read gives
+	eof      bool // nothing more will come
+	gone     bool // reset
+	finished bool // a FIN was sent to it
+
+	keptAlive, stalled bool // see guard
+
+	bulk     bool // read it with splice
+	noSplice bool // the kernel refused
+	streak   int8 // large reads, or small splices, in a row
+
+	left   leftover // what could not be sent
+	pipe   *pipe    // what could not be sent, or nothing
+	filled int      // bytes in pipe
+}
+
+var generations atomic.Uint32
+
+// A flow gives way when it has moved so much in one direction.
+const turnBudget = 256 << 10
+
+// When a stream turns bulk, and small again.
+const (
+	largeRead   = 32 << 10
+	largeReads  = 2
+	smallSplice = 16 << 10
+	smallReads  = 4
+)
+
+// runLoop hands the relay to an event loop. It reports false where the client can't be detached.
+func (r *Relay) runLoop() bool {
+	detacher, ok := r.cfg.Client.(Detacher)
+	if !ok {
+		return false
+	}
+	l := pickLoop()
+	if l == nil {
+		return false
+	}
+	fd, ok := detacher.Detach()
+	if !ok {
+		return false
+	}
+	f := &flow{Relay: r, loop: l, opened: r.start.Sub(epoch)}
+	f.client = half{flow: f, fd: fd}
+	f.ctx, f.cancel = context.WithCancel(context.Background())
+	r.cfg.Client = nil
+	if reason := r.begin(f); reason != "" {
+		f.cut(reason)
+	}
+	f.dial(nil)
+	return true
+}
+
+// cut is called by any goroutine.
+func (f *flow) cut(reason Reason) {
+	f.loop.post(message{to: f, what: orderCut, reason: reason})
+}
+
+// dial begins to connect to the next address, or says that there is none. It may block, so it runs
+// in a goroutine of its own or in Run's.
+func (f *flow) dial(failed error) {
+	for {
+		addr, err := f.cfg.Next(f.ctx, failed)
+		if err != nil {
+			f.loop.post(message{to: f, what: orderFailed, err: err})
+			return
+		}
+		var fd int
+		f.target = addr
+		if fd, failed = f.connectTo(addr); failed == nil {
+			f.loop.post(message{to: f, what: orderConnecting, fd: fd})
+			return
+		}
+		failed = dialError(addr, failed)
+	}
+}
+
+// connectTo begins a connection attempt. Where there is no descriptor it waits for one, as long as the attempt
+// may take.
+func (f *flow) connectTo(addr net.Addr) (int, error) {
+	pause := shortagePauseMin
+	for start := time.Now(); ; pause = min(pause*2, shortagePauseMax) {
+		fd, err := startConnect(addr)
+		if err == nil || !isShortage(err) || time.Since(start) > f.cfg.Limits.Connect {
+			return fd, err
+		}
+		select {
+		case <-time.After(pause):
+		case <-f.ctx.Done():
+			return 0, err
+		}
+	}
+}
+
+// age is the flow's in this turn of the loop.
+func (f *flow) age() time.Duration { return f.loop.now - f.opened }
+
+// connecting takes over the socket of an attempt.
+func (f *flow) connecting(fd int) {
+	if f.reason != "" {
+		closeFD(fd)
+		f.end()
+		return
+	}
+	f.upstream = half{flow: f, fd: fd, generation: generations.Add(1)}
+	f.phase = phaseConnecting
+	f.connectBy = f.loop.now + f.cfg.Limits.Connect
+	f.loop.add(&f.upstream)
+	if err := f.loop.watch(fd, f.upstream.generation); err != nil {
+		f.redial(err)
+		return
+	}
+	f.setTimer()
+}
+
+// redial gives up an attempt and makes the next.
+func (f *flow) redial(failed error) {
+	f.discard(&f.upstream)
+	f.phase = phaseDialing
+	f.loop.wheel.remove(f)
+	go f.dial(dialError(f.target, failed))
+}
+
+// fail ends a flow that never had an upstream: the client is reset, so that it knows at once.
+func (f *flow) fail(err error) {
+	f.failed = err
+	f.connect = f.age()
+	if f.because(connectReason(err)) {
+		resetOnClose(f.client.fd)
+	}
+	f.end()
+}
+
+// because notes what ends the flow, unless that is known already.
+func (f *flow) because(reason Reason) (first bool) {
+	first = f.reason == ""
+	if first {
+		f.reason = reason
+	}
+	return first
+}
+
+// step is called when something has happened to h, or when it is the flow's turn again.
+func (f *flow) step(h *half) {
+	switch f.phase {
+	case phaseConnecting:
+		if h == &f.upstream && h.writable {
+			f.connected()
+		}
+	case phaseOpen:
+		f.move()
+	}
+}
+
+func (f *flow) connected() {
+	if errno, err := unix.GetsockoptInt(f.upstream.fd, unix.SOL_SOCKET, unix.SO_ERROR); err != nil || errno != 0 {
+		if err == nil {
+			err = syscall.Errno(errno)
+		}
+		f.redial(err)
+		return
+	}
+	f.phase = phaseOpen
+	f.connect = f.age()
+	f.touch(f.age())
+	f.cancel()
+	f.cfg.Next, f.ctx, f.cancel, f.target = nil, nil, nil, nil // they may hold much
+	f.client.generation = generations.Add(1)
+	f.loop.add(&f.client)
+	if err := f.loop.watch(f.client.fd, f.client.generation); err != nil {
+		f.fail(err)
+		return
+	}
+	f.setTimer()
+	if len(f.cfg.Prefetched) > 0 {
+		f.send(&f.upstream, f.cfg.Prefetched, &f.up)
+		f.cfg.Prefetched = nil
+	}
+	f.move()
+}
+
+// move moves what can be moved in both directions, and sees to what follows from it.
+func (f *flow) move() {
+	more := f.pump(&f.client, &f.upstream, &f.up)
+	more = f.pump(&f.upstream, &f.client, &f.down) || more
+	if f.client.gone && !f.client.eof {
+		// The write down has found that out; what the client had sent before still counts.
+		more = f.pump(&f.client, &f.upstream, &f.up) || more
+	}
+	f.settle()
+	if more && f.phase == phaseOpen && !f.queued {
+		f.queued = true
+		f.loop.ready = append(f.loop.ready, f)
+	}
+}
+
+// pump moves from src to dst until there is nothing to read, dst is full, or the flow has had its
+// turn; then there may be more.
+func (f *flow) pump(src, dst *half, moved *atomic.Int64) (more bool) {
+	for budget := turnBudget; budget > 0; {
+		if !f.flush(dst, moved) || dst.gone {
+			return false
+		}
+		if src.eof {
+			f.passFIN(src, dst)
+			return false
+		}
+		if !src.readable {
+			return false
+		}
+		if src.bulk {
+			budget -= f.spliceIn(src, dst)
+		} else {
+			budget -= f.copy(src, dst, moved)
+		}
+	}
+	return true
+}
+
+// passFIN finishes the stream to dst as src has.
+func (f *flow) passFIN(src, dst *half) {
+	if src.gone || dst.finished {
+		return
+	}
+	dst.finished = true
+	_ = unix.Shutdown(dst.fd, unix.SHUT_WR)
+	if f.firstFIN == "" {
+		f.firstFIN = UpstreamFIN
+		if src == &f.client {
+			f.firstFIN = ClientFIN
+		}
+		f.touch(f.age())
+		f.setTimer()
+	}
+}
+
+// settle ends the flow when both directions are done.
+func (f *flow) settle() {
+	client, upstream := &f.client, &f.upstream
+	switch {
+	case client.gone && upstream.gone:
+		f.end()
+	case client.gone:
+		f.passReset(client, upstream)
+	case upstream.gone:
+		f.passReset(upstream, client)
+	case client.finished && upstream.finished:
+		f.because(f.firstFIN)
+		f.end()
+	}
+}
+
+// passReset resets other when it has got all that the side that is gone had sent. A RST discards
+// what is still in the send queue, so that has to be acknowledged before.
+func (f *flow) passReset(gone, other *half) {
+	switch {
+	case !gone.eof || other.waits():
+		return // for a read, or for other to take it
+	case queuedFD(other.fd) > 0:
+		f.loop.wheel.set(f, f.loop.now) // there is no event for that
+		return
+	}
+	resetOnClose(other.fd)
+	f.end()
+}
+
+// close ends the flow from outside.
+func (f *flow) close(reason Reason) {
+	if f.phase == phaseOver {
+		return
+	}
+	f.because(reason)
+	if f.phase == phaseDialing {
+		f.cancel() // dial comes back with what it has
+		return
+	}
+	f.end()
+}
+
+// check is called when a limit may have passed.
+func (f *flow) check() {
+	if age, reason := f.expires(f.phase == phaseOpen, f.firstFIN != ""); age <= f.age() {
+		f.close(reason)
+		return
+	}
+	switch f.phase {
+	case phaseConnecting:
+		if f.loop.now >= f.connectBy {
+			f.redial(errTimeout)
+			return
+		}
+	case phaseOpen:
+		f.guard()
+	}
+	f.setTimer()
+	if f.phase == phaseOpen {
+		f.settle() // a reset may have waited for the send queue
+	}
+}
+
+// setTimer puts the flow where its next limit is looked at.
+func (f *flow) setTimer() {
+	age, _ := f.expires(f.phase == phaseOpen, f.firstFIN != "")
+	due := never
+	if age != never {
+		due = f.opened + age
+	}
+	if f.phase == phaseConnecting {
+		due = min(due, f.connectBy)
+	}
+	f.loop.wheel.set(f, due)
+}
+
+// end closes both sockets and reports.
+func (f *flow) end() {
+	if f.cancel != nil {
+		f.cancel()
+	}
+	f.loop.wheel.remove(f)
+	f.discard(&f.client)
+	f.discard(&f.upstream)
+	f.phase = phaseOver
+	f.loop.ended = append(f.loop.ended, f)
+}
+
+// discard closes a socket and drops what was left for it.
+func (f *flow) discard(h *half) {
+	if h.flow == nil {
+		return // never connected
+	}
+	if h.fd < len(f.loop.halves) && f.loop.halves[h.fd] == h {
+		f.loop.halves[h.fd] = nil
+	}
+	h.left.drop()
+	h.releasePipe()
+	closeFD(h.fd)
+	*h = half{}
+}

@@ -1,0 +1,81 @@
+package relay
+
+import "time"
+
+// wheel is a coarse timer wheel: it holds flows by the time at which their limits have to be looked
+// at. Bytes that move do not touch it; a flow that is looked at too early is put back. (Varghese
+// and Lauck, "Hashed and Hierarchical Timing Wheels", 1987, scheme 4.)
+type wheel struct {
+	slots [wheelSlots]*flow
+	at    int64 // the last tick that was looked at
+	count int
+	soon  int64 // no slot before this tick has a flow
+}
+
+// A tick is how late a limit may be noticed. A flow further ahead than the wheel reaches is looked at
+// at its end, and put back.
+const (
+	wheelTick  = 50 * time.Millisecond
+	wheelSlots = 1024
+)
+
+func (w *wheel) init(now time.Duration) { w.at = int64(now / wheelTick) }
+
+// set puts f where it is looked at as soon as due has passed.
+func (w *wheel) set(f *flow, due time.Duration) {
+	w.remove(f)
+	tick := int64(due/wheelTick) + 1
+	tick = min(max(tick, w.at+1), w.at+wheelSlots-1)
+	if w.count == 0 || tick < w.soon {
+		w.soon = tick
+	}
+	w.count++
+	head := &w.slots[tick%wheelSlots]
+	f.slot, f.next, f.prev = head, *head, nil
+	if f.next != nil {
+		f.next.prev = f
+	}
+	*head = f
+}
+
+func (w *wheel) remove(f *flow) {
+	if f.slot == nil {
+		return
+	}
+	w.count--
+	if f.next != nil {
+		f.next.prev = f.prev
+	}
+	if f.prev != nil {
+		f.prev.next = f.next
+	} else {
+		*f.slot = f.next
+	}
+	f.slot, f.next, f.prev = nil, nil, nil
+}
+
+// advance calls look for every flow whose time has come by now, and takes it off the wheel before.
+func (w *wheel) advance(now time.Duration, look func(*flow)) {
+	for last := int64(now / wheelTick); w.at < last; {
+		if w.count == 0 {
+			w.at = last
+			return
+		}
+		w.at++
+		for head := &w.slots[w.at%wheelSlots]; *head != nil; {
+			f := *head
+			w.remove(f)
+			look(f)
+		}
+	}
+}
+
+// next returns when advance has something to do, or never.
+func (w *wheel) next() time.Duration {
+	if w.count == 0 {
+		return never
+	}
+	for w.soon = max(w.soon, w.at+1); w.slots[w.soon%wheelSlots] == nil; w.soon++ {
+	}
+	return time.Duration(w.soon) * wheelTick
+}
