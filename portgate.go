@@ -10,4 +10,5 @@ import (
 	_ "github.com/mholt/caddy-l4"
 
 	_ "github.com/portgate/caddy-portgate/modules/forward"
+	_ "github.com/portgate/caddy-portgate/modules/network"
 )

@@ -64,7 +64,8 @@ func (g *generation) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Conn{TCPConn: conn, listenerAddr: g.address}, nil
+	conn.listenerAddr = g.address
+	return conn, nil
 }
 
 // Close passes the turn to the next generation; the last one closes the socket. Once it has returned, g
@@ -84,12 +85,6 @@ func (g *generation) isClosed() bool {
 }
 
 func (g *generation) Addr() net.Addr { return g.socket.listener.Addr() }
-
-// Conn is a connection that was accepted on gate+tcp.
-type Conn struct {
-	*net.TCPConn
-	listenerAddr string
-}
 
 // ListenerAddr returns the address of the listener as it is configured, such as ":8080". It fits a metrics
 // label: unlike LocalAddr, it doesn't depend on what the client does.

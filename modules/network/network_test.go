@@ -416,7 +416,7 @@ func expectConn(t *testing.T, g *generation, address string) {
 // acceptErrors makes accept fail n times.
 func acceptErrors(s *socket, n int, err error, each func()) {
 	accept := s.accept
-	s.accept = func() (*net.TCPConn, error) {
+	s.accept = func() (*Conn, error) {
 		each()
 		if n--; n < 0 {
 			return accept()

@@ -24,8 +24,8 @@ const (
 // socket is the listening socket of an address, with the generations that share it. The oldest generation
 // has the turn: it alone accepts, until it is removed.
 type socket struct {
-	listener *net.TCPListener
-	accept   func() (*net.TCPConn, error) // of the listener; tests make it fail
+	listener *listener
+	accept   func() (*Conn, error) // of the listener; tests make it fail
 
 	mu          sync.Mutex
 	generations []*generation // oldest first
@@ -34,14 +34,13 @@ type socket struct {
 }
 
 func openSocket(ctx context.Context, addr *net.TCPAddr, cfg net.ListenConfig) (*socket, error) {
-	cfg = inheritKeepAlive(cfg)
+	cfg = inherit(cfg)
 	cfg.SetMultipathTCP(false) // a plain TCP socket is what the kernel splices without copying
-	ln, err := cfg.Listen(ctx, "tcp", addr.String())
+	ln, err := listenSocket(ctx, cfg, addr)
 	if err != nil {
 		return nil, err
 	}
-	listener := ln.(*net.TCPListener)
-	return &socket{listener: listener, accept: listener.AcceptTCP}, nil
+	return &socket{listener: ln, accept: ln.accept}, nil
 }
 
 // Destruct closes the socket when its last generation has closed.
@@ -87,7 +86,7 @@ func (s *socket) remove(g *generation) {
 
 // acceptFor waits for a connection on behalf of g, which has the turn, until g is closed. A connection that
 // arrives together with the close is g's: it is returned, not dropped.
-func (s *socket) acceptFor(g *generation) (*net.TCPConn, error) {
+func (s *socket) acceptFor(g *generation) (*Conn, error) {
 	for failures := 0; s.ready(g); failures++ {
 		conn, err := s.accept()
 		if err == nil {

@@ -23,8 +23,8 @@ type end struct {
 	raw  syscall.RawConn // nil where conn is wrapped: it must then be read and written as a net.Conn
 	sock socket          // the socket at the bottom, nil where there is none
 
-	// gone is set when the peer has reset the connection.
-	gone atomic.Bool
+	// gone is set when the peer has reset the connection, closed when the relay has closed it.
+	gone, closed atomic.Bool
 }
 
 func newEnd(conn net.Conn) *end {
@@ -73,10 +73,14 @@ func (e *end) closeWrite() {
 }
 
 // close closes the connection in order. A wrapper's farewell may wait for its peer.
-func (e *end) close() { _ = e.conn.Close() }
+func (e *end) close() {
+	e.closed.Store(true)
+	_ = e.conn.Close()
+}
 
 // reset closes the connection with a RST, without what is still in the send queue.
 func (e *end) reset() {
+	e.closed.Store(true)
 	if e.sock != nil {
 		if tcp, ok := e.sock.(interface{ SetLinger(int) error }); ok {
 			_ = tcp.SetLinger(0)

@@ -2,7 +2,6 @@ package relay
 
 import (
 	"errors"
-	"net"
 	"sync/atomic"
 )
 
@@ -38,7 +37,7 @@ func (p *pump) run() {
 	err := p.copy()
 	var failed writeError
 	switch {
-	case errors.Is(err, net.ErrClosed):
+	case p.src.closed.Load() || p.dst.closed.Load():
 		// Cut, or the other direction has passed a reset on.
 	case errors.As(err, &failed):
 		// The other direction delivers what the destination has sent before it went; then it

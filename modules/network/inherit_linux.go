@@ -14,9 +14,9 @@ const (
 	defaultKeepAliveCount = 9
 )
 
-// inheritKeepAlive moves the keep-alive options from each accepted connection to the listening socket, from
-// which connections inherit them on Linux. That spares four system calls per connection.
-func inheritKeepAlive(cfg net.ListenConfig) net.ListenConfig {
+// inherit sets TCP_NODELAY and the keep-alive options on the listening socket, from which connections
+// inherit them on Linux. That spares five system calls per connection.
+func inherit(cfg net.ListenConfig) net.ListenConfig {
 	control, keepAlive := cfg.Control, cfg.KeepAliveConfig
 	if !keepAlive.Enable && cfg.KeepAlive >= 0 {
 		keepAlive = net.KeepAliveConfig{Enable: true, Idle: cfg.KeepAlive}
@@ -28,9 +28,16 @@ func inheritKeepAlive(cfg net.ListenConfig) net.ListenConfig {
 				return err
 			}
 		}
-		return setKeepAlive(conn, keepAlive)
+		return errors.Join(setNoDelay(conn), setKeepAlive(conn, keepAlive))
 	}
 	return cfg
+}
+
+func setNoDelay(conn syscall.RawConn) (err error) {
+	failed := conn.Control(func(fd uintptr) {
+		err = os.NewSyscallError("setsockopt", syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_NODELAY, 1))
+	})
+	return errors.Join(failed, err)
 }
 
 func setKeepAlive(conn syscall.RawConn, cfg net.KeepAliveConfig) error {

@@ -1,0 +1,302 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// listener is a listening socket in Go's poller, the connections of which are not.
+type listener struct {
+	file *os.File
+	raw  syscall.RawConn
+	addr *net.TCPAddr
+
+	try  func(fd uintptr) bool
+	fd   int
+	peer unix.RawSockaddrAny
+	err  error
+}
+
+func listenSocket(ctx context.Context, cfg net.ListenConfig, addr *net.TCPAddr) (*listener, error) {
+	ln, err := cfg.Listen(ctx, "tcp", addr.String())
+	if err != nil {
+		return nil, err
+	}
+	// A TCPListener has no RawConn.Read, a copy of its descriptor as a file has.
+	defer func() { _ = ln.Close() }()
+	file, err := ln.(*net.TCPListener).File()
+	if err != nil {
+		return nil, err
+	}
+	raw, err := file.SyscallConn()
+	if err != nil {
+		_ = file.Close()
+		return nil, err
+	}
+	l := &listener{file: file, raw: raw, addr: ln.Addr().(*net.TCPAddr)}
+	l.try = l.tryAccept
+	return l, nil
+}
+
+func (l *listener) Addr() net.Addr                { return l.addr }
+func (l *listener) Close() error                  { return l.file.Close() }
+func (l *listener) SetDeadline(t time.Time) error { return l.file.SetReadDeadline(t) }
+
+// accept is not for concurrent use.
+func (l *listener) accept() (*Conn, error) {
+	if err := l.raw.Read(l.try); err != nil {
+		return nil, err
+	}
+	if l.err != nil {
+		return nil, os.NewSyscallError("accept4", l.err)
+	}
+	conn := &Conn{fd: l.fd, remote: tcpAddr(&l.peer)}
+	if !l.addr.IP.IsUnspecified() {
+		conn.local = l.addr
+	}
+	return conn, nil
+}
+
+// tryAccept is called by the poller: false waits for a connection.
+func (l *listener) tryAccept(fd uintptr) bool {
+	size := uint32(unsafe.Sizeof(l.peer))
+	conn, _, errno := syscall.RawSyscall6(syscall.SYS_ACCEPT4, fd, uintptr(unsafe.Pointer(&l.peer)),
+		uintptr(unsafe.Pointer(&size)), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
+	l.fd, l.err = int(conn), nil
+	if errno != 0 {
+		l.err = errno
+	}
+	return errno != syscall.EAGAIN
+}
+
+func tcpAddr(sa *unix.RawSockaddrAny) *net.TCPAddr {
+	var addr netip.Addr
+	var port [2]byte
+	switch sa.Addr.Family {
+	case unix.AF_INET:
+		sa4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(sa))
+		addr, port = netip.AddrFrom4(sa4.Addr), *(*[2]byte)(unsafe.Pointer(&sa4.Port))
+	case unix.AF_INET6:
+		sa6 := (*unix.RawSockaddrInet6)(unsafe.Pointer(sa))
+		addr, port = netip.AddrFrom16(sa6.Addr).Unmap(), *(*[2]byte)(unsafe.Pointer(&sa6.Port))
+		if sa6.Scope_id != 0 {
+			if ifi, err := net.InterfaceByIndex(int(sa6.Scope_id)); err == nil {
+				addr = addr.WithZone(ifi.Name)
+			}
+		}
+	}
+	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(addr, uint16(port[0])<<8|uint16(port[1])))
+}
+
+// Conn is a connection that was accepted on gate+tcp. It stays out of Go's poller until somebody
+// reads or writes it, and its socket can be detached, so that an event loop can have it.
+type Conn struct {
+	listenerAddr  string
+	remote, local *net.TCPAddr
+
+	mu            sync.Mutex
+	fd            int      // -1 once it is attached, detached or closed
+	file          *os.File // the socket in Go's poller, nil before
+	readDeadline  time.Time
+	writeDeadline time.Time
+}
+
+// Detach gives the socket away: its descriptor is non-blocking and in no poller. What was read from
+// the connection before is the caller's to know. From then on the connection is closed, without
+// the socket being so. It reports false where it was closed before.
+func (c *Conn) Detach() (fd int, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fd >= 0 {
+		fd, c.fd = c.fd, -1
+		return fd, true
+	}
+	if c.file == nil {
+		return -1, false
+	}
+	raw, err := c.file.SyscallConn()
+	if err != nil {
+		return -1, false
+	}
+	failed := raw.Control(func(attached uintptr) { fd, err = unix.FcntlInt(attached, unix.F_DUPFD_CLOEXEC, 0) })
+	if failed != nil || err != nil {
+		return -1, false
+	}
+	_ = c.file.Close()
+	return fd, true
+}
+
+// attach puts the socket into Go's poller.
+func (c *Conn) attach() (*os.File, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.file != nil {
+		return c.file, nil
+	}
+	if c.fd < 0 {
+		return nil, net.ErrClosed
+	}
+	c.file, c.fd = os.NewFile(uintptr(c.fd), "tcp"), -1
+	_ = c.file.SetReadDeadline(c.readDeadline)
+	_ = c.file.SetWriteDeadline(c.writeDeadline)
+	return c.file, nil
+}
+
+// Close closes the socket, unless it was detached.
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.file != nil {
+		return c.asNetError("close", c.file.Close())
+	}
+	if c.fd < 0 {
+		return net.ErrClosed
+	}
+	fd := c.fd
+	c.fd = -1
+	return os.NewSyscallError("close", unix.Close(fd))
+}
+
+// Read reads from the connection.
+func (c *Conn) Read(b []byte) (int, error) {
+	file, err := c.attach()
+	if err != nil {
+		return 0, err
+	}
+	n, err := file.Read(b)
+	return n, c.asNetError("read", err)
+}
+
+// Write writes to the connection.
+func (c *Conn) Write(b []byte) (int, error) {
+	file, err := c.attach()
+	if err != nil {
+		return 0, err
+	}
+	n, err := file.Write(b)
+	return n, c.asNetError("write", err)
+}
+
+// asNetError turns a file's error into what a net.Conn gives.
+func (c *Conn) asNetError(op string, err error) error {
+	var failed *os.PathError
+	if !errors.As(err, &failed) {
+		return err
+	}
+	if err = failed.Err; errors.Is(err, os.ErrClosed) {
+		err = net.ErrClosed
+	}
+	return &net.OpError{Op: op, Net: "tcp", Addr: c.remote, Err: err}
+}
+
+// CloseRead closes the reading side.
+func (c *Conn) CloseRead() error { return c.shutdown(unix.SHUT_RD) }
+
+// CloseWrite closes the writing side: the peer gets a FIN.
+func (c *Conn) CloseWrite() error { return c.shutdown(unix.SHUT_WR) }
+
+func (c *Conn) shutdown(how int) error {
+	return c.control("shutdown", func(fd int) error { return unix.Shutdown(fd, how) })
+}
+
+// SetLinger is [net.TCPConn.SetLinger].
+func (c *Conn) SetLinger(seconds int) error {
+	linger := unix.Linger{Linger: int32(max(seconds, 0))}
+	if seconds >= 0 {
+		linger.Onoff = 1
+	}
+	return c.control("setsockopt", func(fd int) error {
+		return unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &linger)
+	})
+}
+
+// control calls f with the socket, attached or not.
+func (c *Conn) control(call string, f func(fd int) error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fd >= 0 {
+		return os.NewSyscallError(call, f(c.fd))
+	}
+	if c.file == nil {
+		return net.ErrClosed
+	}
+	raw, err := c.file.SyscallConn()
+	if err != nil {
+		return c.asNetError(call, err)
+	}
+	if failed := raw.Control(func(fd uintptr) { err = os.NewSyscallError(call, f(int(fd))) }); failed != nil {
+		return net.ErrClosed
+	}
+	return err
+}
+
+// SyscallConn gives access to the socket.
+func (c *Conn) SyscallConn() (syscall.RawConn, error) {
+	file, err := c.attach()
+	if err != nil {
+		return nil, err
+	}
+	return file.SyscallConn()
+}
+
+// LocalAddr returns the address that the client has connected to.
+func (c *Conn) LocalAddr() net.Addr {
+	c.mu.Lock()
+	known := c.local
+	c.mu.Unlock()
+	if known != nil {
+		return known
+	}
+	local := new(net.TCPAddr)
+	_ = c.control("getsockname", func(fd int) error {
+		var sa unix.RawSockaddrAny
+		size := uint32(unsafe.Sizeof(sa))
+		_, _, errno := syscall.RawSyscall(syscall.SYS_GETSOCKNAME, uintptr(fd),
+			uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&size)))
+		if errno == 0 {
+			local = tcpAddr(&sa)
+			c.local = local
+		}
+		return nil
+	})
+	return local
+}
+
+// RemoteAddr returns the client's address.
+func (c *Conn) RemoteAddr() net.Addr { return c.remote }
+
+// SetDeadline sets both deadlines. Like those below it only notes them until somebody reads or writes.
+func (c *Conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
+// SetReadDeadline sets the deadline of Read.
+func (c *Conn) SetReadDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.readDeadline = t
+	if c.file == nil {
+		return nil
+	}
+	return c.asNetError("set", c.file.SetReadDeadline(t))
+}
+
+// SetWriteDeadline sets the deadline of Write.
+func (c *Conn) SetWriteDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.writeDeadline = t
+	if c.file == nil {
+		return nil
+	}
+	return c.asNetError("set", c.file.SetWriteDeadline(t))
+}

@@ -1,0 +1,33 @@
+//go:build !linux
+
+package network
+
+import (
+	"context"
+	"net"
+)
+
+// listener is a listening socket.
+type listener struct{ *net.TCPListener }
+
+func listenSocket(ctx context.Context, cfg net.ListenConfig, addr *net.TCPAddr) (*listener, error) {
+	ln, err := cfg.Listen(ctx, "tcp", addr.String())
+	if err != nil {
+		return nil, err
+	}
+	return &listener{ln.(*net.TCPListener)}, nil
+}
+
+func (l *listener) accept() (*Conn, error) {
+	conn, err := l.AcceptTCP()
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{TCPConn: conn}, nil
+}
+
+// Conn is a connection that was accepted on gate+tcp.
+type Conn struct {
+	*net.TCPConn
+	listenerAddr string
+}
