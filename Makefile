@@ -32,7 +32,8 @@ test: test-deps lint test-unit test-tools test-integration ## run every test, in
 test-deps: ## install the Debian packages that the tests need
 	./scripts/test-deps.sh
 
-lint: ## check style and import arrows
+lint: ## check style, import arrows and go.mod
+	go mod tidy -diff
 	lint=$$(cd tools && $(static) go tool -n golangci-lint) && \
 	export $(static) && \
 	$$lint run ./... && \
