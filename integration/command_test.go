@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -99,11 +100,24 @@ func TestForwardCommandRefusesWrongFlags(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			_, stderr, code := gate.Run(t, gate.Plain, append([]string{"forward"}, c.args...)...)
-			if code == 0 || !strings.Contains(stderr, c.want) {
-				t.Errorf("exit code %d, want %q in\n%s", code, c.want, stderr)
+			if said := messages(stderr); code == 0 || !strings.Contains(said, c.want) {
+				t.Errorf("exit code %d, want %q in\n%s", code, c.want, said)
 			}
 		})
 	}
+}
+
+// messages returns what a command says on stderr: the messages of Caddy's log, without its JSON, and other lines as they are.
+func messages(stderr string) string {
+	var said strings.Builder
+	for line := range strings.Lines(stderr) {
+		var entry struct{ Msg string }
+		if json.Unmarshal([]byte(line), &entry) == nil {
+			line = entry.Msg + "\n"
+		}
+		said.WriteString(line)
+	}
+	return said.String()
 }
 
 // A config file that is wrong is refused with the name of the file and the line, and the process does not start.
@@ -126,8 +140,8 @@ func TestWrongCaddyfileIsRefusedWithFileAndLine(t *testing.T) {
 			t.Parallel()
 			_, stderr, code := gate.Run(t, gate.Plain, command, "--config", path)
 			for _, want := range []string{"wrong.Caddyfile:6", `idle_timeout: "5x": expected a duration such as 30s`} {
-				if code == 0 || !strings.Contains(stderr, want) {
-					t.Errorf("exit code %d, want %q in\n%s", code, want, stderr)
+				if said := messages(stderr); code == 0 || !strings.Contains(said, want) {
+					t.Errorf("exit code %d, want %q in\n%s", code, want, said)
 				}
 			}
 		})

@@ -1,8 +1,8 @@
 package integration
 
 import (
+	"bufio"
 	"fmt"
-	"io"
 	"net"
 	"strings"
 	"sync"
@@ -25,7 +25,7 @@ func TestPortsAnswerAgainAfterDescriptorsRanOut(t *testing.T) {
 	// The second port's connections wait in a matcher with one descriptor each: enough of them that accept itself fails, and
 	// not only the dial of the upstream.
 	waiting := gate.Listen(matching, gate.Forward(upstream))
-	waiting.Routes[0].Match = []gate.JSON{{"regexp": gate.JSON{"pattern": "^message"}}}
+	waiting.Routes[0].Match = []gate.JSON{{"regexp": gate.JSON{"pattern": "^message ", "count": len("message ")}}}
 	waiting.MatchingTimeout = "60s"
 	p := gate.Start(t, gate.Layer4(gate.Listen(forwarding, gate.Forward(upstream)), waiting), gate.WithFiles(limit))
 
@@ -132,11 +132,11 @@ func greeting(addr, name string) error {
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(peerTimeout))
-	line := make([]byte, len(name)+1)
-	if n, err := io.ReadFull(conn, line); err != nil {
-		return fmt.Errorf("after %d bytes: %w", n, err)
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	if err != nil {
+		return fmt.Errorf("after %q: %w", line, err)
 	}
-	if string(line) != name+"\n" {
+	if line != name+"\n" {
 		return fmt.Errorf("handled by %q, want %q", line, name)
 	}
 	return nil

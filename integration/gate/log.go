@@ -30,6 +30,9 @@ type Session struct {
 	Line string `json:"-"`
 }
 
+// accessLogger is how a line of the access log is known.
+const accessLogger = `"logger":"layer4.log.access"`
+
 // logReader reads the log of a process as it grows.
 type logReader struct {
 	path     string
@@ -57,7 +60,7 @@ func (l *logReader) read() ([]Session, error) {
 	data = data[:bytes.LastIndexByte(data, '\n')+1]
 	l.offset += int64(len(data))
 	for line := range bytes.Lines(data) {
-		if bytes.Contains(line, []byte(`"layer4.log.access"`)) {
+		if bytes.Contains(line, []byte(accessLogger)) {
 			session := Session{Line: string(line)}
 			if err := json.Unmarshal(line, &session); err != nil {
 				return nil, fmt.Errorf("access log: %s: %w", line, err)

@@ -3,7 +3,9 @@ package gate
 import (
 	"context"
 	"net"
+	"slices"
 	"strconv"
+	"sync"
 	"syscall"
 	"testing"
 )
@@ -28,6 +30,7 @@ func ReserveRange(tb testing.TB, n int) int {
 }
 
 func reserveRange(tb testing.TB, n int) (int, bool) {
+	tb.Helper()
 	first, release, err := reserve(0)
 	if err != nil {
 		tb.Fatalf("reserving a port: %v", err)
@@ -49,27 +52,55 @@ func reserveRange(tb testing.TB, n int) (int, bool) {
 	return first, true
 }
 
+// reserved are the ports that this process holds: with SO_REUSEADDR on both sockets the kernel would give one out twice.
+var reserved = struct {
+	sync.Mutex
+	ports map[int]bool
+}{ports: make(map[int]bool)}
+
 // reserve binds port (0: one that the kernel picks) on 127.0.0.1 without listening on it.
 func reserve(port int) (int, func(), error) {
+	reserved.Lock()
+	defer reserved.Unlock()
+	if reserved.ports[port] {
+		return 0, nil, syscall.EADDRINUSE
+	}
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return 0, nil, err
 	}
-	release := func() { syscall.Close(fd) }
-	// SO_REUSEADDR is set after the bind: set before, the kernel would share a port that another reservation holds.
-	if err = syscall.Bind(fd, &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); err == nil {
-		err = syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1)
-	}
+	port, err = bind(fd, port)
 	if err != nil {
-		release()
+		syscall.Close(fd)
 		return 0, nil, err
+	}
+	reserved.ports[port] = true
+	release := func() {
+		reserved.Lock()
+		defer reserved.Unlock()
+		delete(reserved.ports, port)
+		syscall.Close(fd)
+	}
+	return port, release, nil
+}
+
+func bind(fd, port int) (int, error) {
+	addr := &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}
+	share := func() error { return syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1) }
+	steps := []func() error{share, func() error { return syscall.Bind(fd, addr) }}
+	if port == 0 {
+		slices.Reverse(steps) // or the kernel would pick a port that somebody shares
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return 0, err
+		}
 	}
 	name, err := syscall.Getsockname(fd)
 	if err != nil {
-		release()
-		return 0, nil, err
+		return 0, err
 	}
-	return name.(*syscall.SockaddrInet4).Port, release, nil
+	return name.(*syscall.SockaddrInet4).Port, nil
 }
 
 // Loopback returns 127.0.0.1:port.

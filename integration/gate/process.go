@@ -3,6 +3,7 @@ package gate
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -155,7 +156,10 @@ func (p *Process) waitUntilReady() {
 			p.tb.Fatalf("the process ended while starting: %v\n%s", p.err, p.Output())
 		default:
 		}
-		_, err := p.Get("/config/")
+		running, err := p.Get("/config/")
+		if err == nil && strings.TrimSpace(running) == "null" {
+			err = errors.New("no config is running")
+		}
 		return err
 	})
 }
@@ -233,7 +237,8 @@ func (p *Process) checkOutput() {
 		}
 	}
 	if p.tb.Failed() {
-		p.tb.Logf("end of the process's output:\n%s", tail(output, 30))
+		log, access := splitLog(output)
+		p.tb.Logf("end of the process's output:\n%s\nend of its access log:\n%s", tail(log, 20), tail(access, 5))
 	}
 }
 
@@ -254,6 +259,19 @@ func Run(tb testing.TB, flavour Flavour, args ...string) (stdout, stderr string,
 		tb.Fatalf("%v: %v", cmd.Args, err)
 	}
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// splitLog parts the access log from the other output, and leaves out the tests' own requests.
+func splitLog(output string) (log, access string) {
+	for line := range strings.Lines(output) {
+		switch {
+		case strings.Contains(line, accessLogger):
+			access += line
+		case !strings.Contains(line, `"logger":"admin.api","msg":"received request"`):
+			log += line
+		}
+	}
+	return log, access
 }
 
 func head(text string, lines int) string {
