@@ -46,9 +46,17 @@ use a config with the "forward" handler.
 			cmd.Flags().StringP("idle-timeout", "", "", "End a session in which nothing has moved for so long; 0 is never (default 10m)")
 			cmd.Flags().BoolP("access-log", "", false, "Write an entry for each session")
 			cmd.Flags().BoolP("debug", "v", false, "Write debug logs")
+			cmd.Args = noArguments
 			cmd.RunE = caddycmd.WrapCommandFuncForCobra(runForward)
 		},
 	})
+}
+
+func noArguments(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("%q: expected no argument besides the flags", args[0])
+	}
+	return nil
 }
 
 func runForward(flags caddycmd.Flags) (int, error) {
@@ -80,9 +88,6 @@ func parseFlags(from string, to []string, idleTimeout string) (caddy.NetworkAddr
 	if len(to) == 0 {
 		return addr, nil, errors.New("--to: expected at least one upstream, such as 127.0.0.1:9000")
 	}
-	if err := checkUpstreams(to); err != nil {
-		return addr, nil, fmt.Errorf("--to: %w", err)
-	}
 	h := &Handler{To: to}
 	if idleTimeout != "" {
 		parsed, err := caddyfile.ParseDuration(idleTimeout)
@@ -91,7 +96,17 @@ func parseFlags(from string, to []string, idleTimeout string) (caddy.NetworkAddr
 		}
 		h.IdleTimeout = &parsed
 	}
-	return addr, h, h.applyDefaults()
+	if err := h.applyDefaults(); err != nil {
+		return addr, nil, err
+	}
+	upstreams, err := parseUpstreams(to)
+	if err != nil {
+		return addr, nil, fmt.Errorf("--to: %w", err)
+	}
+	if _, err := matchPorts(upstreams, []caddy.NetworkAddress{addr}); err != nil {
+		return addr, nil, fmt.Errorf("--to: %w", err)
+	}
+	return addr, h, nil
 }
 
 func commandConfig(from caddy.NetworkAddress, h *Handler, accessLog, debug bool) *caddy.Config {

@@ -51,6 +51,11 @@ type Handler struct {
 	// From 0 to 100. Default: 2.
 	Retries *int `json:"retries,omitempty"`
 
+	// KeepAlive is the silence after which a peer is asked whether it is still there (TCP keepalive);
+	// it has gone when it leaves three such questions, a sixth of that time apart, unanswered.
+	// 0: never. Default: 1m.
+	KeepAlive *caddy.Duration `json:"keepalive,omitempty"`
+
 	// DrainTimeout ends the sessions of a config that was replaced so long ago. Default: 0, they
 	// may go on as long as they like.
 	DrainTimeout *caddy.Duration `json:"drain_timeout,omitempty"`
@@ -60,6 +65,7 @@ type Handler struct {
 	GracePeriod *caddy.Duration `json:"grace_period,omitempty"`
 
 	limits       relay.Limits
+	keepAlive    time.Duration
 	retries      int
 	drainTimeout time.Duration
 	gracePeriod  time.Duration
@@ -89,7 +95,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if h.ports, err = matchPorts(upstreams, listenAddrs(ctx, h.canonical)); err != nil {
-		return err
+		return fmt.Errorf("to: %w", err)
 	}
 	h.pool = upstream.NewPool(upstreams)
 	h.scope, err = session.NewScope(ctx, h.gracePeriod, h.drainTimeout)
@@ -124,7 +130,9 @@ func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
 	walk := h.pool.Walk()
 	walk.Retries = h.retries
 	walk.LookupTimeout = h.limits.Connect
-	walk.Expand = func(name string) string { return cx.Replacer().ReplaceAll(name, "") }
+	if h.pool.Dynamic() {
+		walk.Expand = func(name string) string { return cx.Replacer().ReplaceAll(name, "") }
+	}
 	walk.Offset = offset(cx, h.ports)
 
 	conn, prefetched := unwrap(cx)
@@ -133,6 +141,8 @@ func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
 		Prefetched: prefetched,
 		Next:       walk.Next,
 		Limits:     h.limits,
+		KeepAlive:  h.keepAlive,
+		Name:       sess.ID,
 		Done:       func(result relay.Result) { sess.End(ended(walk, &result)) },
 	})
 	sess.SetMover(mover{r})

@@ -22,6 +22,7 @@ const (
 	defaultConnectTimeout = 3 * time.Second
 	defaultIdleTimeout    = 10 * time.Minute
 	defaultRetries        = 2
+	defaultKeepAlive      = time.Minute
 	defaultGracePeriod    = 10 * time.Second
 )
 
@@ -60,6 +61,8 @@ func (h *Handler) applyDefaults() error {
 	if h.retries < 0 || h.retries > maxRetries {
 		return fmt.Errorf(`retries: "%d": expected a whole number from 0 to %d`, h.retries, maxRetries)
 	}
+	h.keepAlive = defaultKeepAlive
+	override(&h.keepAlive, h.KeepAlive)
 	override(&h.gracePeriod, h.GracePeriod)
 	override(&h.drainTimeout, h.DrainTimeout)
 	return nil
@@ -81,6 +84,7 @@ func override(limit *time.Duration, option *caddy.Duration) {
 //		max_lifetime       <duration>
 //		timeouts           strict
 //		retries            <count>
+//		keepalive          <duration>
 //		drain_timeout      <duration>
 //		grace_period       <duration>
 //	}
@@ -111,6 +115,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 			h.Retries = &n
 			return err
 		}),
+		duration("keepalive", &h.KeepAlive),
 		duration("drain_timeout", &h.DrainTimeout),
 		duration("grace_period", &h.GracePeriod),
 	)

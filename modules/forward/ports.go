@@ -92,21 +92,31 @@ func matchPorts(upstreams []upstream.Upstream, listen []caddy.NetworkAddress) ([
 			continue
 		}
 		wanted = wanted || ports > 1
-		if ports > 1 && len(listen) == 0 {
-			return nil, fmt.Errorf("to: %q: a range of ports: expected a layer4 server whose listen addresses are ranges of %d ports",
-				up.Name, ports)
-		}
-		for _, addr := range listen {
-			if size := int(addr.PortRangeSize()); size != ports {
-				return nil, fmt.Errorf("to: %q: %d ports for the %d of the listen address %q: expected as many, or a placeholder",
-					up.Name, ports, size, addr.String())
-			}
+		if err := matchRange(up.Name, ports, listen); err != nil {
+			return nil, err
 		}
 	}
 	if !wanted {
 		return nil, nil
 	}
 	return ranges, nil
+}
+
+func matchRange(upstream string, ports int, listen []caddy.NetworkAddress) error {
+	if ports > 1 && len(listen) == 0 {
+		return fmt.Errorf("%q: expected one port, because there is no listen address with a range of %d", upstream, ports)
+	}
+	for _, addr := range listen {
+		switch size := int(addr.PortRangeSize()); {
+		case size == ports:
+		case size > 1:
+			return fmt.Errorf("%q: expected a range of %d ports, as the listen address %q has, or a placeholder",
+				upstream, size, addr.String())
+		default:
+			return fmt.Errorf("%q: expected one port, as the listen address %q has", upstream, addr.String())
+		}
+	}
+	return nil
 }
 
 // offset returns which port of its range the connection came in on.

@@ -111,55 +111,45 @@ func (f *flow) cut(reason Reason) {
 	f.loop.post(message{to: f, what: orderCut, reason: reason})
 }
 
-// dial begins to connect to the next address, or says that there is none. It may block, so it runs
-// in a goroutine of its own or in Run's.
+// dial finds the next address, or that there is none. It may block, so it runs in a goroutine of its
+// own or in Run's.
 func (f *flow) dial(failed error) {
-	for {
-		addr, err := f.cfg.Next(f.ctx, failed)
-		if err != nil {
-			f.loop.post(message{to: f, what: orderFailed, err: err})
-			return
-		}
-		var fd int
-		f.target = addr
-		if fd, failed = f.connectTo(addr); failed == nil {
-			f.loop.post(message{to: f, what: orderConnecting, fd: fd})
-			return
-		}
-		failed = dialError(addr, failed)
+	addr, err := f.cfg.Next(f.ctx, failed)
+	if err != nil {
+		f.loop.post(message{to: f, what: orderFail, err: err})
+		return
 	}
-}
-
-// connectTo begins a connection attempt. Where there is no descriptor it waits for one, as long as the attempt
-// may take.
-func (f *flow) connectTo(addr net.Addr) (int, error) {
-	pause := shortagePauseMin
-	for start := time.Now(); ; pause = min(pause*2, shortagePauseMax) {
-		fd, err := startConnect(addr)
-		if err == nil || !isShortage(err) || time.Since(start) > f.cfg.Limits.Connect {
-			return fd, err
-		}
-		select {
-		case <-time.After(pause):
-		case <-f.ctx.Done():
-			return 0, err
-		}
-	}
+	f.loop.post(message{to: f, what: orderConnect, addr: addr})
 }
 
 // age is the flow's in this turn of the loop.
 func (f *flow) age() time.Duration { return f.loop.now - f.opened }
 
-// connecting takes over the socket of an attempt.
-func (f *flow) connecting(fd int) {
+// connectTo begins a connection attempt.
+func (f *flow) connectTo(addr net.Addr) {
 	if f.reason != "" {
-		closeFD(fd)
 		f.end()
 		return
 	}
-	f.upstream = half{flow: f, fd: fd, generation: generations.Add(1)}
+	f.target = addr
 	f.phase = phaseConnecting
 	f.connectBy = f.loop.now + f.cfg.Limits.Connect
+	f.tryConnect()
+}
+
+// tryConnect opens the socket of an attempt. Where there is no descriptor it waits for one, as long
+// as the attempt may take.
+func (f *flow) tryConnect() {
+	fd, err := startConnect(f.target)
+	switch {
+	case isShortage(err) && f.loop.now < f.connectBy:
+		f.loop.wheel.set(f, f.loop.now)
+		return
+	case err != nil:
+		f.redial(err)
+		return
+	}
+	f.upstream = half{flow: f, fd: fd, generation: generations.Add(1)}
 	f.loop.add(&f.upstream)
 	if err := f.loop.watch(fd, f.upstream.generation); err != nil {
 		f.redial(err)
@@ -208,12 +198,11 @@ func (f *flow) step(h *half) {
 }
 
 func (f *flow) connected() {
-	if errno, err := unix.GetsockoptInt(f.upstream.fd, unix.SOL_SOCKET, unix.SO_ERROR); err != nil || errno != 0 {
-		if err == nil {
-			err = syscall.Errno(errno)
+	if f.upstream.ending { // a FIN, or the attempt has failed
+		if errno, _ := unix.GetsockoptInt(f.upstream.fd, unix.SOL_SOCKET, unix.SO_ERROR); errno != 0 {
+			f.redial(syscall.Errno(errno))
+			return
 		}
-		f.redial(err)
-		return
 	}
 	f.phase = phaseOpen
 	f.connect = f.age()
@@ -340,6 +329,10 @@ func (f *flow) check() {
 	}
 	switch f.phase {
 	case phaseConnecting:
+		if f.upstream.flow == nil {
+			f.tryConnect() // there was no descriptor
+			return
+		}
 		if f.loop.now >= f.connectBy {
 			f.redial(errTimeout)
 			return

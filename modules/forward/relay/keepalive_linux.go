@@ -27,19 +27,19 @@ func (f *flow) guard() {
 
 func setKeepAlive(fd int, c net.KeepAliveConfig) {
 	if !c.Enable {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0)
+		setsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0)
 		return
 	}
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(c.Idle/time.Second))
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(c.Interval/time.Second))
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, c.Count)
+	setsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	setsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int32(c.Idle/time.Second))
+	setsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int32(c.Interval/time.Second))
+	setsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, int32(c.Count))
 }
 
 func setUserTimeout(fd int, on bool) {
-	ms := 0
+	var ms int32
 	if on {
-		ms = int(stalledTimeout / time.Millisecond)
+		ms = int32(stalledTimeout / time.Millisecond)
 	}
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, ms)
+	setsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, ms)
 }

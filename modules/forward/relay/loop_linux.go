@@ -2,6 +2,7 @@ package relay
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"runtime"
 	"sync"
@@ -111,7 +112,7 @@ func newLoop() (*loop, error) {
 type message struct {
 	to     *flow
 	what   order
-	fd     int
+	addr   net.Addr
 	err    error
 	reason Reason
 }
@@ -119,9 +120,9 @@ type message struct {
 type order uint8
 
 const (
-	orderConnecting order = iota // fd connects to the upstream
-	orderFailed                  // there is no upstream to be reached: err
-	orderCut                     // close, because of reason
+	orderConnect order = iota // to addr
+	orderFail                 // there is no upstream to be reached: err
+	orderCut                  // because of reason
 )
 
 // post leaves a message for the loop's next turn.
@@ -145,10 +146,16 @@ func (l *loop) wake() {
 // watch lets the loop hear of fd. The generation tells a late event for a descriptor that was
 // closed from one for its successor.
 func (l *loop) watch(fd int, generation uint32) error {
-	return unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{
+	event := unix.EpollEvent{
 		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLPRI | unix.EPOLLET,
 		Fd:     int32(fd), Pad: int32(generation),
-	})
+	}
+	_, _, errno := syscall.RawSyscall6(syscall.SYS_EPOLL_CTL, uintptr(l.epoll), unix.EPOLL_CTL_ADD, uintptr(fd),
+		uintptr(unsafe.Pointer(&event)), 0, 0)
+	if errno != 0 {
+		return os.NewSyscallError("epoll_ctl", errno)
+	}
+	return nil
 }
 
 // yieldAfter is how long a loop that always finds something to do keeps its processor.
@@ -209,9 +216,9 @@ func (l *loop) readInbox() {
 		m := &l.letters[i]
 		l.current = m.to
 		switch m.what {
-		case orderConnecting:
-			m.to.connecting(m.fd)
-		case orderFailed:
+		case orderConnect:
+			m.to.connectTo(m.addr)
+		case orderFail:
 			m.to.fail(m.err)
 		case orderCut:
 			m.to.close(m.reason)

@@ -48,52 +48,99 @@ func retried(call func() (uintptr, uintptr, syscall.Errno)) (int, syscall.Errno)
 
 func closeFD(fd int) { _, _, _ = syscall.RawSyscall(syscall.SYS_CLOSE, uintptr(fd), 0, 0) }
 
-// resetOnClose makes close send a RST, and discard what was not sent.
-func resetOnClose(fd int) {
-	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-}
-
 // queuedFD returns how many bytes the peer has not acknowledged yet.
 func queuedFD(fd int) int {
 	n, _ := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
 	return n
 }
 
+// resetOnClose makes close send a RST, and discard what was not sent.
+func resetOnClose(fd int) {
+	setsockopt(fd, unix.SOL_SOCKET, unix.SO_LINGER, unsafe.Pointer(&unix.Linger{Onoff: 1}), unsafe.Sizeof(unix.Linger{}))
+}
+
+func setsockoptInt(fd, level, name int, value int32) {
+	setsockopt(fd, level, name, unsafe.Pointer(&value), unsafe.Sizeof(value))
+}
+
+// setsockopt ignores errors: a socket that does not know an option works without it.
+func setsockopt(fd, level, name int, value unsafe.Pointer, size uintptr) {
+	_, _, _ = syscall.RawSyscall6(syscall.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
+		uintptr(value), size, 0)
+}
+
 // startConnect opens a socket and begins to connect it to addr.
 func startConnect(addr net.Addr) (fd int, err error) {
-	family, to, err := sockaddr(addr)
-	if err != nil {
+	var to rawSockaddr
+	if err := to.set(addr); err != nil {
 		return 0, err
 	}
-	fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, os.NewSyscallError("socket", err)
+	s, _, errno := syscall.RawSyscall(syscall.SYS_SOCKET, uintptr(to.family()),
+		unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if errno != 0 {
+		return 0, os.NewSyscallError("socket", errno)
 	}
-	if family != unix.AF_UNIX {
-		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	if to.family() != unix.AF_UNIX {
+		setsockoptInt(int(s), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	}
-	switch err = unix.Connect(fd, to); err {
-	case nil, unix.EINPROGRESS, unix.EINTR:
-		return fd, nil
+	_, _, errno = syscall.RawSyscall(syscall.SYS_CONNECT, s, uintptr(unsafe.Pointer(&to.any)), to.size)
+	switch errno {
+	case 0, unix.EINPROGRESS, unix.EINTR:
+		return int(s), nil
 	default:
-		closeFD(fd)
-		return 0, err
+		closeFD(int(s))
+		return 0, errno
 	}
 }
 
-func sockaddr(addr net.Addr) (family int, to unix.Sockaddr, err error) {
+// rawSockaddr is an address as the kernel takes it.
+type rawSockaddr struct {
+	any  unix.RawSockaddrAny
+	size uintptr
+}
+
+func (r *rawSockaddr) family() uint16 { return r.any.Addr.Family }
+
+func (r *rawSockaddr) set(addr net.Addr) error {
 	switch a := addr.(type) {
 	case *net.TCPAddr:
+		port := [2]byte{byte(a.Port >> 8), byte(a.Port)}
 		if ip := a.IP.To4(); ip != nil {
-			return unix.AF_INET, &unix.SockaddrInet4{Port: a.Port, Addr: [4]byte(ip)}, nil
+			sa := (*unix.RawSockaddrInet4)(unsafe.Pointer(&r.any))
+			sa.Family, sa.Port, sa.Addr = unix.AF_INET, *(*uint16)(unsafe.Pointer(&port)), [4]byte(ip)
+			r.size = unix.SizeofSockaddrInet4
+			return nil
 		}
 		if ip := a.IP.To16(); ip != nil {
-			return unix.AF_INET6, &unix.SockaddrInet6{Port: a.Port, Addr: [16]byte(ip), ZoneId: zoneID(a.Zone)}, nil
+			sa := (*unix.RawSockaddrInet6)(unsafe.Pointer(&r.any))
+			sa.Family, sa.Port, sa.Addr = unix.AF_INET6, *(*uint16)(unsafe.Pointer(&port)), [16]byte(ip)
+			sa.Scope_id = zoneID(a.Zone)
+			r.size = unix.SizeofSockaddrInet6
+			return nil
 		}
 	case *net.UnixAddr:
-		return unix.AF_UNIX, &unix.SockaddrUnix{Name: a.Name}, nil
+		return r.setUnix(a)
 	}
-	return 0, nil, &net.AddrError{Err: "unexpected address", Addr: addr.String()}
+	return &net.AddrError{Err: "unexpected address", Addr: addr.String()}
+}
+
+// setUnix takes a path, or with a leading @ a name in Linux's abstract namespace (unix(7)).
+func (r *rawSockaddr) setUnix(a *net.UnixAddr) error {
+	sa := (*unix.RawSockaddrUnix)(unsafe.Pointer(&r.any))
+	if len(a.Name) == 0 || len(a.Name) >= len(sa.Path) {
+		return &net.AddrError{Err: "path is empty or too long for a unix socket", Addr: a.Name}
+	}
+	sa.Family = unix.AF_UNIX
+	for i := range len(a.Name) {
+		sa.Path[i] = int8(a.Name[i])
+	}
+	r.size = unsafe.Offsetof(sa.Path) + uintptr(len(a.Name))
+	if a.Name[0] == '@' {
+		sa.Path[0] = 0
+	} else {
+		r.size++ // the terminating zero
+	}
+	return nil
 }
 
 func zoneID(zone string) uint32 {

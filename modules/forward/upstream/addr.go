@@ -77,18 +77,24 @@ func (a Addr) Ports() int {
 	return int(a.LastPort-a.Port) + 1
 }
 
+// Fixed returns the address to dial where there is nothing to look up, for the port that is offset
+// from the first.
+func (a Addr) Fixed(offset int) (addr net.Addr, ok bool) {
+	if a.Network == "unix" {
+		return &net.UnixAddr{Net: a.Network, Name: a.Host}, true
+	}
+	ip, err := netip.ParseAddr(a.Host)
+	if err != nil {
+		return nil, false
+	}
+	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, a.Port+uint16(offset))), true
+}
+
 // Resolve returns all addresses to dial, best first, for the port that is offset from the first. A
 // name is looked up anew each time; ctx bounds that.
 func (a Addr) Resolve(ctx context.Context, offset int) ([]net.Addr, error) {
-	if a.Network == "unix" {
-		return []net.Addr{&net.UnixAddr{Net: a.Network, Name: a.Host}}, nil
-	}
-	if offset >= a.Ports() {
-		return nil, fmt.Errorf("port %d of a range of %d ports", offset+1, a.Ports())
-	}
-	port := a.Port + uint16(offset)
-	if ip, err := netip.ParseAddr(a.Host); err == nil {
-		return []net.Addr{net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, port))}, nil
+	if addr, ok := a.Fixed(offset); ok {
+		return []net.Addr{addr}, nil
 	}
 	host := a.Host
 	if host == "" {
@@ -100,7 +106,7 @@ func (a Addr) Resolve(ctx context.Context, offset int) ([]net.Addr, error) {
 	}
 	addrs := make([]net.Addr, len(ips))
 	for i, ip := range ips {
-		addrs[i] = net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip.Unmap(), port))
+		addrs[i] = net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip.Unmap(), a.Port+uint16(offset)))
 	}
 	return addrs, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -17,6 +18,8 @@ type Upstream struct {
 	Addr Addr
 	// Dynamic means that Name has placeholders, and that each session parses what they expand to.
 	Dynamic bool
+
+	fixed []net.Addr // by offset, where there is nothing to look up
 }
 
 // Pool hands out upstreams in turn (round robin). It is never empty.
@@ -30,7 +33,29 @@ func NewPool(upstreams []Upstream) *Pool {
 	if len(upstreams) == 0 {
 		panic("upstream: empty pool")
 	}
+	for i := range upstreams {
+		upstreams[i].fix()
+	}
 	return &Pool{upstreams: upstreams}
+}
+
+// fix finds out once what need not be found out for each session.
+func (u *Upstream) fix() {
+	if u.Dynamic {
+		return
+	}
+	for offset := range max(u.Addr.Ports(), 1) {
+		addr, ok := u.Addr.Fixed(offset)
+		if !ok {
+			return
+		}
+		u.fixed = append(u.fixed, addr)
+	}
+}
+
+// Dynamic reports whether sessions need [Walk.Expand].
+func (p *Pool) Dynamic() bool {
+	return slices.ContainsFunc(p.upstreams, func(u Upstream) bool { return u.Dynamic })
 }
 
 // Walk is one session's way through the pool.
@@ -72,9 +97,6 @@ func (w *Walk) Current() (name string, addr net.Addr) {
 func (w *Walk) Next(ctx context.Context, failed error) (net.Addr, error) {
 	w.note(failed)
 	for len(w.addrs) == 0 {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
 		if w.tried > w.Retries || w.tried == len(w.pool.upstreams) {
 			return nil, w.errs
 		}
@@ -91,7 +113,13 @@ func (w *Walk) Next(ctx context.Context, failed error) (net.Addr, error) {
 }
 
 func (w *Walk) resolve(ctx context.Context) ([]net.Addr, error) {
-	addr := w.current.Addr
+	addr, offset := w.current.Addr, 0
+	if addr.Ports() > 1 {
+		offset = w.Offset
+	}
+	if fixed := w.current.fixed; fixed != nil {
+		return fixed[offset : offset+1], nil
+	}
 	if w.current.Dynamic {
 		var err error
 		if addr, err = Parse(w.Expand(w.current.Name)); err != nil {
@@ -100,15 +128,7 @@ func (w *Walk) resolve(ctx context.Context) ([]net.Addr, error) {
 		if addr.Ports() > 1 {
 			return nil, errors.New("a placeholder may not expand to a range of ports")
 		}
-		return w.lookup(ctx, addr, 0)
 	}
-	if addr.Ports() > 1 {
-		return w.lookup(ctx, addr, w.Offset)
-	}
-	return w.lookup(ctx, addr, 0)
-}
-
-func (w *Walk) lookup(ctx context.Context, addr Addr, offset int) ([]net.Addr, error) {
 	ctx, cancel := context.WithTimeout(ctx, w.LookupTimeout)
 	defer cancel()
 	return addr.Resolve(ctx, offset)
