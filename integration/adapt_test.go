@@ -21,7 +21,7 @@ import (
 //	what comes out
 //
 // The input is one handler, which the test puts into the only route of a server: in a Caddyfile it begins in line 5. A title that
-// ends with "@ address" sets the server's listen address.
+// ends with "@ address" sets the server's listen address, where that matters.
 type fixture struct{ title, listen, in, out string }
 
 func fixtures(t *testing.T, path, listen string) []fixture {
@@ -80,8 +80,8 @@ func refusal(t *testing.T, status int, answer string) string {
 	return text
 }
 
-// startForFixtures starts a process whose config must survive all that is refused, and returns a free address besides.
-func startForFixtures(t *testing.T) (p *gate.Process, listen string) {
+// startToRefuse starts a process whose config must survive all that is refused, and returns a free address besides.
+func startToRefuse(t *testing.T) (p *gate.Process, listen string) {
 	t.Helper()
 	addr := gate.ReserveAddr(t)
 	p = gate.Start(t, gate.Layer4(gate.Listen(addr, gate.Forward(serve(t, echo)))))
@@ -98,10 +98,15 @@ func startForFixtures(t *testing.T) (p *gate.Process, listen string) {
 // A Caddyfile becomes this JSON.
 func TestAdaptCaddyfile(t *testing.T) {
 	t.Parallel()
-	p, listen := startForFixtures(t)
-	for _, f := range fixtures(t, "adapt/forward.caddyfiletest", listen) {
+	p := gate.Start(t, gate.Layer4(), gate.WithEnv("GATE_HOST", "127.0.0.1"), gate.WithEnv("GATE_PORT", "9"))
+	ports := gate.ReserveRange(t, 3)
+	for _, f := range fixtures(t, "adapt/forward.caddyfiletest", gate.Loopback(ports)) {
+		if f.listen == "3 ports" {
+			f.listen = fmt.Sprintf("127.0.0.1:%d-%d", ports, ports+2)
+		}
 		t.Run(f.title, func(t *testing.T) {
-			status, answer := p.Post("/adapt", "text/caddyfile", f.caddyfile(p))
+			status, answer, err := p.Post("/adapt", "text/caddyfile", f.caddyfile(p))
+			must(t, err)
 			var adapted struct {
 				Result struct {
 					Apps struct {
@@ -124,8 +129,9 @@ func TestAdaptCaddyfile(t *testing.T) {
 			}
 			// What comes out is what the JSON form takes, and starts.
 			f.in = string(handler)
-			if status, answer := p.Post("/adapt", "application/json", f.json(p)); status != http.StatusOK {
-				t.Errorf("the JSON is refused: %s", answer)
+			status, answer, err = p.Post("/load", "application/json", f.json(p))
+			if err != nil || status != http.StatusOK {
+				t.Errorf("the JSON does not start: %s (%v)", answer, err)
 			}
 		})
 	}
@@ -144,10 +150,11 @@ func sameJSON(t *testing.T, a, b []byte) bool {
 // A Caddyfile that is wrong is refused with this text.
 func TestAdaptWrongCaddyfile(t *testing.T) {
 	t.Parallel()
-	p, listen := startForFixtures(t)
+	p, listen := startToRefuse(t)
 	for _, f := range fixtures(t, "adapt/forward-wrong.caddyfiletest", listen) {
 		t.Run(f.title, func(t *testing.T) {
-			status, answer := p.Post("/adapt", "text/caddyfile", f.caddyfile(p))
+			status, answer, err := p.Post("/adapt", "text/caddyfile", f.caddyfile(p))
+			must(t, err)
 			if got := refusal(t, status, answer); got != f.out {
 				t.Errorf("\n got %s\nwant %s", got, f.out)
 			}
@@ -158,10 +165,11 @@ func TestAdaptWrongCaddyfile(t *testing.T) {
 // A Caddyfile that is well-formed and can't work, and JSON that is wrong, are refused with this text when they are loaded.
 func TestLoadWrongConfig(t *testing.T) {
 	t.Parallel()
-	p, listen := startForFixtures(t)
+	p, listen := startToRefuse(t)
 	for _, f := range fixtures(t, "adapt/forward-unloadable.caddyfiletest", listen) {
 		t.Run("Caddyfile "+f.title, func(t *testing.T) {
-			status, answer := p.Post("/load", "text/caddyfile", f.caddyfile(p))
+			status, answer, err := p.Post("/load", "text/caddyfile", f.caddyfile(p))
+			must(t, err)
 			if got := refusal(t, status, answer); got != f.out {
 				t.Errorf("\n got %s\nwant %s", got, f.out)
 			}
@@ -169,7 +177,8 @@ func TestLoadWrongConfig(t *testing.T) {
 	}
 	for _, f := range fixtures(t, "adapt/forward-wrong.jsontest", listen) {
 		t.Run("JSON "+f.title, func(t *testing.T) {
-			status, answer := p.Post("/load", "application/json", f.json(p))
+			status, answer, err := p.Post("/load", "application/json", f.json(p))
+			must(t, err)
 			if got := refusal(t, status, answer); got != f.out {
 				t.Errorf("\n got %s\nwant %s", got, f.out)
 			}
@@ -180,9 +189,10 @@ func TestLoadWrongConfig(t *testing.T) {
 // Every option has a fixture that takes it and, in both forms, one that refuses a wrong value of it.
 func TestFixturesCoverEveryOption(t *testing.T) {
 	t.Parallel()
-	p, listen := startForFixtures(t)
+	p, listen := startToRefuse(t)
 	unknown := fixture{listen: listen, in: "forward {\n\tno_such_option\n}"}
-	status, answer := p.Post("/adapt", "text/caddyfile", unknown.caddyfile(p))
+	status, answer, err := p.Post("/adapt", "text/caddyfile", unknown.caddyfile(p))
+	must(t, err)
 	_, known, found := strings.Cut(refusal(t, status, answer), "expected one of ")
 	known, _, located := strings.Cut(known, ", at Caddyfile")
 	if !found || !located {

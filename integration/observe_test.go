@@ -72,9 +72,7 @@ func TestMetricsCountFailuresAndNameNoClient(t *testing.T) {
 	addr, refuses := gate.ReserveAddr(t), gate.ReserveAddr(t)
 	p := gate.Start(t, gate.Layer4(gate.Listen(addr, gate.Forward(refuses))))
 	for range 3 {
-		client := dial(t, addr)
-		mustReset(t, client)
-		p.WaitSession(port(client))
+		mustBeReset(t, p, addr, "")
 	}
 	metrics := p.Metrics()
 	must(t, equal(metrics, "caddy_portgate_sessions_total", 3, label("listener", addr), label("upstream", refuses), label("status", "502")))

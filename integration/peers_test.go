@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/portgate/caddy-portgate/integration/gate"
 )
 
 // peerTimeout bounds everything that a peer does; no test gets near it unless something hangs.
@@ -165,6 +167,23 @@ func mustReset(t testing.TB, conn net.Conn) {
 	if n, err := io.Copy(io.Discard, conn); n != 0 || !errors.Is(err, syscall.ECONNRESET) {
 		t.Fatalf("got %d bytes and %v, want a reset", n, err)
 	}
+}
+
+// mustBeReset opens a connection that is reset without an answer, and returns its entry in the access log. It has to be the only new
+// connection meanwhile: a reset may come so early that connecting fails with it, and then nobody knows the client's port.
+func mustBeReset(t testing.TB, p *gate.Process, addr, send string) gate.Session {
+	t.Helper()
+	before := len(p.Sessions())
+	conn, err := net.DialTimeout("tcp", addr, peerTimeout)
+	if err == nil {
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(peerTimeout))
+		io.WriteString(conn, send)
+		mustReset(t, conn)
+	} else if !errors.Is(err, syscall.ECONNRESET) {
+		t.Fatal(err)
+	}
+	return p.WaitSessions(before+1, nil)[before]
 }
 
 // reset closes the connection with RST.

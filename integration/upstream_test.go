@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -10,7 +9,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -62,12 +60,10 @@ func TestConnectTimeout(t *testing.T) {
 		addr := gate.ReserveAddr(t)
 		p := gate.Start(t, gate.Layer4(gate.Listen(addr, gate.Forward(dropped).With("connect_timeout", limit.String()))))
 		start := time.Now()
-		client := dial(t, addr)
-		mustReset(t, client)
+		s := mustBeReset(t, p, addr, "")
 		if took := time.Since(start); took < limit || took > limit+tolerance {
 			t.Errorf("the client was reset after %v, want %v to %v", took, limit, limit+tolerance)
 		}
-		s := p.WaitSession(port(client))
 		if s.Status != 504 || s.Reason != "connect_timeout" || s.Upstream != dropped || !strings.Contains(s.Error, "timeout") {
 			t.Errorf("access log: %s", s.Line)
 		}
@@ -116,9 +112,8 @@ func TestRetriesBoundHowManyUpstreamsAreTried(t *testing.T) {
 	answers, addr := serve(t, echo), gate.ReserveAddr(t)
 	forward := gate.Forward(append(refused, answers)...)
 	p := gate.Start(t, gate.Layer4(gate.Listen(addr, forward.With("retries", 2))))
-	client := dial(t, addr) // tries the three that refuse
-	mustReset(t, client)
-	if s := p.WaitSession(port(client)); s.Status != 502 || s.Upstream != refused[2] {
+	// The first connection tries the three that refuse.
+	if s := mustBeReset(t, p, addr, ""); s.Status != 502 || s.Upstream != refused[2] {
 		t.Errorf("access log: %s", s.Line)
 	}
 	p.Load(gate.Layer4(gate.Listen(addr, forward.With("retries", 3))))
@@ -126,7 +121,7 @@ func TestRetriesBoundHowManyUpstreamsAreTried(t *testing.T) {
 		must(t, oneRequest(addr))
 	}
 	p.Load(gate.Layer4(gate.Listen(addr, gate.Forward(refused[0], answers).With("retries", 0))))
-	mustReset(t, dial(t, addr))
+	mustBeReset(t, p, addr, "")
 	must(t, oneRequest(addr))
 }
 
@@ -134,15 +129,13 @@ func TestClientIsResetAtOnceWhereNothingIsReachable(t *testing.T) {
 	t.Parallel()
 	refuses, addr := gate.ReserveAddr(t), gate.ReserveAddr(t)
 	p := gate.Start(t, gate.Layer4(gate.Listen(addr, gate.Forward(refuses))))
-	for name, speaks := range map[string]bool{"client waits": false, "client has sent": true} {
+	for name, hello := range map[string]string{"client waits": "", "client has sent": "hello"} {
 		t.Run(name, func(t *testing.T) {
-			client := dial(t, addr)
-			if speaks {
-				client.Write([]byte("hello"))
+			start := time.Now()
+			s := mustBeReset(t, p, addr, hello)
+			if took := time.Since(start); took > tolerance {
+				t.Errorf("the client was reset after %v", took)
 			}
-			client.SetReadDeadline(time.Now().Add(time.Second))
-			mustReset(t, client)
-			s := p.WaitSession(port(client))
 			if s.Status != 502 || s.Reason != "connect_failed" || s.Upstream != refuses || !strings.Contains(s.Error, "connection refused") {
 				t.Errorf("access log: %s", s.Line)
 			}
@@ -214,9 +207,7 @@ func TestHostNameThatDoesNotResolve(t *testing.T) {
 	file.set(t) // with no DNS server to ask either, in the reserved top-level domain .invalid (RFC 6761)
 	addr := gate.ReserveAddr(t)
 	p := gate.Start(t, gate.Layer4(gate.Listen(addr, gate.Forward("nowhere.invalid:80"))), gate.WithHosts(string(file)))
-	client := dial(t, addr)
-	mustReset(t, client)
-	if s := p.WaitSession(port(client)); s.Status != 502 && s.Status != 504 || !strings.Contains(s.Error, "nowhere.invalid") {
+	if s := mustBeReset(t, p, addr, ""); s.Status != 502 && s.Status != 504 || !strings.Contains(s.Error, "nowhere.invalid") {
 		t.Errorf("access log: %s", s.Line)
 	}
 }
@@ -307,8 +298,7 @@ func TestUnixSocketUpstream(t *testing.T) {
 	}
 
 	ln.Close() // removes the socket
-	client = dial(t, addr)
-	if _, err := client.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("without a server: got %v, want a reset", err)
+	if s := mustBeReset(t, p, addr, ""); s.Status != 502 || s.Upstream != "unix/"+path && s.Upstream != path {
+		t.Errorf("without a server: access log: %s", s.Line)
 	}
 }

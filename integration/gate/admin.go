@@ -3,6 +3,7 @@ package gate
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,14 +11,29 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
 // adminTimeout bounds one request; a reload that waits for something that never comes would hang for good.
 const adminTimeout = 20 * time.Second
 
-// do sends one request on a connection of its own, so that no idle connection disturbs the counts of goroutines and descriptors.
-func (p *Process) do(method, path, contentType string, body []byte) (int, string, error) {
+// attempts is how often a request is sent. Caddy replaces its admin server with every config that it loads, and a connection that still
+// reached the one before is dropped without an answer.
+const attempts = 5
+
+func (p *Process) do(method, path, contentType string, body []byte) (status int, answer string, err error) {
+	for range attempts {
+		status, answer, err = p.try(method, path, contentType, body)
+		if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+			break
+		}
+	}
+	return status, answer, err
+}
+
+// try sends one request on a connection of its own, so that no idle connection disturbs the counts of goroutines and descriptors.
+func (p *Process) try(method, path, contentType string, body []byte) (int, string, error) {
 	client := http.Client{Timeout: adminTimeout, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -59,13 +75,8 @@ func (p *Process) MustGet(path string) string {
 }
 
 // Post sends body (a content type such as text/caddyfile says what it is) and returns status and answer.
-func (p *Process) Post(path, contentType string, body []byte) (int, string) {
-	p.tb.Helper()
-	status, answer, err := p.do(http.MethodPost, path, contentType, body)
-	if err != nil {
-		p.tb.Fatalf("POST %s: %v", path, err)
-	}
-	return status, answer
+func (p *Process) Post(path, contentType string, body []byte) (status int, answer string, err error) {
+	return p.do(http.MethodPost, path, contentType, body)
 }
 
 // Load replaces the config, also by one that is equal to it.

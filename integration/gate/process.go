@@ -231,7 +231,7 @@ func (p *Process) Stop() {
 func (p *Process) checkOutput() {
 	p.tb.Helper()
 	output := p.Output()
-	for _, sign := range []string{"WARNING: DATA RACE", "panic:", "fatal error:"} {
+	for _, sign := range []string{"WARNING: DATA RACE", "panic:", "panic serving", "fatal error:"} {
 		if at := strings.Index(output, sign); at >= 0 {
 			p.tb.Errorf("the process reported %q:\n%s", sign, head(output[at:], 80))
 		}
