@@ -63,9 +63,9 @@ type half struct {
 	noSplice bool // the kernel refused
 	streak   int8 // large reads, or small splices, in a row
 
-	left   leftover // what could not be sent
-	pipe   *pipe    // what could not be sent, or nothing
-	filled int      // bytes in pipe
+	left   *leftover // what could not be sent
+	pipe   *pipe     // what could not be sent, or nothing
+	filled int       // bytes in pipe
 }
 
 var generations atomic.Uint32
@@ -379,7 +379,7 @@ func (f *flow) discard(h *half) {
 	if h.fd < len(f.loop.halves) && f.loop.halves[h.fd] == h {
 		f.loop.halves[h.fd] = nil
 	}
-	h.left.drop()
+	h.dropLeft()
 	h.releasePipe()
 	closeFD(h.fd)
 	*h = half{}

@@ -2,7 +2,7 @@ package relay
 
 import "sync"
 
-// leftover holds a copy of what a socket did not take, until it does.
+// leftover holds a copy of what a socket did not take, until it does. Most sockets never have one.
 type leftover struct {
 	data  []byte // to be sent
 	small *[bufferSize]byte
@@ -11,32 +11,34 @@ type leftover struct {
 
 var largeBuffers = sync.Pool{New: func() any { return new([loopBuffer]byte) }}
 
-// keep copies b, which is not longer than a loop's buffer.
-func (l *leftover) keep(b []byte) {
+// keepLeft copies b, which is not longer than a loop's buffer, to be sent to h later.
+func (h *half) keepLeft(b []byte) {
+	borrowed.Add(1)
 	if len(b) <= bufferSize {
-		l.small = borrow()
-		l.data = l.small[:copy(l.small[:], b)]
+		small := buffers.Get().(*[bufferSize]byte)
+		h.left = &leftover{small: small, data: small[:copy(small[:], b)]}
 		return
 	}
-	borrowed.Add(1)
-	l.large = largeBuffers.Get().(*[loopBuffer]byte)
-	l.data = l.large[:copy(l.large[:], b)]
+	large := largeBuffers.Get().(*[loopBuffer]byte)
+	h.left = &leftover{large: large, data: large[:copy(large[:], b)]}
 }
 
-// sent drops the first n bytes.
-func (l *leftover) sent(n int) {
-	if l.data = l.data[n:]; len(l.data) == 0 {
-		l.drop()
+// sentLeft drops the first n bytes.
+func (h *half) sentLeft(n int) {
+	if h.left.data = h.left.data[n:]; len(h.left.data) == 0 {
+		h.dropLeft()
 	}
 }
 
-func (l *leftover) drop() {
-	if l.small != nil {
-		giveBack(l.small)
+func (h *half) dropLeft() {
+	if h.left == nil {
+		return
 	}
-	if l.large != nil {
-		borrowed.Add(-1)
-		largeBuffers.Put(l.large)
+	borrowed.Add(-1)
+	if h.left.small != nil {
+		buffers.Put(h.left.small)
+	} else {
+		largeBuffers.Put(h.left.large)
 	}
-	*l = leftover{}
+	h.left = nil
 }

@@ -8,7 +8,7 @@ import (
 )
 
 // waits reports whether there is something that could not be sent yet.
-func (h *half) waits() bool { return len(h.left.data) > 0 || h.filled > 0 }
+func (h *half) waits() bool { return h.left != nil || h.filled > 0 }
 
 // resetOf names the reason for which h has gone.
 func (f *flow) resetOf(h *half) Reason {
@@ -68,7 +68,7 @@ func (f *flow) send(dst *half, b []byte, moved *atomic.Int64) {
 	case errno == 0 && n == len(b):
 	case errno == 0 || errno == unix.EAGAIN:
 		dst.writable = false
-		dst.left.keep(b[max(n, 0):])
+		dst.keepLeft(b[max(n, 0):])
 	default:
 		f.lost(dst)
 	}
@@ -80,7 +80,7 @@ func (f *flow) flush(dst *half, moved *atomic.Int64) bool {
 		return true
 	}
 	if dst.gone {
-		dst.left.drop()
+		dst.dropLeft()
 		dst.releasePipe()
 		return true
 	}
@@ -89,7 +89,7 @@ func (f *flow) flush(dst *half, moved *atomic.Int64) bool {
 	}
 	var n int
 	var errno syscall.Errno
-	if len(dst.left.data) > 0 {
+	if dst.left != nil {
 		n, errno = sendFD(dst.fd, dst.left.data)
 	} else {
 		n, errno = spliceFD(dst.pipe.r, dst.fd, dst.filled)
@@ -97,8 +97,8 @@ func (f *flow) flush(dst *half, moved *atomic.Int64) bool {
 	if n > 0 {
 		moved.Add(int64(n))
 		f.touch(f.age())
-		if len(dst.left.data) > 0 {
-			dst.left.sent(n)
+		if dst.left != nil {
+			dst.sentLeft(n)
 		} else {
 			f.spliced.Add(int64(n))
 			dst.filled -= n
