@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -21,6 +22,12 @@ var examples = map[string]func(t *testing.T, addr func(port int) string){
 		direct := mustGetPage(t, addr(9000))
 		if forwarded := mustGetPage(t, addr(8080)); forwarded != direct || direct == "" {
 			t.Errorf("through the port: %q, from the site: %q", forwarded, direct)
+		}
+	},
+	"forward": func(t *testing.T, addr func(port int) string) {
+		port := addr(8080)
+		if pages := []string{mustGetPage(t, port), mustGetPage(t, port)}; !slices.Contains(pages, "first") || !slices.Contains(pages, "second") {
+			t.Errorf("two requests were answered by %q: expected both upstreams in turn", pages)
 		}
 	},
 }
