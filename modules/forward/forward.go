@@ -92,7 +92,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	upstreams, err := parseUpstreams(h.To)
 	if err != nil {
-		return err
+		return fmt.Errorf("to: %w", err)
 	}
 	if h.ports, err = matchPorts(upstreams, listenAddrs(ctx, h.canonical)); err != nil {
 		return fmt.Errorf("to: %w", err)
@@ -116,8 +116,11 @@ func parseUpstreams(to []string) ([]upstream.Upstream, error) {
 			continue
 		}
 		addr, err := upstream.Parse(known)
-		if err != nil {
-			return nil, fmt.Errorf("to: %w", err)
+		switch {
+		case err != nil && known != name:
+			return nil, fmt.Errorf("%q, which is %w", name, err)
+		case err != nil:
+			return nil, err
 		}
 		upstreams[i].Addr = addr
 	}

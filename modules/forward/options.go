@@ -15,7 +15,7 @@ import (
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
 )
 
-var errNoUpstream = errors.New("to: expected at least one upstream, such as 127.0.0.1:9000")
+var errNoUpstream = errors.New("expected at least one upstream, such as 127.0.0.1:9000")
 
 // Defaults of the options that have one other than zero.
 const (
@@ -46,8 +46,8 @@ func (h *Handler) applyDefaults() error {
 			return fmt.Errorf("timeouts: %w", err)
 		}
 	}
-	if err := checkConnectTimeout(h.ConnectTimeout); err != nil {
-		return fmt.Errorf("connect_timeout: %w", err)
+	if h.ConnectTimeout != nil && *h.ConnectTimeout == 0 {
+		return fmt.Errorf("connect_timeout: %w", errNoConnectTimeout("0s"))
 	}
 	limits := presets[h.Timeouts]
 	override(&limits.Connect, h.ConnectTimeout)
@@ -98,10 +98,10 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 		value("connect_timeout", func(arg string) error {
 			parsed, err := caddyfile.ParseDuration(arg)
 			h.ConnectTimeout = &parsed
-			if err != nil {
-				return err
+			if err == nil && parsed == 0 {
+				err = errNoConnectTimeout(arg)
 			}
-			return checkConnectTimeout(&parsed)
+			return err
 		}),
 		duration("idle_timeout", &h.IdleTimeout),
 		duration("half_close_timeout", &h.HalfCloseTimeout),
@@ -123,7 +123,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 		return err
 	}
 	if len(h.To) == 0 {
-		return d.WrapErr(errNoUpstream)
+		return d.Errf("to: %w", errNoUpstream)
 	}
 	return nil
 }
@@ -160,11 +160,9 @@ func checkPreset(name string) error {
 	return nil
 }
 
-func checkConnectTimeout(option *caddy.Duration) error {
-	if option != nil && *option == 0 {
-		return errors.New(`"0s": expected a duration of more than 0`)
-	}
-	return nil
+// errNoConnectTimeout: every wait for a server has to end.
+func errNoConnectTimeout(value string) error {
+	return fmt.Errorf("%q: expected a duration of more than 0", value)
 }
 
 // UnmarshalJSON decodes the options and refuses unknown ones.
