@@ -303,7 +303,8 @@ func TestProgramsIperf3(t *testing.T) {
 	_, serverPort, _ := net.SplitHostPort(addr)
 	server(t, addr, exec.Command(iperf, "-s", "-B", "127.0.0.1", "-p", serverPort))
 	_, host, port := throughGate(t, addr)
-	for name, direction := range map[string][]string{"up": nil, "down": {"-R"}, "both": {"--bidir"}, "4 streams": {"-P", "4"}} {
+	// Not --bidir: it tells its two connections apart by the order in which they arrive, which no proxy promises.
+	for name, direction := range map[string][]string{"up": nil, "down": {"-R"}, "4 streams up": {"-P", "4"}, "4 streams down": {"-R", "-P", "4"}} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), peerTimeout)
 			defer cancel()

@@ -19,7 +19,7 @@ func TestReloadsUnderLoadLoseNoConnection(t *testing.T) {
 		clients       = 16
 		wantPerSecond = 2000
 		// A reload for every so many connections: each of them meets the full load.
-		perReload = 100
+		perReload = 200
 	)
 	addr := gate.ReserveAddr(t)
 	upstream := serve(t, echo)

@@ -7,7 +7,7 @@
 // the process stops on SIGTERM with exit code 0 and has reported no data race and no panic.
 //
 // Ports are reserved, not guessed: ReservePort binds a socket that never listens and keeps it for the whole test. The kernel gives such a
-// port to nobody else, neither to a listener on port 0 nor as a client's port, yet lets the process listen on it because both
+// port to nobody else, neither to a listener nor as a client's port, yet lets the process listen on it because both
 // sides set SO_REUSEADDR (which Go and every server that the tests use do). A reserved port on which nobody listens refuses connections.
 //
 // Nothing in here sleeps to let something happen: Eventually waits for a condition and fails with what was last seen.

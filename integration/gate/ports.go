@@ -2,13 +2,16 @@ package gate
 
 import (
 	"context"
+	"math/rand/v2"
 	"net"
-	"slices"
 	"strconv"
-	"sync"
 	"syscall"
 	"testing"
 )
+
+// Ports are looked for below Linux's default range of client ports (32768 and up). In that one, the thousands of connections of
+// a load test leave hardly two free ports in a row for the minute that they stay in TIME_WAIT.
+const lowestPort, highestPort = 12000, 32000
 
 // ReservePort returns a TCP port that nobody else gets until the test is over. See the package comment.
 func ReservePort(tb testing.TB) int {
@@ -19,9 +22,10 @@ func ReservePort(tb testing.TB) int {
 // ReserveRange reserves n ports in a row and returns the first.
 func ReserveRange(tb testing.TB, n int) int {
 	tb.Helper()
-	const attempts = 100 // each needs n-1 further ports to be free, which few listeners ever take
+	const attempts = 1000 // a handful is needed where some ports are in use
 	for range attempts {
-		if first, ok := reserveRange(tb, n); ok {
+		first := lowestPort + rand.IntN(highestPort-lowestPort-n)
+		if reserveRange(tb, first, n) {
 			return first
 		}
 	}
@@ -29,78 +33,40 @@ func ReserveRange(tb testing.TB, n int) int {
 	return 0
 }
 
-func reserveRange(tb testing.TB, n int) (int, bool) {
+func reserveRange(tb testing.TB, first, n int) bool {
 	tb.Helper()
-	first, release, err := reserve(0)
-	if err != nil {
-		tb.Fatalf("reserving a port: %v", err)
-	}
-	releases := []func(){release}
-	for port := first + 1; port < first+n; port++ {
-		_, release, err := reserve(port)
-		if err != nil {
-			for _, release := range releases {
-				release()
-			}
-			return 0, false
-		}
-		releases = append(releases, release)
-	}
-	for _, release := range releases {
-		tb.Cleanup(release)
-	}
-	return first, true
-}
-
-// reserved are the ports that this process holds: with SO_REUSEADDR on both sockets the kernel would give one out twice.
-var reserved = struct {
-	sync.Mutex
-	ports map[int]bool
-}{ports: make(map[int]bool)}
-
-// reserve binds port (0: one that the kernel picks) on 127.0.0.1 without listening on it.
-func reserve(port int) (int, func(), error) {
-	reserved.Lock()
-	defer reserved.Unlock()
-	if reserved.ports[port] {
-		return 0, nil, syscall.EADDRINUSE
-	}
-	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, nil, err
-	}
-	port, err = bind(fd, port)
-	if err != nil {
-		syscall.Close(fd)
-		return 0, nil, err
-	}
-	reserved.ports[port] = true
+	var reserved []int
 	release := func() {
-		reserved.Lock()
-		defer reserved.Unlock()
-		delete(reserved.ports, port)
-		syscall.Close(fd)
-	}
-	return port, release, nil
-}
-
-func bind(fd, port int) (int, error) {
-	addr := &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}
-	share := func() error { return syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1) }
-	steps := []func() error{share, func() error { return syscall.Bind(fd, addr) }}
-	if port == 0 {
-		slices.Reverse(steps) // or the kernel would pick a port that somebody shares
-	}
-	for _, step := range steps {
-		if err := step(); err != nil {
-			return 0, err
+		for _, fd := range reserved {
+			syscall.Close(fd)
 		}
 	}
-	name, err := syscall.Getsockname(fd)
+	for port := first; port < first+n; port++ {
+		fd, err := reserve(port)
+		if err != nil {
+			release()
+			return false
+		}
+		reserved = append(reserved, fd)
+	}
+	tb.Cleanup(release)
+	return true
+}
+
+// reserve binds a port of 127.0.0.1 without listening on it, and returns the descriptor that holds it.
+func reserve(port int) (fd int, err error) {
+	fd, err = syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return 0, err
 	}
-	return name.(*syscall.SockaddrInet4).Port, nil
+	// Set before the bind, SO_REUSEADDR would let this take a port that another reservation holds.
+	if err = syscall.Bind(fd, &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); err == nil {
+		err = syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1)
+	}
+	if err != nil {
+		syscall.Close(fd)
+	}
+	return fd, err
 }
 
 // Loopback returns 127.0.0.1:port.
