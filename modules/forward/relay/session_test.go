@@ -181,19 +181,33 @@ func send(w io.Writer, seed byte, n int64) error {
 	return err
 }
 
-// receive reads from r until it ends or n bytes have come, and compares each with data.
-func receive(r io.Reader, seed byte, n int64) (got int64, err error) {
-	want, buf, expected := rand.NewChaCha8([32]byte{seed}), make([]byte, 256<<10), make([]byte, 256<<10)
-	for got < n && err == nil {
-		var m int
-		m, err = r.Read(buf[:min(int64(len(buf)), n-got)])
-		_, _ = want.Read(expected[:m])
-		if !bytes.Equal(buf[:m], expected[:m]) {
-			return got, fmt.Errorf("%d bytes after byte %d differ", m, got)
-		}
-		got += int64(m)
+// inflow compares what arrives with data.
+type inflow struct {
+	from      io.Reader
+	want      *rand.ChaCha8
+	got       int64
+	buf, same []byte
+}
+
+func receiver(from io.Reader, seed byte) *inflow {
+	return &inflow{from: from, want: rand.NewChaCha8([32]byte{seed})}
+}
+
+// read reads until the stream ends or n more bytes have come.
+func (in *inflow) read(n int64) (err error) {
+	if size := min(n, 256<<10); int64(len(in.buf)) < size {
+		in.buf, in.same = make([]byte, size), make([]byte, size)
 	}
-	return got, err
+	for end := in.got + n; in.got < end && err == nil; {
+		var m int
+		m, err = in.from.Read(in.buf[:min(int64(len(in.buf)), end-in.got)])
+		_, _ = in.want.Read(in.same[:m])
+		if !bytes.Equal(in.buf[:m], in.same[:m]) {
+			return fmt.Errorf("%d bytes after byte %d differ", m, in.got)
+		}
+		in.got += int64(m)
+	}
+	return err
 }
 
 // mustSend and mustReceive are for what has to go well.
@@ -206,8 +220,14 @@ func (s *session) mustSend(w io.Writer, seed byte, n int64) {
 
 func (s *session) mustReceive(r io.Reader, seed byte, n int64) {
 	s.Helper()
-	if got, err := receive(r, seed, n); got != n || err != nil {
-		s.Errorf("received %d of %d bytes: %v", got, n, err)
+	s.mustRead(receiver(r, seed), n)
+}
+
+func (s *session) mustRead(in *inflow, n int64) {
+	s.Helper()
+	before := in.got
+	if err := in.read(n); err != nil || in.got != before+n {
+		s.Errorf("received %d of %d bytes: %v", in.got-before, n, err)
 	}
 }
 
