@@ -11,16 +11,20 @@ type leftover struct {
 
 var largeBuffers = sync.Pool{New: func() any { return new([loopBuffer]byte) }}
 
-// keepLeft copies b, which is not longer than a loop's buffer, to be sent to h later.
+// keepLeft copies b, to be sent to h later. Only what was prefetched may be longer than a loop's buffer; it
+// is the relay's own and needs no copy.
 func (h *half) keepLeft(b []byte) {
 	borrowed.Add(1)
-	if len(b) <= bufferSize {
+	switch {
+	case len(b) <= bufferSize:
 		small := buffers.Get().(*[bufferSize]byte)
 		h.left = &leftover{small: small, data: small[:copy(small[:], b)]}
-		return
+	case len(b) <= loopBuffer:
+		large := largeBuffers.Get().(*[loopBuffer]byte)
+		h.left = &leftover{large: large, data: large[:copy(large[:], b)]}
+	default:
+		h.left = &leftover{data: b}
 	}
-	large := largeBuffers.Get().(*[loopBuffer]byte)
-	h.left = &leftover{large: large, data: large[:copy(large[:], b)]}
 }
 
 // sentLeft drops the first n bytes.
@@ -35,9 +39,10 @@ func (h *half) dropLeft() {
 		return
 	}
 	borrowed.Add(-1)
-	if h.left.small != nil {
+	switch {
+	case h.left.small != nil:
 		buffers.Put(h.left.small)
-	} else {
+	case h.left.large != nil:
 		largeBuffers.Put(h.left.large)
 	}
 	h.left = nil

@@ -66,7 +66,8 @@ type Config struct {
 	// Client is the accepted connection.
 	Client net.Conn
 
-	// Prefetched was read from Client before and is sent to the upstream first.
+	// Prefetched was read from Client before and is sent to the upstream first. It is the relay's from
+	// Run on.
 	Prefetched []byte
 
 	// Next gives the address to connect to: a *net.TCPAddr or a *net.UnixAddr. It is called again
