@@ -36,6 +36,7 @@ type loop struct {
 	letters []message // the inbox of this turn
 	halves  []*half   // by descriptor
 	ready   []*flow   // had more to move than a turn allows
+	serving []*flow   // the same, of the last turn
 	ended   []*flow   // of this turn
 	wheel   wheel
 	current *flow // for the stack of a panic
@@ -45,8 +46,9 @@ type loop struct {
 	buffer  [loopBuffer]byte
 }
 
-// loopBuffer is as much as one read takes. A loop has one, so it can be large.
-const loopBuffer = 128 << 10
+// loopBuffer is as much as one read takes. What a socket does not take of it is kept until it does, so
+// this is also what a session whose peer does not read holds. Larger reads are left to splice.
+const loopBuffer = 64 << 10
 
 // epoch is what loops count time from.
 var epoch = time.Now()
@@ -257,19 +259,13 @@ func (l *loop) dispatch() {
 
 // runReady gives each flow that has more to move one more turn.
 func (l *loop) runReady() {
-	ready := l.ready
-	l.ready = nil
-	for _, f := range ready {
+	l.serving, l.ready = l.ready, l.serving[:0]
+	for _, f := range l.serving {
 		f.queued = false
-	}
-	for _, f := range ready {
 		l.current = f
 		f.step(nil)
 	}
-	if l.ready == nil {
-		l.ready = ready[:0]
-	}
-	clear(ready[len(l.ready):])
+	clear(l.serving)
 }
 
 func (l *loop) expire(f *flow) {

@@ -118,7 +118,7 @@ func (f *flow) spliceIn(src, dst *half) int {
 	if dst.pipe == nil {
 		p, err := takePipe()
 		if err != nil {
-			src.bulk, src.noSplice = false, true
+			src.bulk, src.streak = false, 0 // there may be one later
 			return 0
 		}
 		dst.pipe = p
@@ -147,10 +147,6 @@ func (h *half) releasePipe() {
 	if h.pipe == nil {
 		return
 	}
-	if h.filled > 0 {
-		h.pipe.close()
-	} else {
-		pipes.Put(h.pipe)
-	}
+	h.pipe.giveBack(h.filled == 0)
 	h.pipe, h.filled = nil, 0
 }

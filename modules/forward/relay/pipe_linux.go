@@ -1,34 +1,59 @@
 package relay
 
 import (
+	"errors"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
 
-// pipeSize is how much one splice may move: large enough to save calls, small enough that the
-// 64 MiB that fs.pipe-user-pages-soft allows an unprivileged user serve 256 streams at once.
-// Beyond that the kernel refuses to enlarge a pipe, and it keeps its 64 KiB or less.
-const pipeSize = 256 << 10
+// pipeSize is how much one splice may move: large enough to save calls. maxPipes of them are what
+// fs.pipe-user-pages-soft allows an unprivileged user (64 MiB), and what peers that read nothing can
+// hold. While all are taken, further bulk goes through buffers.
+const (
+	pipeSize = 256 << 10
+	maxPipes = 256
+)
 
 type pipe struct{ r, w int }
 
-// pipes outlive a stream's pause and go with the next garbage collections.
-var pipes sync.Pool
+// idlePipes are for the next stream, and go with the next garbage collections.
+var idlePipes sync.Pool
+
+// pipesTaken counts the pipes that are out.
+var pipesTaken atomic.Int64
+
+var errNoPipe = errors.New("all pipes are taken")
 
 func takePipe() (*pipe, error) {
-	if p, ok := pipes.Get().(*pipe); ok {
+	if pipesTaken.Add(1) > maxPipes {
+		pipesTaken.Add(-1)
+		return nil, errNoPipe
+	}
+	if p, ok := idlePipes.Get().(*pipe); ok {
 		return p, nil
 	}
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		pipesTaken.Add(-1)
 		return nil, err
 	}
 	_, _ = unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
 	p := &pipe{fds[0], fds[1]}
 	runtime.SetFinalizer(p, (*pipe).close)
 	return p, nil
+}
+
+// giveBack keeps an empty pipe for the next stream; another can't be used again.
+func (p *pipe) giveBack(empty bool) {
+	pipesTaken.Add(-1)
+	if empty {
+		idlePipes.Put(p)
+	} else {
+		p.close()
+	}
 }
 
 func (p *pipe) close() {

@@ -63,9 +63,11 @@ func (p *pump) splice() (fin bool, err error) {
 			return false, err
 		}
 		switch {
-		case s.err == unix.EINVAL || s.err == unix.EMFILE || s.err == unix.ENFILE:
+		case s.err == unix.EINVAL:
 			p.noSplice = true // from now on through buffers
 			return false, nil
+		case s.pipe == nil:
+			return false, nil // through buffers until there is a pipe
 		case s.err != nil:
 			return false, s.err
 		case s.filled == 0:
@@ -131,10 +133,6 @@ func (s *splicer) release() {
 	if s.pipe == nil {
 		return
 	}
-	if s.filled > 0 {
-		s.pipe.close()
-	} else {
-		pipes.Put(s.pipe)
-	}
+	s.pipe.giveBack(s.filled == 0)
 	s.pipe = nil
 }
