@@ -91,7 +91,7 @@ func TestForwardCommandRefusesWrongFlags(t *testing.T) {
 		"wrong port":        {[]string{"--from", ":1", "--to", "a:0"}, `--to: "a:0": port "0": expected a number from 1 to 65535`},
 		"wrong duration":    {[]string{"--from", ":1", "--to", "a:9", "--idle-timeout", "5x"}, `--idle-timeout: "5x": expected a duration such as 30s`},
 		"negative duration": {[]string{"--from", ":1", "--to", "a:9", "--idle-timeout", "-1s"}, `--idle-timeout: "-1s": expected a duration of 0 or more`},
-		"range on one side": {[]string{"--from", "127.0.0.1:1-3", "--to", "a:9"}, `to: "a:9"`},
+		"range on one side": {[]string{"--from", "127.0.0.1:1-3", "--to", "a:9"}, `--to: "a:9": expected a range of 3 ports`},
 		"unknown flag":      {[]string{"--form", ":1"}, "unknown flag: --form"},
 		"port in use":       {[]string{"--from", taken, "--to", "a:9"}, "address already in use"},
 		"unexpected value":  {[]string{"8080", "--from", ":1", "--to", "a:9"}, `"8080"`},

@@ -47,7 +47,7 @@ func keepMoving(t *testing.T, from, to *net.TCPConn, every, total time.Duration)
 func TestIdleTimeoutEndsBothSides(t *testing.T) {
 	t.Parallel()
 	const limit = time.Second
-	forward := func(upstream string) gate.JSON { return gate.Forward(upstream).With("idle_timeout", limit.String()) }
+	// Each returns when the last byte moved.
 	cases := map[string]func(t *testing.T, client, upstream *net.TCPConn) time.Time{
 		"no byte ever": func(*testing.T, *net.TCPConn, *net.TCPConn) time.Time { return time.Now() },
 		"data from the client resets it": func(t *testing.T, client, upstream *net.TCPConn) time.Time {
@@ -60,19 +60,41 @@ func TestIdleTimeoutEndsBothSides(t *testing.T) {
 	for name, move := range cases {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			upstreamAddr, accepted := accepting(t)
-			addr := gate.ReserveAddr(t)
-			p := gate.Start(t, gate.Layer4(gate.Listen(addr, forward(upstreamAddr))))
-			before := time.Now()
-			client, upstream := pair(t, addr, accepted)
-			last := move(t, client, upstream)
-			if name == "no byte ever" {
-				last = before
-			}
-			mustEndAfter(t, last, limit, client, upstream)
-			mustHaveEnded(t, p, client, "idle_timeout")
+			onEachNetwork(t, func(t *testing.T, network string) {
+				p, client, upstream := startPair(t, network, gate.JSON{"idle_timeout": limit.String()})
+				mustEndAfter(t, move(t, client, upstream), limit, client, upstream)
+				mustHaveEnded(t, p, client, "idle_timeout")
+			})
 		})
 	}
+}
+
+// A client that takes nothing, with an upstream that waits to send, is as silent as one that is gone.
+func TestIdleTimeoutEndsASessionWhoseReaderIsStuck(t *testing.T) {
+	t.Parallel()
+	const limit = time.Second
+	onEachNetwork(t, func(t *testing.T, network string) {
+		p, client, upstream := startPair(t, network, gate.JSON{"idle_timeout": limit.String()})
+		last, err := sendUntilError(upstream)
+		if took := time.Since(last); took > limit+tolerance || isTimeout(err) {
+			t.Errorf("the upstream's connection ended %v after it got stuck (%v), want at most %v", took, err, limit+tolerance)
+		}
+		mustHaveEnded(t, p, client, "idle_timeout")
+	})
+}
+
+// sendUntilError returns when the last bytes were taken, and why no more were.
+func sendUntilError(conn *net.TCPConn) (last time.Time, err error) {
+	for err == nil {
+		last = time.Now()
+		_, err = conn.Write(make([]byte, 4<<10))
+	}
+	return last, err
+}
+
+func isTimeout(err error) bool {
+	var timeout net.Error
+	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
 // mustHaveEnded requires this reason in the access log.
@@ -86,28 +108,27 @@ func mustHaveEnded(t *testing.T, p *gate.Process, client net.Conn, reason string
 func TestHalfCloseTimeoutEndsBothSides(t *testing.T) {
 	t.Parallel()
 	const limit = time.Second
-	forward := func(upstream string) gate.JSON {
-		return gate.Forward(upstream).With("half_close_timeout", limit.String())
-	}
 	for _, finisher := range []string{"client", "upstream"} {
 		t.Run("after the "+finisher+"'s FIN", func(t *testing.T) {
 			t.Parallel()
-			p, client, upstream := startPair(t, forward)
-			first, other := client, upstream
-			if finisher == "upstream" {
-				first, other = upstream, client
-			}
-			mustWrite(t, first, "x")
-			mustRead(t, other, "x")
-			must(t, first.CloseWrite())
-			if n, err := other.Read(make([]byte, 1)); n != 0 || err != io.EOF {
-				t.Fatalf("got %d bytes and %v, want a FIN", n, err)
-			}
-			// The limit is a silence: data in the open direction goes on for longer.
-			last := keepMoving(t, other, first, limit/4, 2*limit)
-			mustEndAfter(t, last, limit, first)
-			mustRefuseWrites(t, other, tolerance)
-			mustHaveEnded(t, p, client, "idle_timeout")
+			onEachNetwork(t, func(t *testing.T, network string) {
+				p, client, upstream := startPair(t, network, gate.JSON{"half_close_timeout": limit.String()})
+				first, other := client, upstream
+				if finisher == "upstream" {
+					first, other = upstream, client
+				}
+				mustWrite(t, first, "x")
+				mustRead(t, other, "x")
+				must(t, first.CloseWrite())
+				if n, err := other.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+					t.Fatalf("got %d bytes and %v, want a FIN", n, err)
+				}
+				// The limit is a silence: data in the open direction goes on for longer.
+				last := keepMoving(t, other, first, limit/4, 2*limit)
+				mustEndAfter(t, last, limit, first)
+				mustRefuseWrites(t, other, tolerance)
+				mustHaveEnded(t, p, client, "idle_timeout")
+			})
 		})
 	}
 }
@@ -123,39 +144,33 @@ func mustRefuseWrites(t *testing.T, conn net.Conn, timeout time.Duration) {
 	})
 }
 
-func TestNoLimitEndsASessionBeforeItsTime(t *testing.T) {
+func TestZeroIsNoLimit(t *testing.T) {
 	t.Parallel()
-	_, client, upstream := startPair(t, func(upstream string) gate.JSON {
-		return gate.Forward(upstream).With("idle_timeout", "0s").With("half_close_timeout", "0s").With("max_lifetime", "0s")
+	onEachNetwork(t, func(t *testing.T, network string) {
+		_, client, upstream := startPair(t, network, gate.JSON{"idle_timeout": "0s", "half_close_timeout": "0s", "max_lifetime": "0s"})
+		must(t, client.CloseWrite())
+		if _, err := upstream.Read(make([]byte, 1)); err != io.EOF {
+			t.Fatalf("got %v, want EOF", err)
+		}
+		<-time.After(3 * time.Second) // 0 is no limit, and not a limit that is reached at once
+		mustWrite(t, upstream, "late")
+		mustRead(t, client, "late")
 	})
-	must(t, client.CloseWrite())
-	if _, err := upstream.Read(make([]byte, 1)); err != io.EOF {
-		t.Fatalf("got %v, want EOF", err)
-	}
-	<-time.After(3 * time.Second) // 0 is no limit, and not a limit that is reached at once
-	mustWrite(t, upstream, "late")
-	mustRead(t, client, "late")
 }
 
 func TestMaxLifetimeEndsBothSidesOfABusySession(t *testing.T) {
 	t.Parallel()
 	const limit = 2 * time.Second
-	upstreamAddr, accepted := accepting(t)
-	addr := gate.ReserveAddr(t)
-	p := gate.Start(t, gate.Layer4(gate.Listen(addr, gate.Forward(upstreamAddr).With("max_lifetime", limit.String()))))
-	start := time.Now()
-	client, upstream := pair(t, addr, accepted)
-	for _, sender := range []*net.TCPConn{client, upstream} {
-		go func() {
-			tick := time.NewTicker(50 * time.Millisecond)
-			defer tick.Stop()
-			for range tick.C {
-				if _, err := sender.Write([]byte("x")); err != nil {
-					return
-				}
-			}
-		}()
-	}
-	mustEndAfter(t, start, limit, client, upstream)
-	mustHaveEnded(t, p, client, "max_lifetime")
+	onEachNetwork(t, func(t *testing.T, network string) {
+		upstreamAddr, accepted := accepting(t)
+		addr := gate.ReserveAddr(t)
+		p := gate.Start(t, gate.Layer4(gate.Listen(network+"/"+addr, gate.Forward(upstreamAddr).With("max_lifetime", limit.String()))))
+		start := time.Now()
+		client, upstream := pair(t, addr, accepted)
+		never := make(chan struct{})
+		trickle(client, never)
+		trickle(upstream, never)
+		mustEndAfter(t, start, limit, client, upstream)
+		mustHaveEnded(t, p, client, "max_lifetime")
+	})
 }

@@ -143,9 +143,13 @@ func mustGreetEcho(t testing.TB, addr string) {
 
 func TestDrainTimeoutClosesSessionsOfReplacedConfig(t *testing.T) {
 	t.Parallel()
+	onEachNetwork(t, drainSessions)
+}
+
+func drainSessions(t *testing.T, network string) {
 	const drain = 2 * time.Second
 	addr := gate.ReserveAddr(t)
-	config := gate.Layer4(gate.Listen(addr, gate.Forward(serve(t, echo)).With("drain_timeout", drain.String())))
+	config := gate.Layer4(gate.Listen(network+"/"+addr, gate.Forward(serve(t, echo)).With("drain_timeout", drain.String())))
 	p := gate.Start(t, config)
 	mustGreetEcho(t, addr)
 	p.Load(config)
@@ -181,4 +185,37 @@ func TestDrainTimeoutClosesSessionsOfReplacedConfig(t *testing.T) {
 	mustExchange(t, fresh) // of the new config
 	fresh.Close()
 	before.MustReturn(t, 10*time.Second)
+}
+
+func TestReloadTakesEffectForTheNextConnection(t *testing.T) {
+	t.Parallel()
+	addr := gate.ReserveAddr(t)
+	upstreams := map[string]string{"a": serve(t, greet("a")), "b": serve(t, greet("b"))}
+	p := gate.Start(t, gate.Layer4(gate.Listen(addr, gate.Forward(upstreams["a"]))))
+	for i := range 20 {
+		name := []string{"b", "a"}[i%2]
+		p.Load(gate.Layer4(gate.Listen(addr, gate.Forward(upstreams[name]))))
+		for range 10 {
+			mustGreet(t, addr, name)
+		}
+	}
+}
+
+func TestPortThatLeavesTheConfigIsClosedAndItsSessionsGoOn(t *testing.T) {
+	t.Parallel()
+	stays, leaves := gate.ReserveAddr(t), gate.ReserveAddr(t)
+	forward := gate.Forward(serve(t, echo))
+	p := gate.Start(t, gate.Layer4(gate.Listen(stays, forward), gate.Listen(leaves, forward)))
+	session := dial(t, leaves)
+	mustExchange(t, session)
+	before := p.Listeners()
+	p.Load(gate.Layer4(gate.Listen(stays, forward)))
+	mustRefuse(t, leaves)
+	if now := p.Listeners(); now != before-1 {
+		t.Errorf("%d listeners, want one less than %d", now, before)
+	}
+	mustExchange(t, session)
+	p.Load(gate.Layer4(gate.Listen(stays, forward), gate.Listen(leaves, forward)))
+	must(t, oneRequest(leaves))
+	mustExchange(t, session)
 }

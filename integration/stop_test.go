@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -156,5 +157,32 @@ func TestStopWithOnlyIdleSessionsDoesNotWait(t *testing.T) {
 	}
 	if took := time.Since(stopped); took > 3*time.Second {
 		t.Errorf("the process ended after %v", took)
+	}
+}
+
+// A peer that takes nothing must not hold up the end of the process, not even where a TLS farewell waits for it.
+func TestStopDoesNotWaitForStuckPeers(t *testing.T) {
+	t.Parallel()
+	upstream, accepted := accepting(t)
+	plain, secure := gate.ReserveAddr(t), gate.ReserveAddr(t)
+	forward := gate.Forward(upstream)
+	config, trust := withTLS(t, gate.Layer4(gate.Listen(plain, forward), gate.Listen(secure, gate.JSON{"handler": "tls"}, forward)))
+	p := gate.Start(t, config)
+	_, first := pair(t, plain, accepted)
+	client := tls.Client(dial(t, secure), trust)
+	must(t, client.Handshake())
+	second := within(t, peerTimeout, "the upstream's accept", accepted)
+	for _, upstream := range []*net.TCPConn{first, second} {
+		go sendUntilError(upstream)
+	}
+	<-time.After(2 * quiet) // they are stuck, and idle
+	p.Terminate()
+	if code := p.Wait(10 * time.Second); code != 0 { // grace_period, although both are idle
+		t.Errorf("exit code %d", code)
+	}
+	for _, s := range p.WaitSessions(2, nil) {
+		if s.Reason != "shutdown" {
+			t.Errorf("access log: %s", s.Line)
+		}
 	}
 }

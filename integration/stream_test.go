@@ -63,21 +63,34 @@ func pair(t testing.TB, addr string, accepted <-chan *net.TCPConn) (client, upst
 	return client, within(t, peerTimeout, "the upstream's accept", accepted)
 }
 
-// startPair starts a process that forwards to one upstream and opens a session.
-func startPair(t testing.TB, forward func(upstream string) gate.JSON, opts ...gate.Option) (p *gate.Process, client, upstream *net.TCPConn) {
+// startPair starts a process that forwards to one upstream, with the default options or with others, and opens a session.
+func startPair(t testing.TB, network string, options gate.JSON, opts ...gate.Option) (p *gate.Process, client, upstream *net.TCPConn) {
 	t.Helper()
 	upstreamAddr, accepted := accepting(t)
 	addr := gate.ReserveAddr(t)
-	p = gate.Start(t, gate.Layer4(gate.Listen(addr, forward(upstreamAddr))), opts...)
+	forward := gate.Forward(upstreamAddr)
+	for name, value := range options {
+		forward = forward.With(name, value)
+	}
+	p = gate.Start(t, gate.Layer4(gate.Listen(network+"/"+addr, forward)), opts...)
 	client, upstream = pair(t, addr, accepted)
 	return p, client, upstream
 }
 
-func plainForward(upstream string) gate.JSON { return gate.Forward(upstream) }
+// onEachNetwork runs a test on a network whose connections forward's event loops take over, and on one where they can't.
+func onEachNetwork(t *testing.T, test func(t *testing.T, network string)) {
+	t.Helper()
+	for _, network := range []string{"gate+tcp", "tcp"} {
+		t.Run(network, func(t *testing.T) {
+			t.Parallel()
+			test(t, network)
+		})
+	}
+}
 
 func TestGibibyteEachWayArrivesUnchanged(t *testing.T) {
 	const n = 1 << 30
-	p, client, upstream := startPair(t, plainForward, gate.WithoutRace())
+	p, client, upstream := startPair(t, "gate+tcp", nil, gate.WithoutRace())
 	start := time.Now()
 	up, down := sending(client, n), sending(upstream, n)
 	upGot, downGot := receiving(upstream), receiving(client)
@@ -91,29 +104,36 @@ func TestGibibyteEachWayArrivesUnchanged(t *testing.T) {
 
 func TestReaderThatPausesGetsEveryByteAndFIN(t *testing.T) {
 	t.Parallel()
-	const n = 50 * mib
 	for _, direction := range []string{"up", "down"} {
 		t.Run(direction, func(t *testing.T) {
 			t.Parallel()
-			_, client, upstream := startPair(t, plainForward)
-			from, to := client, upstream
-			if direction == "down" {
-				from, to = upstream, client
-			}
-			sent := sending(from, n)
-			first := make([]byte, 4*mib)
-			if _, err := io.ReadFull(to, first); err != nil {
-				t.Fatal(err)
-			}
-			select {
-			case <-sent:
-				t.Fatal("50 MiB were taken in while nobody read them: the pause means nothing")
-			case <-time.After(2 * time.Second): // the reader's pause
-			}
-			received := receiving(io.MultiReader(bytes.NewReader(first), to))
-			mustArrive(t, direction, within(t, peerTimeout, "sending", sent), within(t, peerTimeout, "receiving", received), n)
+			onEachNetwork(t, func(t *testing.T, network string) {
+				_, client, upstream := startPair(t, network, nil)
+				from, to := client, upstream
+				if direction == "down" {
+					from, to = upstream, client
+				}
+				sendToReaderThatPauses(t, direction, from, to)
+			})
 		})
 	}
+}
+
+func sendToReaderThatPauses(t *testing.T, direction string, from, to *net.TCPConn) {
+	t.Helper()
+	const n = 50 * mib
+	sent := sending(from, n)
+	first := make([]byte, 4*mib)
+	if _, err := io.ReadFull(to, first); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-sent:
+		t.Fatal("50 MiB were taken in while nobody read them: the pause means nothing")
+	case <-time.After(2 * time.Second): // the reader's pause
+	}
+	received := receiving(io.MultiReader(bytes.NewReader(first), to))
+	mustArrive(t, direction, within(t, peerTimeout, "sending", sent), within(t, peerTimeout, "receiving", received), n)
 }
 
 // A FIN passes while the other direction goes on, and takes nothing from it.
@@ -182,20 +202,22 @@ func TestResetArrivesAfterTheDataBeforeIt(t *testing.T) {
 		for name, c := range cases {
 			t.Run(sender+" resets, "+name, func(t *testing.T) {
 				t.Parallel()
-				p, client, upstream := startPair(t, plainForward)
-				clientPort := port(client)
-				from, to := upstream, client
-				if sender == "client" {
-					from, to = client, upstream
-				}
-				arrived, got := resetAfterData(t, from, to, c.pause, c.buffer)
-				if got.bytes < arrived || !errors.Is(got.err, syscall.ECONNRESET) {
-					t.Errorf("got %d bytes and %v, want at least the %d that had arrived and a reset", got.bytes, got.err, arrived)
-				}
-				s := p.WaitSession(clientPort)
-				if moved := s.BytesDown + s.BytesUp; s.Reason != sender+"_reset" || moved != got.bytes {
-					t.Errorf("access log (got %d bytes): %s", got.bytes, s.Line)
-				}
+				onEachNetwork(t, func(t *testing.T, network string) {
+					p, client, upstream := startPair(t, network, nil)
+					clientPort := port(client)
+					from, to := upstream, client
+					if sender == "client" {
+						from, to = client, upstream
+					}
+					arrived, got := resetAfterData(t, from, to, c.pause, c.buffer)
+					if got.bytes < arrived || !errors.Is(got.err, syscall.ECONNRESET) {
+						t.Errorf("got %d bytes and %v, want at least the %d that had arrived and a reset", got.bytes, got.err, arrived)
+					}
+					s := p.WaitSession(clientPort)
+					if moved := s.BytesDown + s.BytesUp; s.Reason != sender+"_reset" || moved != got.bytes {
+						t.Errorf("access log (got %d bytes): %s", got.bytes, s.Line)
+					}
+				})
 			})
 		}
 	}
@@ -230,32 +252,36 @@ func TestClientResetClosesUpstreamWithinASecond(t *testing.T) {
 	t.Parallel()
 	t.Run("nothing moves", func(t *testing.T) {
 		t.Parallel()
-		p, client, upstream := startPair(t, plainForward)
-		mustWrite(t, client, "x")
-		mustRead(t, upstream, "x")
-		clientPort := port(client)
-		reset(client)
-		upstream.SetDeadline(time.Now().Add(time.Second))
-		mustReset(t, upstream)
-		if s := p.WaitSession(clientPort); s.Reason != "client_reset" || s.Status != 200 {
-			t.Errorf("access log: %s", s.Line)
-		}
+		onEachNetwork(t, func(t *testing.T, network string) {
+			p, client, upstream := startPair(t, network, nil)
+			mustWrite(t, client, "x")
+			mustRead(t, upstream, "x")
+			clientPort := port(client)
+			reset(client)
+			upstream.SetDeadline(time.Now().Add(time.Second))
+			mustReset(t, upstream)
+			if s := p.WaitSession(clientPort); s.Reason != "client_reset" || s.Status != 200 {
+				t.Errorf("access log: %s", s.Line)
+			}
+		})
 	})
 	t.Run("upstream sends", func(t *testing.T) {
 		t.Parallel()
-		p, client, upstream := startPair(t, plainForward)
-		over := sending(upstream, 1<<40)
-		if _, err := io.ReadFull(client, make([]byte, 16*mib)); err != nil {
-			t.Fatal(err)
-		}
-		clientPort := port(client)
-		reset(client)
-		if end := within(t, time.Second, "the upstream's end", over); end.err == nil {
-			t.Error("the upstream could send on")
-		}
-		if s := p.WaitSession(clientPort); s.Reason != "client_reset" {
-			t.Errorf("access log: %s", s.Line)
-		}
+		onEachNetwork(t, func(t *testing.T, network string) {
+			p, client, upstream := startPair(t, network, nil)
+			over := sending(upstream, 1<<40)
+			if _, err := io.ReadFull(client, make([]byte, 16*mib)); err != nil {
+				t.Fatal(err)
+			}
+			clientPort := port(client)
+			reset(client)
+			if end := within(t, time.Second, "the upstream's end", over); end.err == nil {
+				t.Error("the upstream could send on")
+			}
+			if s := p.WaitSession(clientPort); s.Reason != "client_reset" {
+				t.Errorf("access log: %s", s.Line)
+			}
+		})
 	})
 }
 
