@@ -4,6 +4,7 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -58,7 +59,35 @@ func Parse(s string) (Addr, error) {
 	if a.LastPort < a.Port {
 		return Addr{}, fmt.Errorf("%q: port range %q ends before it starts", s, ports)
 	}
+	if err := a.checkHost(); err != nil {
+		return Addr{}, fmt.Errorf("%q: host %q: %w", s, host, err)
+	}
 	return a, nil
+}
+
+// checkHost finds the address that could never be dialed: one of the other family than the network's, or
+// one that is mistyped, which would otherwise be looked up as a name.
+func (a Addr) checkHost() error {
+	ip, err := netip.ParseAddr(a.Host)
+	switch {
+	case err != nil && isName(a.Host):
+		return nil
+	case err != nil:
+		return errors.New("expected an IP address or a name")
+	case a.Network == "tcp4" && !ip.Unmap().Is4():
+		return errors.New("expected an IPv4 address or a name")
+	case a.Network == "tcp6" && ip.Unmap().Is4():
+		return errors.New("expected an IPv6 address or a name")
+	}
+	return nil
+}
+
+// isName tells what a resolver looks up, this machine included. It takes no name of numbers alone: 10.0.0.256
+// is not one.
+func isName(host string) bool {
+	const digits, others = "0123456789", "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_"
+	dotted := strings.Contains(host, ".") && strings.Trim(host, digits+".") == ""
+	return !dotted && strings.Trim(host, digits+others+".") == ""
 }
 
 func parsePort(s string) (uint16, error) {
@@ -77,9 +106,9 @@ func (a Addr) Ports() int {
 	return int(a.LastPort-a.Port) + 1
 }
 
-// Fixed returns the address to dial where there is nothing to look up, for the port that is offset
+// fixed returns the address to dial where there is nothing to look up, for the port that is offset
 // from the first.
-func (a Addr) Fixed(offset int) (addr net.Addr, ok bool) {
+func (a Addr) fixed(offset int) (addr net.Addr, ok bool) {
 	if a.Network == "unix" {
 		return &net.UnixAddr{Net: a.Network, Name: a.Host}, true
 	}
@@ -87,26 +116,33 @@ func (a Addr) Fixed(offset int) (addr net.Addr, ok bool) {
 	if err != nil {
 		return nil, false
 	}
-	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, a.Port+uint16(offset))), true
+	return a.at(ip, offset), true
 }
 
-// Resolve returns all addresses to dial, best first, for the port that is offset from the first. A
+func (a Addr) at(ip netip.Addr, offset int) net.Addr {
+	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip.Unmap(), a.Port+uint16(offset)))
+}
+
+// lookup is [net.Resolver.LookupNetIP].
+type lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)
+
+// resolve returns all addresses to dial, best first, for the port that is offset from the first. A
 // name is looked up anew each time; ctx bounds that.
-func (a Addr) Resolve(ctx context.Context, offset int) ([]net.Addr, error) {
-	if addr, ok := a.Fixed(offset); ok {
+func (a Addr) resolve(ctx context.Context, lookup lookup, offset int) ([]net.Addr, error) {
+	if addr, ok := a.fixed(offset); ok {
 		return []net.Addr{addr}, nil
 	}
 	host := a.Host
 	if host == "" {
 		host = "localhost"
 	}
-	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip"+strings.TrimPrefix(a.Network, "tcp"), host)
+	ips, err := lookup(ctx, "ip"+strings.TrimPrefix(a.Network, "tcp"), host)
 	if err != nil {
 		return nil, err
 	}
 	addrs := make([]net.Addr, len(ips))
 	for i, ip := range ips {
-		addrs[i] = net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip.Unmap(), a.Port+uint16(offset)))
+		addrs[i] = a.at(ip, offset)
 	}
 	return addrs, nil
 }

@@ -25,6 +25,7 @@ type Upstream struct {
 // Pool hands out upstreams in turn (round robin). It is never empty.
 type Pool struct {
 	upstreams []Upstream
+	lookup    lookup
 	turn      atomic.Uint32
 }
 
@@ -36,7 +37,7 @@ func NewPool(upstreams []Upstream) *Pool {
 	for i := range upstreams {
 		upstreams[i].fix()
 	}
-	return &Pool{upstreams: upstreams}
+	return &Pool{upstreams: upstreams, lookup: net.DefaultResolver.LookupNetIP}
 }
 
 // fix finds out once what need not be found out for each session.
@@ -45,7 +46,7 @@ func (u *Upstream) fix() {
 		return
 	}
 	for offset := range max(u.Addr.Ports(), 1) {
-		addr, ok := u.Addr.Fixed(offset)
+		addr, ok := u.Addr.fixed(offset)
 		if !ok {
 			return
 		}
@@ -131,7 +132,7 @@ func (w *Walk) resolve(ctx context.Context) ([]net.Addr, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, w.LookupTimeout)
 	defer cancel()
-	return addr.Resolve(ctx, offset)
+	return addr.resolve(ctx, w.pool.lookup, offset)
 }
 
 func (w *Walk) note(err error) {
