@@ -84,7 +84,8 @@ func (p *Pool) Walk() *Walk {
 	return &Walk{pool: p, first: int((p.turn.Add(1) - 1) % uint32(len(p.upstreams)))}
 }
 
-// Current returns the upstream that Next gave an address of last, and that address.
+// Current returns the upstream that is being tried, and its address that Next gave last. There is none
+// where it could not be resolved.
 func (w *Walk) Current() (name string, addr net.Addr) {
 	if w.current != nil {
 		name = w.current.Name
@@ -101,7 +102,7 @@ func (w *Walk) Next(ctx context.Context, failed error) (net.Addr, error) {
 		if w.tried > w.Retries || w.tried == len(w.pool.upstreams) {
 			return nil, w.errs
 		}
-		w.current = &w.pool.upstreams[(w.first+w.tried)%len(w.pool.upstreams)]
+		w.current, w.last = &w.pool.upstreams[(w.first+w.tried)%len(w.pool.upstreams)], nil
 		w.tried++
 		addrs, err := w.resolve(ctx)
 		if err != nil {
