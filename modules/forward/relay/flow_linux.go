@@ -71,7 +71,7 @@ type half struct {
 var generations atomic.Uint32
 
 // A flow gives way when it has moved so much in one direction.
-const turnBudget = 256 << 10
+const turnBudget = 1 << 20
 
 // When a stream turns bulk, and small again.
 const (

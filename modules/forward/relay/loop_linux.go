@@ -160,12 +160,8 @@ func (l *loop) watch(fd int, generation uint32) error {
 	return nil
 }
 
-// yieldAfter is how long a loop that always finds something to do keeps its processor.
-const yieldAfter = time.Millisecond
-
 func (l *loop) run() {
 	defer l.explainPanic()
-	parked := time.Since(epoch)
 	for {
 		if l.mayPark() {
 			l.arm()
@@ -179,10 +175,7 @@ func (l *loop) run() {
 		l.runReady()
 		l.wheel.advance(l.now, l.expire)
 		l.endAll()
-		if l.now-parked > yieldAfter {
-			runtime.Gosched()
-			parked = time.Since(epoch)
-		}
+		runtime.Gosched()
 	}
 }
 

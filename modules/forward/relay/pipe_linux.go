@@ -9,12 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pipeSize is how much one splice may move: large enough to save calls. maxPipes of them are what
-// fs.pipe-user-pages-soft allows an unprivileged user (64 MiB), and what peers that read nothing can
-// hold. While all are taken, further bulk goes through buffers.
+// pipeSize is how much one splice may move: what fs.pipe-max-size allows, because each one wakes the
+// receiver. maxPipes of them are what fs.pipe-user-pages-soft allows an unprivileged user (64 MiB), and
+// what peers that read nothing can hold. While all are taken, further bulk goes through buffers.
 const (
-	pipeSize = 256 << 10
-	maxPipes = 256
+	pipeSize = 1 << 20
+	maxPipes = 64
 )
 
 type pipe struct{ r, w int }
