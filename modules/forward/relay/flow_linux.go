@@ -133,7 +133,10 @@ func (f *flow) connectTo(addr net.Addr) {
 	}
 	f.target = addr
 	f.phase = phaseConnecting
-	f.connectBy = f.loop.now + f.cfg.Limits.Connect
+	f.connectBy = never
+	if limit := f.cfg.Limits.Connect; limit > 0 {
+		f.connectBy = f.loop.now + limit
+	}
 	f.tryConnect()
 }
 

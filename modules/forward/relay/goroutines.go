@@ -75,7 +75,7 @@ func (g *goroutines) dialAddr(dialer *net.Dialer, addr net.Addr) (net.Conn, erro
 	pause := shortagePauseMin
 	for start := time.Now(); ; pause = min(pause*2, shortagePauseMax) {
 		conn, err := dialer.DialContext(g.ctx, addr.Network(), addr.String())
-		if err == nil || !isShortage(err) || time.Since(start) > dialer.Timeout {
+		if err == nil || !isShortage(err) || (dialer.Timeout > 0 && time.Since(start) > dialer.Timeout) {
 			return conn, err
 		}
 		select {
