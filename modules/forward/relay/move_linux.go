@@ -130,6 +130,11 @@ func (f *flow) spliceIn(src, dst *half) int {
 			src.bulk, src.noSplice = false, true
 			return 0
 		}
+		if errno == 0 || (errno == unix.EAGAIN && src.ending) {
+			// The end, or urgent data, which splice does not pass: a read tells.
+			src.bulk, src.streak, src.ending = false, 0, true
+			return 0
+		}
 		f.readEnded(src, errno)
 		return 0
 	}

@@ -126,7 +126,7 @@ func (p *pump) copyRaw() error {
 			continue
 		}
 		p.full = 0
-		if fin, err := p.splice(); fin || err != nil {
+		if err := p.splice(); err != nil {
 			return err
 		}
 	}

@@ -53,25 +53,25 @@ func (rd *reader) read(raw syscall.RawConn) (buf *[bufferSize]byte, n int, err e
 // A stream is small again after so many splices in a row that would have fitted into a buffer.
 const smallAfter = 4
 
-// splice moves the stream without a copy until it ends (fin) or turns small. It holds a pipe only
-// while there is data.
-func (p *pump) splice() (fin bool, err error) {
+// splice moves the stream without a copy until it turns small, or there is something that only a read
+// passes or tells: urgent data, the end. It holds a pipe only while there is data.
+func (p *pump) splice() error {
 	s := splicer{}
 	defer s.release()
 	for small := 0; small < smallAfter; {
 		if err := p.src.raw.Read(s.in); err != nil {
-			return false, err
+			return err
 		}
 		switch {
 		case s.err == unix.EINVAL:
 			p.noSplice = true // from now on through buffers
-			return false, nil
+			return nil
 		case s.pipe == nil:
-			return false, nil // through buffers until there is a pipe
+			return nil // urgent data is next; or there is no pipe, and buffers have to do
 		case s.err != nil:
-			return false, s.err
+			return s.err
 		case s.filled == 0:
-			return true, nil
+			return nil
 		}
 		if s.filled < bufferSize {
 			small++
@@ -80,17 +80,17 @@ func (p *pump) splice() (fin bool, err error) {
 		}
 		for s.filled > 0 {
 			if err := p.dst.raw.Write(s.out); err != nil {
-				return false, writeError{err}
+				return writeError{err}
 			}
 			if s.err != nil {
-				return false, writeError{s.err}
+				return writeError{s.err}
 			}
 			p.moved.Add(int64(s.moved))
 			p.engine.spliced.Add(int64(s.moved))
 			p.engine.touch(p.engine.age())
 		}
 	}
-	return false, nil
+	return nil
 }
 
 // splicer is the pipe between the two sockets of a direction.
@@ -111,7 +111,9 @@ func (s *splicer) in(fd uintptr) bool {
 	n, err := splice(int(fd), s.pipe.w, pipeSize)
 	if err == unix.EAGAIN {
 		s.release()
-		return false
+		s.filled, s.err = 0, nil
+		urgent, _ := unix.IoctlGetInt(int(fd), unix.SIOCATMARK)
+		return urgent != 0
 	}
 	s.filled, s.err = n, err
 	return true

@@ -18,4 +18,4 @@ func (*reader) read(syscall.RawConn) (*[bufferSize]byte, int, error) {
 	return nil, 0, errors.ErrUnsupported
 }
 
-func (*pump) splice() (fin bool, err error) { return false, errors.ErrUnsupported }
+func (*pump) splice() error { return errors.ErrUnsupported }
