@@ -250,6 +250,9 @@ func (l *loop) dispatch() {
 	}
 }
 
+		if event.Events&unix.EPOLLERR != 0 && h.eof && !h.gone {
+			h.flow.lost(h) // a reset after the FIN, which no read finds
+		}
 // runReady gives each flow that has more to move one more turn.
 func (l *loop) runReady() {
 	l.serving, l.ready = l.ready, l.serving[:0]
