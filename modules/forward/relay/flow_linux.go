@@ -102,6 +102,9 @@ func (r *Relay) runLoop() bool {
 	if reason := r.begin(f); reason != "" {
 		f.cut(reason)
 	}
+	if r.cfg.Limits.Lifetime > 0 {
+		l.post(message{to: f, what: orderTime}) // Next may block for longer
+	}
 	f.dial(nil)
 	return true
 }
@@ -165,7 +168,7 @@ func (f *flow) tryConnect() {
 func (f *flow) redial(failed error) {
 	f.discard(&f.upstream)
 	f.phase = phaseDialing
-	f.loop.wheel.remove(f)
+	f.setTimer()
 	go f.dial(dialError(f.target, failed))
 }
 

@@ -125,6 +125,7 @@ const (
 	orderConnect order = iota // to addr
 	orderFail                 // there is no upstream to be reached: err
 	orderCut                  // because of reason
+	orderTime                 // look at the limits
 )
 
 // post leaves a message for the loop's next turn.
@@ -218,6 +219,8 @@ func (l *loop) readInbox() {
 		case orderCut:
 			m.to.close(m.reason)
 		}
+		case orderTime:
+			m.to.setTimer()
 	}
 	clear(l.letters)
 }
