@@ -210,6 +210,11 @@ func (f *flow) connected() {
 			return
 		}
 	}
+	if isItself(f.upstream.fd, f.target) {
+		resetOnClose(f.upstream.fd)
+		f.redial(unix.ECONNREFUSED)
+		return
+	}
 	f.phase = phaseOpen
 	f.connect = f.age()
 	f.touch(f.age())

@@ -87,6 +87,23 @@ func startConnect(addr net.Addr) (fd int, err error) {
 	switch errno {
 	case 0, unix.EINPROGRESS, unix.EINTR:
 		return int(s), nil
+// isItself reports whether a socket is connected to its own address. A local port that nobody listens on
+// may be given to the socket that wants to connect to it, and TCP lets it: both sides open at once
+// (RFC 9293, section 3.5).
+func isItself(fd int, target net.Addr) bool {
+	to, ok := target.(*net.TCPAddr)
+	if !ok {
+		return false
+	}
+	var local, remote rawSockaddr
+	local.get(unix.SYS_GETSOCKNAME, fd)
+	if local.port() != to.Port {
+		return false
+	}
+	remote.get(unix.SYS_GETPEERNAME, fd)
+	return local == remote
+}
+
 	default:
 		closeFD(int(s))
 		return 0, errno
@@ -95,6 +112,18 @@ func startConnect(addr net.Addr) (fd int, err error) {
 
 // rawSockaddr is an address as the kernel takes it.
 type rawSockaddr struct {
+// port is at the same place in addresses of IPv4 and IPv6.
+func (r *rawSockaddr) port() int {
+	return int(uint8(r.any.Addr.Data[0]))<<8 | int(uint8(r.any.Addr.Data[1]))
+}
+
+// get asks the kernel for an address of fd.
+func (r *rawSockaddr) get(call uintptr, fd int) {
+	size := uint32(unsafe.Sizeof(r.any))
+	_, _, _ = syscall.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(&r.any)), uintptr(unsafe.Pointer(&size)))
+	r.size = uintptr(size)
+}
+
 	any  unix.RawSockaddrAny
 	size uintptr
 }
