@@ -171,6 +171,7 @@ func (l *loop) run() {
 			l.poll(uintptr(l.epoll))
 		}
 		l.now = time.Since(epoch)
+		l.wheel.skip(l.now)
 		l.readInbox()
 		l.dispatch()
 		l.runReady()

@@ -21,6 +21,13 @@ const (
 
 func (w *wheel) init(now time.Duration) { w.at = int64(now / wheelTick) }
 
+// skip passes the time in which there was nothing on the wheel. A loop may have been idle for days.
+func (w *wheel) skip(now time.Duration) {
+	if w.count == 0 {
+		w.at = int64(now / wheelTick)
+	}
+}
+
 // set puts f where it is looked at as soon as due has passed.
 func (w *wheel) set(f *flow, due time.Duration) {
 	w.remove(f)
