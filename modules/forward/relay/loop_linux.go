@@ -74,7 +74,7 @@ func pickLoop() *loop {
 	if len(all) == 0 {
 		return nil
 	}
-	return all[int(turn.Add(1))%len(all)]
+	return all[turn.Add(1)%uint32(len(all))]
 }
 
 func newLoop() (*loop, error) {
@@ -153,7 +153,7 @@ func (l *loop) watch(fd int, generation uint32) error {
 		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLPRI | unix.EPOLLET,
 		Fd:     int32(fd), Pad: int32(generation),
 	}
-	_, _, errno := syscall.RawSyscall6(syscall.SYS_EPOLL_CTL, uintptr(l.epoll), unix.EPOLL_CTL_ADD, uintptr(fd),
+	_, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(l.epoll), unix.EPOLL_CTL_ADD, uintptr(fd),
 		uintptr(unsafe.Pointer(&event)), 0, 0)
 	if errno != 0 {
 		return os.NewSyscallError("epoll_ctl", errno)
@@ -195,7 +195,7 @@ func (l *loop) mayPark() bool {
 // poll fetches what is ready. It is called by Go's poller too: false parks the goroutine until
 // something is.
 func (l *loop) poll(fd uintptr) bool {
-	n, _, errno := syscall.RawSyscall6(syscall.SYS_EPOLL_PWAIT, fd,
+	n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, fd,
 		uintptr(unsafe.Pointer(&l.events)), uintptr(len(l.events)), 0, 0, 0)
 	if errno != 0 {
 		n = 0 // EINTR
@@ -219,9 +219,9 @@ func (l *loop) readInbox() {
 			m.to.fail(m.err)
 		case orderCut:
 			m.to.close(m.reason)
-		}
 		case orderTime:
 			m.to.setTimer()
+		}
 	}
 	clear(l.letters)
 }
@@ -250,13 +250,13 @@ func (l *loop) dispatch() {
 			h.writable = true
 		}
 		l.current = h.flow
+		if event.Events&unix.EPOLLERR != 0 && h.eof && !h.gone {
+			h.flow.lost(h) // a reset after the FIN, which no read finds
+		}
 		h.flow.step(h)
 	}
 }
 
-		if event.Events&unix.EPOLLERR != 0 && h.eof && !h.gone {
-			h.flow.lost(h) // a reset after the FIN, which no read finds
-		}
 // runReady gives each flow that has more to move one more turn.
 func (l *loop) runReady() {
 	l.serving, l.ready = l.ready, l.serving[:0]

@@ -6,10 +6,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// queued returns how many bytes of the send queue the peer has not acknowledged yet.
+// queued returns how many bytes of the send queue the peer has not acknowledged yet, and may still.
 func queued(raw syscall.RawConn) (bytes int) {
-	_ = raw.Control(func(fd uintptr) {
-		bytes, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
-	})
+	_ = raw.Control(func(fd uintptr) { bytes = queuedFD(int(fd)) })
+	return bytes
+}
+
+func queuedFD(fd int) int {
+	bytes, _ := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+	if bytes == 0 {
+		return 0
+	}
+	// A connection that was reset or has timed out has lost its queue, but not the count.
+	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err == nil && info.State == unix.BPF_TCP_CLOSE {
+		return 0
+	}
 	return bytes
 }

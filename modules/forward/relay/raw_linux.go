@@ -23,9 +23,9 @@ func (rd *reader) init() { rd.try = rd.tryRead }
 // tryRead is called by the poller. The descriptor does not block, so the scheduler need not know of the call.
 func (rd *reader) tryRead(fd uintptr) bool {
 	buf := borrow()
-	n, _, errno := syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(buf)), bufferSize)
+	n, _, errno := syscall.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(buf)), bufferSize)
 	for errno == syscall.EINTR {
-		n, _, errno = syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(buf)), bufferSize)
+		n, _, errno = syscall.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(buf)), bufferSize)
 	}
 	if errno == 0 && n > 0 {
 		rd.buf, rd.n, rd.err = buf, int(n), nil

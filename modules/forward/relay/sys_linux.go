@@ -14,21 +14,21 @@ import (
 
 func recvFD(fd int, buf *[loopBuffer]byte) (int, syscall.Errno) {
 	return retried(func() (uintptr, uintptr, syscall.Errno) {
-		return syscall.RawSyscall6(syscall.SYS_RECVFROM, uintptr(fd),
+		return syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd),
 			uintptr(unsafe.Pointer(buf)), loopBuffer, 0, 0, 0)
 	})
 }
 
 func sendFD(fd int, b []byte) (int, syscall.Errno) {
 	return retried(func() (uintptr, uintptr, syscall.Errno) {
-		return syscall.RawSyscall6(syscall.SYS_SENDTO, uintptr(fd),
+		return syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(fd),
 			uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_NOSIGNAL, 0, 0)
 	})
 }
 
 func spliceFD(from, to, size int) (int, syscall.Errno) {
 	return retried(func() (uintptr, uintptr, syscall.Errno) {
-		return syscall.RawSyscall6(syscall.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(size), spliceFlags)
+		return syscall.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(size), spliceFlags)
 	})
 }
 
@@ -46,13 +46,7 @@ func retried(call func() (uintptr, uintptr, syscall.Errno)) (int, syscall.Errno)
 	}
 }
 
-func closeFD(fd int) { _, _, _ = syscall.RawSyscall(syscall.SYS_CLOSE, uintptr(fd), 0, 0) }
-
-// queuedFD returns how many bytes the peer has not acknowledged yet.
-func queuedFD(fd int) int {
-	n, _ := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
-	return n
-}
+func closeFD(fd int) { _, _, _ = syscall.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 
 // resetOnClose makes close send a RST, and discard what was not sent.
 func resetOnClose(fd int) {
@@ -65,7 +59,7 @@ func setsockoptInt(fd, level, name int, value int32) {
 
 // setsockopt ignores errors: a socket that does not know an option works without it.
 func setsockopt(fd, level, name int, value unsafe.Pointer, size uintptr) {
-	_, _, _ = syscall.RawSyscall6(syscall.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
+	_, _, _ = syscall.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
 		uintptr(value), size, 0)
 }
 
@@ -75,7 +69,7 @@ func startConnect(addr net.Addr) (fd int, err error) {
 	if err := to.set(addr); err != nil {
 		return 0, err
 	}
-	s, _, errno := syscall.RawSyscall(syscall.SYS_SOCKET, uintptr(to.family()),
+	s, _, errno := syscall.RawSyscall(unix.SYS_SOCKET, uintptr(to.family()),
 		unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if errno != 0 {
 		return 0, os.NewSyscallError("socket", errno)
@@ -83,10 +77,16 @@ func startConnect(addr net.Addr) (fd int, err error) {
 	if to.family() != unix.AF_UNIX {
 		setsockoptInt(int(s), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	}
-	_, _, errno = syscall.RawSyscall(syscall.SYS_CONNECT, s, uintptr(unsafe.Pointer(&to.any)), to.size)
+	_, _, errno = syscall.RawSyscall(unix.SYS_CONNECT, s, uintptr(unsafe.Pointer(&to.any)), to.size)
 	switch errno {
 	case 0, unix.EINPROGRESS, unix.EINTR:
 		return int(s), nil
+	default:
+		closeFD(int(s))
+		return 0, errno
+	}
+}
+
 // isItself reports whether a socket is connected to its own address. A local port that nobody listens on
 // may be given to the socket that wants to connect to it, and TCP lets it: both sides open at once
 // (RFC 9293, section 3.5).
@@ -104,14 +104,14 @@ func isItself(fd int, target net.Addr) bool {
 	return local == remote
 }
 
-	default:
-		closeFD(int(s))
-		return 0, errno
-	}
-}
-
 // rawSockaddr is an address as the kernel takes it.
 type rawSockaddr struct {
+	any  unix.RawSockaddrAny
+	size uintptr
+}
+
+func (r *rawSockaddr) family() uint16 { return r.any.Addr.Family }
+
 // port is at the same place in addresses of IPv4 and IPv6.
 func (r *rawSockaddr) port() int {
 	return int(uint8(r.any.Addr.Data[0]))<<8 | int(uint8(r.any.Addr.Data[1]))
@@ -123,12 +123,6 @@ func (r *rawSockaddr) get(call uintptr, fd int) {
 	_, _, _ = syscall.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(&r.any)), uintptr(unsafe.Pointer(&size)))
 	r.size = uintptr(size)
 }
-
-	any  unix.RawSockaddrAny
-	size uintptr
-}
-
-func (r *rawSockaddr) family() uint16 { return r.any.Addr.Family }
 
 func (r *rawSockaddr) set(addr net.Addr) error {
 	switch a := addr.(type) {
