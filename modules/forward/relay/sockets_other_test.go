@@ -1,0 +1,20 @@
+//go:build !linux
+
+package relay
+
+import (
+	"net"
+	"syscall"
+	"testing"
+)
+
+func urgent(t testing.TB, _ net.Conn) { t.Skip("Linux only") }
+
+func listenWithoutQueue(t testing.TB) net.Listener {
+	t.Skip("only Linux drops what does not fit into the queue")
+	return nil
+}
+
+func connecting(testing.TB, net.Addr) bool { return true }
+
+func unread(testing.TB, syscall.Conn) int { return 1 }
