@@ -1,0 +1,302 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Round is what was measured for one workload through one target, once.
+type Round struct {
+	Round       int    `json:"round"`
+	Workload    string `json:"workload"`
+	Target      string `json:"target"`
+	Connections int    `json:"connections"`
+
+	Seconds    float64 `json:"seconds"`
+	Operations int64   `json:"operations"` // exchanges, or connections opened and closed
+	Bytes      int64   `json:"bytes"`      // of bulk transfers
+	Failures   int64   `json:"failures"`
+
+	// CPU seconds. The machine's includes the other three, kernel threads, and whatever else was running.
+	ProxyCPU     float64 `json:"proxy_cpu"`
+	GeneratorCPU float64 `json:"generator_cpu"`
+	BackendCPU   float64 `json:"backend_cpu"`
+	MachineCPU   float64 `json:"machine_cpu"`
+
+	P50  float64 `json:"p50_us"`
+	P99  float64 `json:"p99_us"`
+	P999 float64 `json:"p999_us"`
+	Max  float64 `json:"max_us"`
+
+	ResidentBefore int `json:"resident_before_kib"` // idle sessions only
+	ResidentAfter  int `json:"resident_after_kib"`
+
+	Error string `json:"error,omitempty"` // the target could not do it; the figures are then 0
+}
+
+// bench is the state of a run.
+type bench struct {
+	programs
+	settings
+	targets  []target
+	sessions int // the most that a proxy can have
+	backend  *backend
+	ports    []int // one for each target; reserved at the start, for the load leaves few that are free
+	fresh    []int // the same for those that are started to hold idle sessions
+	running  []*instance
+	log      io.Writer
+}
+
+// start starts the backend and all targets.
+func (b *bench) start(ctx context.Context) (err error) {
+	if b.backend, err = startBackend(b.loops(), len(b.targets)); err != nil {
+		return fmt.Errorf("backend: %w", err)
+	}
+	for range b.targets {
+		port, err := reservePort()
+		if err != nil {
+			return err
+		}
+		fresh, err := reservePort()
+		if err != nil {
+			return err
+		}
+		b.ports, b.fresh = append(b.ports, port), append(b.fresh, fresh)
+	}
+	for n := range b.targets {
+		i, err := b.launch(ctx, n, b.ports[n])
+		if err != nil {
+			return err
+		}
+		b.running = append(b.running, i)
+	}
+	return nil
+}
+
+func (b *bench) launch(ctx context.Context, n, port int) (*instance, error) {
+	return b.targets[n].launch(ctx, start{programs: b.programs, port: port, backend: b.backend.addresses[n], sessions: b.sessions})
+}
+
+func (b *bench) stop() {
+	for _, i := range b.running {
+		i.stop()
+	}
+	if b.backend != nil {
+		b.backend.stop()
+	}
+}
+
+// loops is the number of threads of the generator, and of the backend: half of the machine for both together.
+func (b *bench) loops() int { return max(1, runtime.NumCPU()/4) }
+
+// run measures each workload through each target, rounds times. Within a round the targets follow each other closely, so
+// that what changes on the machine hits them alike, and each round begins with another one.
+func (b *bench) run(ctx context.Context, rounds int, work []workload) ([]Round, error) {
+	var all []Round
+	for round := range rounds {
+		for n, w := range work {
+			for turn := range b.targets {
+				at := (round + n + turn) % len(b.targets)
+				if w.kind == idle && b.targets[at].command == nil {
+					continue
+				}
+				fmt.Fprintf(b.log, "\rround %d of %d: %s, %s\x1b[K", round+1, rounds, w.name, b.targets[at].name)
+				r, err := b.measure(ctx, at, w)
+				if ctx.Err() != nil {
+					return nil, context.Cause(ctx)
+				}
+				if err != nil {
+					return nil, fmt.Errorf("%s, %s: %w\n%s", w.name, b.targets[at].name, err, b.running[at].process.said())
+				}
+				r.Round, r.Workload, r.Target, r.Connections = round+1, w.name, b.targets[at].name, w.connections
+				all = append(all, r)
+			}
+		}
+	}
+	fmt.Fprint(b.log, "\r\x1b[K")
+	return all, nil
+}
+
+// measure runs one workload through one target. What a target fails to do is part of the result, not an error.
+func (b *bench) measure(ctx context.Context, at int, w workload) (r Round, err error) {
+	i := b.running[at]
+	if w.kind == idle { // memory that earlier work has left behind would hide what the sessions take
+		if i, err = b.launch(ctx, at, b.fresh[at]); err != nil {
+			return r, err
+		}
+		defer i.stop()
+		if r.ResidentBefore, err = i.process.residentKiB(); err != nil {
+			return r, err
+		}
+	}
+	g, err := newGenerator(w, i.address, b.loops())
+	if err != nil {
+		return r, err
+	}
+	if !w.kind.churns() {
+		if err := g.awaitOpen(ctx); err != nil {
+			g.stop()
+			r.Error = err.Error()
+			return r, b.backend.awaitClosed(ctx)
+		}
+	}
+	if w.kind == idle {
+		err = b.holdIdle(ctx, i, &r)
+	} else {
+		err = b.work(ctx, g, i, &r)
+	}
+	durations := g.stop()
+	r.P50, r.P99, r.P999 = us(durations.quantile(.5)), us(durations.quantile(.99)), us(durations.quantile(.999))
+	r.Max = us(durations.max)
+	return r, errors.Join(err, b.backend.awaitClosed(ctx))
+}
+
+// holdIdle looks at the memory when the sessions have been idle for a while.
+func (b *bench) holdIdle(ctx context.Context, i *instance, r *Round) (err error) {
+	if err := sleep(ctx, b.duration); err != nil {
+		return err
+	}
+	r.ResidentAfter, err = i.process.residentKiB()
+	return err
+}
+
+// work notes what is done, and what is used for it, between two moments.
+func (b *bench) work(ctx context.Context, g *generator, i *instance, r *Round) error {
+	g.phase.Store(running)
+	if err := sleep(ctx, b.warmup); err != nil {
+		return err
+	}
+	before, err := b.look(g, i)
+	if err != nil {
+		return err
+	}
+	g.phase.Store(recording)
+	if err := sleep(ctx, b.duration); err != nil {
+		return err
+	}
+	after, err := b.look(g, i)
+	if err != nil {
+		return err
+	}
+	elapsed := after.at.Sub(before.at)
+	r.Seconds = elapsed.Seconds()
+	r.Operations = after.operations - before.operations
+	r.Bytes = after.bytes - before.bytes
+	r.Failures = after.failures - before.failures
+	r.ProxyCPU = (after.proxy - before.proxy).Seconds()
+	r.GeneratorCPU = (after.generator - before.generator).Seconds()
+	r.BackendCPU = (after.backend - before.backend).Seconds()
+	capacity := elapsed * time.Duration(runtime.NumCPU())
+	r.MachineCPU = max(0, capacity-(after.idle-before.idle)).Seconds()
+	return nil
+}
+
+// moment is a look at all counters.
+type moment struct {
+	at time.Time
+	totals
+	proxy, generator, backend, idle time.Duration
+}
+
+func (b *bench) look(g *generator, i *instance) (m moment, err error) {
+	var errs [4]error
+	m.proxy, errs[0] = i.process.cpu()
+	m.at, m.totals = time.Now(), g.totals()
+	m.generator, errs[1] = processClock(os.Getpid())
+	m.backend, errs[2] = processClock(b.backend.cmd.Process.Pid)
+	m.idle, errs[3] = idleTime()
+	return m, errors.Join(errs[:]...)
+}
+
+func us(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// backend is the process behind the proxies.
+type backend struct {
+	cmd       *exec.Cmd
+	in        io.WriteCloser
+	out       *bufio.Reader
+	addresses []netip.AddrPort // one for each target
+}
+
+func startBackend(loops, ports int) (*backend, error) {
+	b := &backend{cmd: exec.Command("/proc/self/exe", backendRole, strconv.Itoa(loops), strconv.Itoa(ports))}
+	b.cmd.Stderr = os.Stderr
+	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	var err error
+	if b.in, err = b.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	out, err := b.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	b.out = bufio.NewReader(out)
+	if err := b.cmd.Start(); err != nil {
+		return nil, err
+	}
+	line, err := b.out.ReadString('\n')
+	if err != nil {
+		b.stop()
+		return nil, fmt.Errorf("reading its ports: %w", err)
+	}
+	for port := range strings.FieldsSeq(line) {
+		address, err := netip.ParseAddrPort("127.0.0.1:" + port)
+		if err != nil {
+			b.stop()
+			return nil, err
+		}
+		b.addresses = append(b.addresses, address)
+	}
+	return b, nil
+}
+
+// awaitClosed waits until the backend has no connection any more, so that no target pays for the work of the one before.
+func (b *backend) awaitClosed(ctx context.Context) error {
+	deadline := time.Now().Add(closeTimeout)
+	for {
+		if _, err := io.WriteString(b.in, "\n"); err != nil {
+			return fmt.Errorf("backend: %w", err)
+		}
+		line, err := b.out.ReadString('\n')
+		if err != nil {
+			return fmt.Errorf("backend: %w", err)
+		}
+		switch line = strings.TrimSpace(line); {
+		case line == "0":
+			return nil
+		case time.Now().After(deadline):
+			return fmt.Errorf("%v after the clients have left, %s connections to the backend are open", closeTimeout, line)
+		}
+		if err := sleep(ctx, 5*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+const closeTimeout = 20 * time.Second
+
+// stop ends the backend, which ends with its stdin.
+func (b *backend) stop() {
+	b.in.Close()
+	_ = b.cmd.Wait() // whatever it may say, the figures are in
+}
