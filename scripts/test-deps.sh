@@ -1,6 +1,8 @@
 #!/bin/sh
 # Installs the programs that the tests run: servers and clients to send real traffic through the
 # gateway, and what it takes to set up the network around them. Does nothing where all are there.
+#
+#	test-deps.sh [package...]    only these of them
 set -eu
 
 # System programs are not on every user's PATH.
@@ -32,6 +34,15 @@ strace               strace
 wrk                  wrk
 '
 
+only=$*
+
+chosen() {
+	case " $only " in
+	'  ' | *" $1 "*) ;;
+	*) false ;;
+	esac
+}
+
 there() {
 	case $1 in
 	/*) ls $1 >/dev/null 2>&1 ;; # unquoted: a pattern
@@ -42,7 +53,7 @@ there() {
 # The packages of $wanted that are not there, on one line.
 missing() {
 	echo "$wanted" | while read -r package probe; do
-		[ -z "$package" ] || there "$probe" || printf '%s ' "$package"
+		[ -z "$package" ] || ! chosen "$package" || there "$probe" || printf '%s ' "$package"
 	done
 }
 
