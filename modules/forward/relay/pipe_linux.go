@@ -63,12 +63,3 @@ func (p *pipe) close() {
 }
 
 const spliceFlags = unix.SPLICE_F_MOVE | unix.SPLICE_F_NONBLOCK
-
-func splice(from, to, max int) (int, error) {
-	for {
-		n, err := unix.Splice(from, nil, to, nil, max, spliceFlags)
-		if err != unix.EINTR {
-			return int(n), err
-		}
-	}
-}

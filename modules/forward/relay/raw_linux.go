@@ -108,25 +108,25 @@ func (s *splicer) in(fd uintptr) bool {
 			return true
 		}
 	}
-	n, err := splice(int(fd), s.pipe.w, pipeSize)
-	if err == unix.EAGAIN {
+	n, errno := spliceFD(int(fd), s.pipe.w, pipeSize)
+	if errno == unix.EAGAIN {
 		s.release()
 		s.filled, s.err = 0, nil
 		urgent, _ := unix.IoctlGetInt(int(fd), unix.SIOCATMARK)
 		return urgent != 0
 	}
-	s.filled, s.err = n, err
+	s.filled, s.err = max(n, 0), asError(errno)
 	return true
 }
 
 // out empties the pipe into the socket fd.
 func (s *splicer) out(fd uintptr) bool {
-	n, err := splice(s.pipe.r, int(fd), s.filled)
-	if err == unix.EAGAIN {
+	n, errno := spliceFD(s.pipe.r, int(fd), s.filled)
+	if errno == unix.EAGAIN {
 		return false
 	}
-	s.moved, s.err = n, err
-	s.filled -= n
+	s.moved, s.err = max(n, 0), asError(errno)
+	s.filled -= s.moved
 	return true
 }
 
@@ -137,4 +137,11 @@ func (s *splicer) release() {
 	}
 	s.pipe.giveBack(s.filled == 0)
 	s.pipe = nil
+}
+
+func asError(errno syscall.Errno) error {
+	if errno == 0 {
+		return nil
+	}
+	return errno
 }
