@@ -47,9 +47,9 @@ func keepMoving(t *testing.T, from, to *net.TCPConn, every, total time.Duration)
 func TestIdleTimeoutEndsBothSides(t *testing.T) {
 	t.Parallel()
 	const limit = time.Second
-	// Each returns when the last byte moved.
+	// Each returns when the last byte was about to move.
 	cases := map[string]func(t *testing.T, client, upstream *net.TCPConn) time.Time{
-		"no byte ever": func(*testing.T, *net.TCPConn, *net.TCPConn) time.Time { return time.Now() },
+		"no byte ever": nil,
 		"data from the client resets it": func(t *testing.T, client, upstream *net.TCPConn) time.Time {
 			return keepMoving(t, client, upstream, limit/4, 3*limit)
 		},
@@ -61,8 +61,13 @@ func TestIdleTimeoutEndsBothSides(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			onEachNetwork(t, func(t *testing.T, network string) {
-				p, client, upstream := startPair(t, network, gate.JSON{"idle_timeout": limit.String()})
-				mustEndAfter(t, move(t, client, upstream), limit, client, upstream)
+				p, addr, accepted := startForwarding(t, network, gate.JSON{"idle_timeout": limit.String()})
+				last := time.Now()
+				client, upstream := pair(t, addr, accepted)
+				if move != nil {
+					last = move(t, client, upstream)
+				}
+				mustEndAfter(t, last, limit, client, upstream)
 				mustHaveEnded(t, p, client, "idle_timeout")
 			})
 		})
@@ -162,9 +167,7 @@ func TestMaxLifetimeEndsBothSidesOfABusySession(t *testing.T) {
 	t.Parallel()
 	const limit = 2 * time.Second
 	onEachNetwork(t, func(t *testing.T, network string) {
-		upstreamAddr, accepted := accepting(t)
-		addr := gate.ReserveAddr(t)
-		p := gate.Start(t, gate.Layer4(gate.Listen(network+"/"+addr, gate.Forward(upstreamAddr).With("max_lifetime", limit.String()))))
+		p, addr, accepted := startForwarding(t, network, gate.JSON{"max_lifetime": limit.String()})
 		start := time.Now()
 		client, upstream := pair(t, addr, accepted)
 		never := make(chan struct{})

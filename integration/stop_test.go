@@ -3,7 +3,6 @@ package integration
 import (
 	"crypto/tls"
 	"errors"
-	"io"
 	"net"
 	"syscall"
 	"testing"
@@ -56,78 +55,92 @@ func trickle(conn *net.TCPConn, until <-chan struct{}) <-chan result {
 
 func TestStopClosesIdleSessionsFirstAndGivesOthersTheGracePeriod(t *testing.T) {
 	t.Parallel()
-	const (
-		grace = 4 * time.Second
-		idle  = 20
-	)
 	for name, stop := range waysToStop {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			upstreamAddr, accepted := accepting(t)
-			addr := gate.ReserveAddr(t)
-			p := gate.Start(t, gate.Layer4(gate.Listen(addr, gate.Forward(upstreamAddr).With("grace_period", grace.String()))))
-			var idlers []net.Conn
-			for range idle {
-				client, upstream := pair(t, addr, accepted)
-				mustExchangeBetween(t, client, upstream)
-				idlers = append(idlers, client, upstream)
-			}
-			finishing, finishingUpstream := pair(t, addr, accepted)
-			endless, endlessUpstream := pair(t, addr, accepted)
-			quieting, quietingUpstream := pair(t, addr, accepted)
-			finish, still, never := make(chan struct{}), make(chan struct{}), make(chan struct{})
-			sent := trickle(finishingUpstream, finish)
-			trickle(endlessUpstream, never)
-			quietSent := trickle(quietingUpstream, still)
-			got := receiving(finishing)
-			go io.Copy(io.Discard, endless)
-			quietGot := receiving(quieting)
-			<-time.After(quiet + quiet/2) // the idle sessions become so
-
-			stopped := time.Now()
-			check := stop(t, p)
-			for _, end := range idlers {
-				mustEnd(t, end)
-			}
-			if took := time.Since(stopped); took > tolerance {
-				t.Errorf("idle sessions ended %v after the stop, want at most %v", took, tolerance)
-			}
-			mustRefuse(t, addr)
-
-			// One session is through before the grace period, one falls silent, and one never stops.
-			close(still)
-			mustArriveBytes(t, "session that falls silent", within(t, peerTimeout, "sending", quietSent), within(t, peerTimeout, "receiving", quietGot))
-			<-time.After(time.Until(stopped.Add(grace / 2)))
-			close(finish)
-			finished := within(t, peerTimeout, "sending", sent)
-			must(t, finishingUpstream.CloseWrite())
-			mustArriveBytes(t, "busy session", finished, within(t, peerTimeout, "receiving", got))
-			finishing.Close()
-			mustEnd(t, endlessUpstream)
-			if took := time.Since(stopped); took < grace || took > grace+tolerance {
-				t.Errorf("the endless session ended %v after the stop, want %v to %v", took, grace, grace+tolerance)
-			}
-			if code := p.Wait(5 * time.Second); code != 0 {
-				t.Errorf("exit code %d", code)
-			}
-			check()
-			reasons := make(map[string]int)
-			for _, s := range p.Sessions() {
-				reasons[s.Reason]++
-			}
-			if reasons["shutdown"] != idle+2 || reasons["upstream_fin"] != 1 {
-				t.Errorf("reasons in the access log: %v, want %d shutdown and 1 upstream_fin", reasons, idle+2)
-			}
+			onEachNetwork(t, func(t *testing.T, network string) { stopWithSessions(t, network, stop) })
 		})
 	}
 }
 
-// mustArriveBytes requires that as many bytes arrived as were sent, and then the end.
-func mustArriveBytes(t testing.TB, what string, sent, received result) {
-	t.Helper()
-	if sent.err != nil || received.err != nil || sent.bytes != received.bytes {
-		t.Errorf("%s: sent %d bytes (%v), received %d (%v)", what, sent.bytes, sent.err, received.bytes, received.err)
+func stopWithSessions(t *testing.T, network string, stop func(*testing.T, *gate.Process) func()) {
+	const (
+		grace = 4 * time.Second
+		idle  = 20
+	)
+	p, addr, accepted := startForwarding(t, network, gate.JSON{"grace_period": grace.String()})
+	var idlers []net.Conn
+	for range idle {
+		client, upstream := pair(t, addr, accepted)
+		mustExchangeBetween(t, client, upstream)
+		idlers = append(idlers, client, upstream)
 	}
+	// Of three busy sessions, one is through before the grace period is over, one falls silent, and one never stops.
+	finishes, silences, endless := startBusy(t, addr, accepted), startBusy(t, addr, accepted), startBusy(t, addr, accepted)
+	<-time.After(quiet + quiet/2) // the idle sessions become so
+
+	stopped := time.Now()
+	check := stop(t, p)
+	for _, end := range idlers {
+		mustEnd(t, end)
+	}
+	if took := time.Since(stopped); took > tolerance {
+		t.Errorf("idle sessions ended %v after the stop, want at most %v", took, tolerance)
+	}
+	mustRefuse(t, addr)
+
+	silences.mustArrive(t)
+	<-time.After(time.Until(stopped.Add(grace / 2)))
+	finishes.mustArriveAfter(t, finishes.upstream.CloseWrite)
+	within(t, peerTimeout, "the endless session's end", endless.received)
+	if took := time.Since(stopped); took < grace || took > grace+tolerance {
+		t.Errorf("the endless session ended %v after the stop, want %v to %v", took, grace, grace+tolerance)
+	}
+	if code := p.Wait(5 * time.Second); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	check()
+	reasons := make(map[string]int)
+	for _, s := range p.Sessions() {
+		reasons[s.Reason]++
+	}
+	if reasons["shutdown"] != idle+2 || reasons["upstream_fin"] != 1 {
+		t.Errorf("reasons in the access log: %v, want %d shutdown and 1 upstream_fin", reasons, idle+2)
+	}
+}
+
+// busy is a session whose upstream sends a byte now and then.
+type busy struct {
+	client, upstream *net.TCPConn
+	pause            chan struct{} // closed to stop sending
+	sent, received   <-chan result
+}
+
+func startBusy(t *testing.T, addr string, accepted <-chan *net.TCPConn) *busy {
+	t.Helper()
+	b := &busy{pause: make(chan struct{})}
+	b.client, b.upstream = pair(t, addr, accepted)
+	b.sent, b.received = trickle(b.upstream, b.pause), receiving(b.client)
+	return b
+}
+
+// mustArrive stops sending and requires that everything arrives before the session's end.
+func (b *busy) mustArrive(t *testing.T) {
+	t.Helper()
+	b.mustArriveAfter(t, func() error { return nil })
+}
+
+// mustArriveAfter does the same with something in between, such as a FIN.
+func (b *busy) mustArriveAfter(t *testing.T, end func() error) {
+	t.Helper()
+	close(b.pause)
+	sent := within(t, peerTimeout, "sending", b.sent)
+	must(t, end())
+	got := within(t, peerTimeout, "receiving", b.received)
+	if sent.err != nil || got.err != nil || sent.bytes != got.bytes {
+		t.Errorf("a busy session: sent %d bytes (%v), received %d (%v)", sent.bytes, sent.err, got.bytes, got.err)
+	}
+	b.client.Close()
 }
 
 func mustRefuse(t testing.TB, addr string) {

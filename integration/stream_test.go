@@ -63,16 +63,22 @@ func pair(t testing.TB, addr string, accepted <-chan *net.TCPConn) (client, upst
 	return client, within(t, peerTimeout, "the upstream's accept", accepted)
 }
 
-// startPair starts a process that forwards to one upstream, with the default options or with others, and opens a session.
-func startPair(t testing.TB, network string, options gate.JSON, opts ...gate.Option) (p *gate.Process, client, upstream *net.TCPConn) {
+// startForwarding starts a process that forwards to one upstream, with the default options or with others.
+func startForwarding(t testing.TB, network string, options gate.JSON, opts ...gate.Option) (p *gate.Process, addr string, accepted <-chan *net.TCPConn) {
 	t.Helper()
-	upstreamAddr, accepted := accepting(t)
-	addr := gate.ReserveAddr(t)
-	forward := gate.Forward(upstreamAddr)
+	upstream, accepted := accepting(t)
+	forward := gate.Forward(upstream)
 	for name, value := range options {
 		forward = forward.With(name, value)
 	}
-	p = gate.Start(t, gate.Layer4(gate.Listen(network+"/"+addr, forward)), opts...)
+	addr = gate.ReserveAddr(t)
+	return gate.Start(t, gate.Layer4(gate.Listen(network+"/"+addr, forward)), opts...), addr, accepted
+}
+
+// startPair starts such a process and opens a session.
+func startPair(t testing.TB, network string, options gate.JSON, opts ...gate.Option) (p *gate.Process, client, upstream *net.TCPConn) {
+	t.Helper()
+	p, addr, accepted := startForwarding(t, network, options, opts...)
 	client, upstream = pair(t, addr, accepted)
 	return p, client, upstream
 }
@@ -142,9 +148,7 @@ func TestFINIsPassedOnWhileDataFlowsTheOtherWay(t *testing.T) {
 		rounds = 5
 		limit  = 100 * time.Millisecond
 	)
-	upstreamAddr, accepted := accepting(t)
-	addr := gate.ReserveAddr(t)
-	gate.Start(t, gate.Layer4(gate.Listen(addr, gate.Forward(upstreamAddr))), gate.WithoutRace())
+	_, addr, accepted := startForwarding(t, "gate+tcp", nil, gate.WithoutRace())
 	for _, finisher := range []string{"client", "upstream"} {
 		t.Run(finisher+" finishes", func(t *testing.T) {
 			for range rounds {
