@@ -4,6 +4,8 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"strings"
+	"sync"
 	"syscall"
 	"unsafe"
 
@@ -92,7 +94,7 @@ func startConnect(addr net.Addr) (fd int, err error) {
 // (RFC 9293, section 3.5).
 func isItself(fd int, target net.Addr) bool {
 	to, ok := target.(*net.TCPAddr)
-	if !ok {
+	if !ok || to.Port < firstClientPort() {
 		return false
 	}
 	var local, remote rawSockaddr
@@ -103,6 +105,14 @@ func isItself(fd int, target net.Addr) bool {
 	remote.get(unix.SYS_GETPEERNAME, fd)
 	return local == remote
 }
+
+// firstClientPort is the first port that the kernel gives to sockets that connect, 0 if it does not say.
+var firstClientPort = sync.OnceValue(func() int {
+	ports, _ := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	first, _, _ := strings.Cut(string(ports), "\t")
+	port, _ := strconv.Atoi(first)
+	return port
+})
 
 // rawSockaddr is an address as the kernel takes it.
 type rawSockaddr struct {
