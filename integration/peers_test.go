@@ -86,9 +86,6 @@ func greet(name string) func(*net.TCPConn) {
 	}
 }
 
-// silent reads until the other end is done and sends nothing.
-func silent(conn *net.TCPConn) { io.Copy(io.Discard, conn) }
-
 // dial connects to the process; the connection is closed with the test.
 func dial(t testing.TB, addr string) *net.TCPConn {
 	t.Helper()

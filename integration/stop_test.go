@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -79,22 +80,29 @@ func stopWithSessions(t *testing.T, network string, stop func(*testing.T, *gate.
 	finishes, silences, endless := startBusy(t, addr, accepted), startBusy(t, addr, accepted), startBusy(t, addr, accepted)
 	<-time.After(quiet + quiet/2) // the idle sessions become so
 
-	stopped := time.Now()
+	asked := time.Now()
 	check := stop(t, p)
+	gate.Eventually(t, peerTimeout, func() error {
+		if !strings.Contains(p.Output(), "exiting; byeee") {
+			return errors.New("the process does not say that it stops")
+		}
+		return nil
+	})
+	began := time.Now()
 	for _, end := range idlers {
 		mustEnd(t, end)
 	}
-	if took := time.Since(stopped); took > tolerance {
+	if took := time.Since(began); took > tolerance {
 		t.Errorf("idle sessions ended %v after the stop, want at most %v", took, tolerance)
 	}
 	mustRefuse(t, addr)
 
 	silences.mustArrive(t)
-	<-time.After(time.Until(stopped.Add(grace / 2)))
+	<-time.After(time.Until(began.Add(grace / 2)))
 	finishes.mustArriveAfter(t, finishes.upstream.CloseWrite)
 	within(t, peerTimeout, "the endless session's end", endless.received)
-	if took := time.Since(stopped); took < grace || took > grace+tolerance {
-		t.Errorf("the endless session ended %v after the stop, want %v to %v", took, grace, grace+tolerance)
+	if time.Since(asked) < grace || time.Since(began) > grace+tolerance {
+		t.Errorf("the endless session ended %v after the stop, want %v to %v", time.Since(began), grace, grace+tolerance)
 	}
 	if code := p.Wait(5 * time.Second); code != 0 {
 		t.Errorf("exit code %d", code)
@@ -173,6 +181,9 @@ func TestStopWithOnlyIdleSessionsDoesNotWait(t *testing.T) {
 	}
 }
 
+// sendForever sends until the connection is over.
+func sendForever(conn *net.TCPConn) <-chan result { return sending(conn, 1<<40) }
+
 // A peer that takes nothing must not hold up the end of the process, not even where a TLS farewell waits for it.
 func TestStopDoesNotWaitForStuckPeers(t *testing.T) {
 	t.Parallel()
@@ -185,9 +196,8 @@ func TestStopDoesNotWaitForStuckPeers(t *testing.T) {
 	client := tls.Client(dial(t, secure), trust)
 	must(t, client.Handshake())
 	second := within(t, peerTimeout, "the upstream's accept", accepted)
-	for _, upstream := range []*net.TCPConn{first, second} {
-		go sendUntilError(upstream)
-	}
+	sendForever(first)
+	sendForever(second)
 	<-time.After(2 * quiet) // they are stuck, and idle
 	p.Terminate()
 	if code := p.Wait(10 * time.Second); code != 0 { // grace_period, although both are idle

@@ -273,7 +273,7 @@ func TestClientResetClosesUpstreamWithinASecond(t *testing.T) {
 		t.Parallel()
 		onEachNetwork(t, func(t *testing.T, network string) {
 			p, client, upstream := startPair(t, network, nil)
-			over := sending(upstream, 1<<40)
+			over := sendForever(upstream)
 			if _, err := io.ReadFull(client, make([]byte, 16*mib)); err != nil {
 				t.Fatal(err)
 			}
