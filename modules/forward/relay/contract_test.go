@@ -128,17 +128,23 @@ func TestFINPassesWhileDataFlowsTheOtherWay(t *testing.T) {
 			if first == UpstreamFIN {
 				from, to = to, from
 			}
-			var all sync.WaitGroup
-			all.Go(func() { s.mustSend(to, 2, n); to.CloseWrite() })
+			var writer sync.WaitGroup
+			passed := make(chan struct{})
+			writer.Go(func() {
+				s.mustSend(to, 2, n)
+				<-passed
+				to.CloseWrite()
+			})
 			in := receiver(from, 2)
 			s.mustRead(in, n/2)
 			s.mustSend(from, 1, 100)
 			from.CloseWrite()
 			s.mustReceive(to, 1, 100)
 			s.wantEOF(to)
+			close(passed)
 			s.mustRead(in, n/2)
 			s.wantEOF(from)
-			all.Wait()
+			writer.Wait()
 			s.want(first)
 		}
 	})

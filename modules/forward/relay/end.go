@@ -25,6 +25,9 @@ type end struct {
 
 	// gone is set when the peer has reset the connection, closed when the relay has closed it.
 	gone, closed atomic.Bool
+
+	// finished is set before a FIN is sent.
+	finished atomic.Bool
 }
 
 func newEnd(conn net.Conn) *end {
@@ -64,6 +67,7 @@ func unwrap(c net.Conn) net.Conn {
 // closeWrite passes a FIN on. A wrapper that can finish its own stream (TLS has close_notify) does;
 // one that can't leaves it to what it wraps.
 func (e *end) closeWrite() {
+	e.finished.Store(true)
 	for c := e.conn; c != nil; c = unwrap(c) {
 		if w, ok := c.(interface{ CloseWrite() error }); ok {
 			_ = w.CloseWrite()
@@ -88,6 +92,23 @@ func (e *end) reset() {
 		_ = e.sock.Close() // below a wrapper's farewell
 	}
 	_ = e.conn.Close()
+}
+
+// wasReset tells an end that was read because of a reset from a FIN. The error is given only once, to a
+// read or a write, and a read then finds nothing but the end; but a FIN closes one direction, a reset both.
+func (e *end) wasReset() bool {
+	if e.gone.Load() {
+		return true
+	}
+	tcp, ok := e.sock.(interface {
+		socket
+		SetLinger(int) error
+	})
+	if !ok {
+		return false // a unix socket that is closed in order is closed in both directions
+	}
+	raw, err := tcp.SyscallConn()
+	return err == nil && hungUp(raw) && !e.finished.Load()
 }
 
 // How often the send queue is looked at while it empties, from a wait for a peer on the same

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"errors"
+	"net"
 	"sync"
 	"syscall"
 	"testing"
@@ -71,9 +72,30 @@ func TestResetWhileDataFlowsTheOtherWay(t *testing.T) {
 				}
 			})
 			s.mustReceive(from, 1, 4<<20)
+			if conn, ok := from.(*net.UnixConn); ok {
+				eventually(t, "more", func() bool { return unread(t, conn) > 0 })
+			}
 			s.reset(from)
 			writer.Wait()
 			s.want(reason)
+		}
+	})
+}
+
+// Which of the relay's reads and writes finds the reset makes no difference: the error is given to one of
+// them only, and another then reads an end.
+func TestResetIsNoFIN(t *testing.T) {
+	overPairs(t, func(t *testing.T, p pair) {
+		if p.unix {
+			t.Skip("a unix socket has no reset")
+		}
+		for range 20 {
+			s := p.open(t)
+			_ = s.upstream.SetWriteDeadline(time.Now().Add(20 * time.Millisecond))
+			_ = send(s.upstream, 1, 1<<40) // until the relay is stuck
+			s.reset(s.client)
+			s.wantReset(s.upstream)
+			s.want(ClientReset)
 		}
 	})
 }
@@ -157,24 +179,14 @@ func TestBothReset(t *testing.T) {
 	})
 }
 
-// A client that reads nothing at all does not keep the upstream's reset, or anything else, from ending.
+// A client that reads nothing at all keeps the upstream's reset for itself, but not longer than a limit says.
 func TestResetForAPeerThatNeverReads(t *testing.T) {
 	overPairs(t, func(t *testing.T, p pair) {
-		s := p.open(t, limits(Limits{Idle: 300 * time.Millisecond}))
-		var writer sync.WaitGroup
-		writer.Go(func() { _ = send(s.upstream, 1, 1<<40) })
-		eventually(t, "standstill", func() bool {
-			before := s.relay.Stats().BytesDown
-			time.Sleep(10 * time.Millisecond)
-			return before > 0 && s.relay.Stats().BytesDown == before
-		})
-		if !p.unix {
-			s.reset(s.upstream)
-		} else {
-			s.upstream.Close()
-		}
-		writer.Wait()
-		if r := s.result(); r.Reason != UpstreamReset && r.Reason != IdleTimeout {
+		s := p.open(t, limits(Limits{Lifetime: time.Second}))
+		_ = s.upstream.SetWriteDeadline(time.Now().Add(20 * time.Millisecond))
+		_ = send(s.upstream, 1, 1<<40) // until the relay is stuck
+		s.reset(s.upstream)
+		if r := s.result(); r.Reason != UpstreamReset && r.Reason != MaxLifetime {
 			t.Errorf("reason: got %s", r.Reason)
 		}
 	})

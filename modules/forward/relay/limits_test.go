@@ -4,15 +4,17 @@ import (
 	"context"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
 
-// soon is how late a limit may end a relay.
+// soon is how late a limit may end a relay, on a machine that is not busy with something else.
 const soon = time.Second
 
 // TestLimits runs apart from what keeps the machine busy, because it is about times.
 func TestLimits(t *testing.T) {
+	t.Cleanup(measureLag())
 	for name, test := range map[string]func(*testing.T, pair){
 		"idle":                          idleTimeout,
 		"data resets idle":              dataResetsIdle,
@@ -31,11 +33,36 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// lag is how late a goroutine was that slept, at worst. A busy machine is not the relay's fault, which
+// needs a few of them in turn.
+var lag atomic.Int64
+
+func measureLag() (stop func()) {
+	const pause = 10 * time.Millisecond
+	over, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			before := time.Now()
+			select {
+			case <-time.After(pause):
+				lag.Store(max(lag.Load(), int64(time.Since(before)-pause)))
+			case <-over:
+				return
+			}
+		}
+	}()
+	return func() {
+		close(over)
+		<-stopped
+	}
+}
+
 // wantAfter checks that the relay ends between limit and soon after it, counted from start.
 func (s *session) wantAfter(start time.Time, limit time.Duration, reason Reason) {
 	s.Helper()
 	s.want(reason)
-	if took := time.Since(start); took < limit || took > limit+soon {
+	if took := time.Since(start); took < limit || took > limit+soon+time.Duration(5*lag.Load()) {
 		s.Errorf("%s after %s, want %s", reason, took, limit)
 	}
 }
@@ -51,7 +78,7 @@ func idleTimeout(t *testing.T, p pair) {
 }
 
 func dataResetsIdle(t *testing.T, p pair) {
-	const limit = time.Second
+	const limit = 1500 * time.Millisecond
 	s := p.open(t, limits(Limits{Idle: limit}))
 	start := time.Now()
 	from, to := s.client, s.upstream
@@ -84,8 +111,8 @@ func halfCloseTimeout(t *testing.T, p pair) {
 }
 
 func halfCloseLongerThanIdle(t *testing.T, p pair) {
-	const limit = 600 * time.Millisecond
-	s := p.open(t, limits(Limits{Idle: 100 * time.Millisecond, HalfClose: limit}))
+	const limit = 1200 * time.Millisecond
+	s := p.open(t, limits(Limits{Idle: 600 * time.Millisecond, HalfClose: limit}))
 	start := time.Now()
 	s.client.CloseWrite()
 	s.wantAfter(start, limit, IdleTimeout)
@@ -128,16 +155,11 @@ func lifetimeWhileNextBlocks(t *testing.T, p pair) {
 }
 
 func idleWithoutReader(t *testing.T, p pair) {
-	const limit = 300 * time.Millisecond
+	const limit = 500 * time.Millisecond
 	s := p.open(t, limits(Limits{Idle: limit}))
-	var writer sync.WaitGroup
-	writer.Go(func() { _ = send(s.upstream, 1, 1<<40) })
-	eventually(t, "standstill", func() bool {
-		last := s.relay.Stats().LastActive
-		return s.relay.Stats().BytesDown > 0 && time.Since(last) > limit/3
-	})
+	_ = s.upstream.SetWriteDeadline(time.Now().Add(limit / 10))
+	_ = send(s.upstream, 1, 1<<40) // until the relay is stuck
 	s.wantAfter(s.relay.Stats().LastActive, limit, IdleTimeout)
-	writer.Wait()
 }
 
 // Without limits a relay stays.

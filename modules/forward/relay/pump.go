@@ -44,7 +44,7 @@ func (p *pump) run() {
 		// finds the same end, and finish resets the source.
 		p.dst.gone.Store(true)
 		p.engine.because(p.other().reset)
-	case isFIN(err):
+	case isFIN(err) && !p.src.wasReset():
 		p.engine.fin(p.fin)
 		p.dst.closeWrite()
 	default:
