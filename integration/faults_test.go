@@ -29,6 +29,10 @@ func TestPortsAnswerAgainAfterDescriptorsRanOut(t *testing.T) {
 	waiting.MatchingTimeout = "60s"
 	p := gate.Start(t, gate.Layer4(gate.Listen(forwarding, gate.Forward(upstream)), waiting), gate.WithFiles(limit))
 
+	must(t, oneRequest(forwarding))
+	must(t, oneRequest(matching))
+	before := p.Baseline()
+
 	flood := make([]net.Conn, 0, connections)
 	for i := range connections {
 		flood = append(flood, dial(t, []string{forwarding, matching}[i%2]))
@@ -48,6 +52,7 @@ func TestPortsAnswerAgainAfterDescriptorsRanOut(t *testing.T) {
 		mustAnswerBy(t, addr, released.Add(recovery))
 	}
 	t.Logf("both ports answered %v after the descriptors were free", time.Since(released))
+	before.MustReturn(t, 10*time.Second)
 	if lines := acceptErrors(p); lines > 10 { // two ports, at most once a second each
 		t.Errorf("%d log lines say that descriptors ran out", lines)
 	}

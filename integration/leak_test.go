@@ -31,8 +31,8 @@ func TestNothingIsLeftOfSessionsHoweverTheyEnd(t *testing.T) {
 		config, trust := withTLS(t, gate.Layer4(servers...))
 		p := gate.Start(t, config)
 		ways := waysToEnd(t, addrs, accepted, trust)
-		const ends = 9 // that have a session; the others fail in the tls handler
-		ways()         // what is made once and kept is made
+		const ends = 10 // that have a session; the others fail in the tls handler
+		ways()          // what is made once and kept is made
 		p.Load(config)
 		p.WaitSessions(ends, nil)
 		before := p.Baseline()
@@ -75,6 +75,14 @@ func waysToEnd(t *testing.T, addrs map[string]string, accepted <-chan *net.TCPCo
 		client.Write(make([]byte, mib))
 		reset(client)
 		reset(upstream)
+
+		client, upstream = open("plain") // in the middle of a stream
+		sent := sendForever(client)
+		if _, err := io.CopyN(io.Discard, upstream, 4*mib); err != nil {
+			t.Fatal(err)
+		}
+		reset(upstream)
+		within(t, peerTimeout, "the sender's end", sent)
 
 		if refused, err := net.Dial("tcp", addrs["refused"]); err == nil {
 			mustReset(t, refused)

@@ -88,6 +88,33 @@ func TestIdleTimeoutEndsASessionWhoseReaderIsStuck(t *testing.T) {
 	})
 }
 
+// What is left of a session after a reset waits for a reader no longer than a whole session would.
+func TestIdleTimeoutEndsTheWaitForAReaderAfterAReset(t *testing.T) {
+	t.Parallel()
+	const limit = time.Second
+	onEachNetwork(t, func(t *testing.T, network string) {
+		p, addr, accepted := startForwarding(t, network, gate.JSON{"idle_timeout": limit.String()})
+		first, firstUpstream := pair(t, addr, accepted)
+		mustExchangeBetween(t, first, firstUpstream)
+		reset(first)
+		p.WaitSession(port(first))
+		before := p.Baseline()
+		client, upstream := pair(t, addr, accepted)
+		must(t, client.SetReadBuffer(16<<10))
+		if _, err := send(upstream, mib); err != nil {
+			t.Fatal(err)
+		}
+		mustDrain(t, upstream, false)
+		last := time.Now()
+		reset(upstream)
+		p.WaitSession(port(client))
+		if took := time.Since(last); took > limit+tolerance {
+			t.Errorf("the session ended %v after the reset, want at most %v", took, limit+tolerance)
+		}
+		before.MustReturn(t, 10*time.Second)
+	})
+}
+
 // sendUntilError returns when the last bytes were taken, and why no more were.
 func sendUntilError(conn *net.TCPConn) (last time.Time, err error) {
 	for err == nil {
