@@ -6,9 +6,7 @@ package session
 import (
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/netip"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -130,33 +128,4 @@ func (s *Session) End(e End) {
 		s.scope.metrics.count(s, &e, duration)
 		s.scope.logEnd(s, &e, duration)
 	})
-}
-
-// listener tells where cx was accepted. Only what a config can contain may become a label, so a
-// network that does not tell its configured address is known by the port alone.
-func listener(cx *layer4.Connection) (network, address string) {
-	local := cx.LocalAddr()
-	network = local.Network()
-	for conn := net.Conn(cx); conn != nil; {
-		switch c := conn.(type) {
-		case interface{ ListenerAddr() string }:
-			return network, c.ListenerAddr()
-		case *layer4.Connection:
-			conn = c.Conn
-		default:
-			conn = nil
-		}
-	}
-	if ap := addrPort(local); ap.IsValid() {
-		return network, ":" + strconv.Itoa(int(ap.Port()))
-	}
-	return network, local.String()
-}
-
-func addrPort(addr net.Addr) netip.AddrPort {
-	if a, ok := addr.(interface{ AddrPort() netip.AddrPort }); ok {
-		ap := a.AddrPort()
-		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
-	}
-	return netip.AddrPort{}
 }
