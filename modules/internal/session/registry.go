@@ -28,16 +28,14 @@ func (r *registry) remove(s *Session) {
 	r.mu.Unlock()
 }
 
-func (r *registry) list(wanted func(*Session) bool) []*Session {
+func (r *registry) list() []*Session {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var found []*Session
+	all := make([]*Session, 0, len(r.sessions))
 	for s := range r.sessions {
-		if wanted(s) {
-			found = append(found, s)
-		}
+		all = append(all, s)
 	}
-	return found
+	return all
 }
 
 // idleAtStop is how long a session must have been silent to be closed at once when the process stops.
@@ -55,7 +53,7 @@ func (r *registry) shutdown() {
 	start := time.Now()
 	for {
 		var longest time.Duration
-		left := r.list(func(*Session) bool { return true })
+		left := r.list()
 		if len(left) == 0 {
 			return
 		}

@@ -1,6 +1,8 @@
 package session
 
 import (
+	"context"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -15,9 +17,12 @@ type Scope struct {
 	// DrainTimeout bounds the sessions of a config that was replaced. Zero is no bound.
 	DrainTimeout time.Duration
 
-	ctx     caddy.Context
+	// config ends with the config. Of its caddy.Context no more is kept: a session that outlives its
+	// config by days would keep all modules of it in memory.
+	config  context.Context
 	log     *zap.Logger
 	metrics *metrics
+	drained atomic.Bool // DrainTimeout has passed
 }
 
 // NewScope is called in Provision. It registers the metrics with the config's registry.
@@ -28,37 +33,54 @@ func NewScope(ctx caddy.Context, gracePeriod, drainTimeout time.Duration) (*Scop
 	return &Scope{
 		GracePeriod:  gracePeriod,
 		DrainTimeout: drainTimeout,
-		ctx:          ctx,
+		config:       ctx.Context,
 		log:          accessLog(ctx),
 		metrics:      collectors,
 	}, nil
 }
 
 // Replaced is called in Cleanup: the config of these sessions is no longer the running one. They go
-// on, until DrainTimeout if that is set.
+// on, until DrainTimeout if that is set. Where no other config runs, the process stops, and they have
+// GracePeriod instead.
 func (sc *Scope) Replaced() {
-	if sc.DrainTimeout <= 0 {
+	if caddy.ActiveContext().Context == nil {
+		lastLog.Store(sc.log)
 		return
 	}
-	time.AfterFunc(sc.DrainTimeout, func() {
-		for _, s := range living.list(func(s *Session) bool { return s.scope == sc }) {
+	if sc.DrainTimeout > 0 {
+		time.AfterFunc(sc.DrainTimeout, sc.drain)
+	}
+}
+
+// drain closes the sessions, and has those closed that begin from now on: their connections were accepted
+// before the config was replaced, and have waited for a matcher since.
+func (sc *Scope) drain() {
+	sc.drained.Store(true)
+	for _, s := range living.list() {
+		if s.scope == sc {
 			s.Close(ReasonDrain)
 		}
-	})
+	}
 }
 
 func accessLog(ctx caddy.Context) *zap.Logger {
 	return ctx.Logger(new(layer4.App)).Named("log.access")
 }
 
+// lastLog is the access log of the config that ran when the process began to stop.
+var lastLog atomic.Pointer[zap.Logger]
+
 // logger returns the access log of the session's config, or, once that was replaced, of the running
 // one: what a session has to say belongs where the operator looks now.
 func (sc *Scope) logger() *zap.Logger {
-	if sc.ctx.Err() == nil || caddy.Exiting() {
+	if sc.config.Err() == nil {
 		return sc.log
 	}
 	if running := caddy.ActiveContext(); running.Context != nil {
 		return accessLog(running)
+	}
+	if last := lastLog.Load(); last != nil {
+		return last
 	}
 	return sc.log
 }

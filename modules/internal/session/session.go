@@ -50,8 +50,9 @@ type Session struct {
 	scope *Scope
 	once  sync.Once // guards the end
 
-	mu    sync.Mutex
-	mover Mover
+	mu      sync.Mutex
+	mover   Mover
+	closing string // why to close the mover when there is one
 }
 
 // Mover is what moves a session's bytes.
@@ -76,6 +77,9 @@ func Begin(cx *layer4.Connection, scope *Scope) *Session {
 	cx.SetVar(varKey, s)
 	scope.metrics.active.WithLabelValues(s.Listener).Inc()
 	living.add(s)
+	if scope.drained.Load() {
+		s.Close(ReasonDrain)
+	}
 	return s
 }
 
@@ -83,12 +87,22 @@ func Begin(cx *layer4.Connection, scope *Scope) *Session {
 func (s *Session) SetMover(m Mover) {
 	s.mu.Lock()
 	s.mover = m
+	closing := s.closing
 	s.mu.Unlock()
+	if closing != "" {
+		m.Close(closing)
+	}
 }
 
-// Close asks whoever moves the session's bytes to end it. Before there is one, it does nothing.
+// Close asks whoever moves the session's bytes to end it, now or as soon as there is somebody.
 func (s *Session) Close(reason string) {
-	if m := s.currentMover(); m != nil {
+	s.mu.Lock()
+	m := s.mover
+	if m == nil && s.closing == "" {
+		s.closing = reason
+	}
+	s.mu.Unlock()
+	if m != nil {
 		m.Close(reason)
 	}
 }
@@ -123,9 +137,9 @@ type End struct {
 // End writes the access log entry and the metrics, once.
 func (s *Session) End(e End) {
 	s.once.Do(func() {
-		living.remove(s)
 		duration := time.Since(s.Start)
 		s.scope.metrics.count(s, &e, duration)
 		s.scope.logEnd(s, &e, duration)
+		living.remove(s) // last, because a process that stops waits for the log entries of what lives
 	})
 }
