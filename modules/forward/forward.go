@@ -2,6 +2,7 @@
 package forward
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"slices"
@@ -142,11 +143,15 @@ func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
 	r := relay.New(relay.Config{
 		Client:     conn,
 		Prefetched: prefetched,
-		Next:       walk.Next,
-		Limits:     h.limits,
-		KeepAlive:  h.keepAlive,
-		Name:       sess.ID,
-		Done:       func(result relay.Result) { sess.End(ended(walk, &result)) },
+		Next: func(ctx context.Context, failed error) (net.Addr, error) {
+			addr, err := walk.Next(ctx, failed)
+			sess.SetUpstream(walk.Current())
+			return addr, err
+		},
+		Limits:    h.limits,
+		KeepAlive: h.keepAlive,
+		Name:      sess.ID,
+		Done:      func(result relay.Result) { sess.End(ended(&result)) },
 	})
 	sess.SetMover(mover{r})
 	r.Run()
@@ -177,22 +182,19 @@ type mover struct{ *relay.Relay }
 func (m mover) Close(reason string)   { m.Relay.Close(relay.Reason(reason)) }
 func (m mover) LastActive() time.Time { return m.Stats().LastActive }
 
+func (m mover) Moved() (up, down int64) {
+	stats := m.Stats()
+	return stats.BytesUp, stats.BytesDown
+}
+
 // ended tells the session how its relay ended.
-func ended(walk *upstream.Walk, result *relay.Result) session.End {
-	name, addr := walk.Current()
+func ended(result *relay.Result) session.End {
 	end := session.End{
-		UpstreamLabel: name,
-		Upstream:      name,
-		BytesUp:       result.BytesUp,
-		BytesDown:     result.BytesDown,
-		Connect:       result.Connect,
-		Connected:     result.Err == nil,
-		Status:        session.StatusDone,
-		Reason:        string(result.Reason),
-		Err:           result.Err,
-	}
-	if addr != nil {
-		end.Upstream = addr.String()
+		Connect:   result.Connect,
+		Connected: result.Err == nil,
+		Status:    session.StatusDone,
+		Reason:    string(result.Reason),
+		Err:       result.Err,
 	}
 	switch result.Reason {
 	case relay.ConnectFailed:

@@ -99,9 +99,10 @@ func newMover() *mover {
 	return m
 }
 
-func (m *mover) touch()                { now := time.Now(); m.active.Store(&now) }
-func (m *mover) Close(reason string)   { m.closed <- reason }
-func (m *mover) LastActive() time.Time { return *m.active.Load() }
+func (m *mover) touch()                  { now := time.Now(); m.active.Store(&now) }
+func (m *mover) Close(reason string)     { m.closed <- reason }
+func (m *mover) LastActive() time.Time   { return *m.active.Load() }
+func (m *mover) Moved() (up, down int64) { return m.up.Load(), m.down.Load() }
 
 // closedWith returns why m was closed, "" if it was not.
 func (m *mover) closedWith() string {

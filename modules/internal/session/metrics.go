@@ -13,7 +13,7 @@ import (
 type metrics struct {
 	sessions *prometheus.CounterVec
 	active   *prometheus.GaugeVec
-	bytes    *prometheus.CounterVec
+	bytes    bytesMoved
 	duration *prometheus.HistogramVec
 	connect  *prometheus.HistogramVec
 }
@@ -35,10 +35,10 @@ var collectors = &metrics{
 		Namespace: namespace, Subsystem: subsystem, Name: "sessions_active",
 		Help: "Sessions under way.",
 	}, []string{"listener"}),
-	bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+	bytes: bytesMoved{prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: namespace, Subsystem: subsystem, Name: "bytes_total",
-		Help: "Bytes moved by sessions that have ended: up from the client, down to it.",
-	}, []string{"listener", "upstream", "direction"}),
+		Help: "Bytes moved by sessions: up from the client, down to it.",
+	}, []string{"listener", "upstream", "direction"})},
 	duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Namespace: namespace, Subsystem: subsystem, Name: "session_duration_seconds",
 		Help: "How long sessions lasted.", Buckets: durationBuckets,
@@ -60,13 +60,41 @@ func (m *metrics) register(registry *prometheus.Registry) error {
 	return nil
 }
 
+// bytesMoved is a counter that is brought up to date whenever it is read, because a session may last for days.
+// Moving a byte costs nothing for it.
+type bytesMoved struct{ *prometheus.CounterVec }
+
+// Collect implements [prometheus.Collector].
+func (b bytesMoved) Collect(to chan<- prometheus.Metric) {
+	for _, s := range living.list() {
+		s.count()
+	}
+	b.CounterVec.Collect(to)
+}
+
+// traffic is what one session adds to bytes_total in one direction.
+type traffic struct {
+	total   prometheus.Counter // nil before there is an upstream
+	counted int64
+}
+
+// reach adds what is new since the last time.
+func (t *traffic) reach(moved int64) {
+	if moved > t.counted {
+		t.total.Add(float64(moved - t.counted))
+		t.counted = moved
+	}
+}
+
+func (m *metrics) traffic(listener, upstream string) (up, down prometheus.Counter) {
+	return m.bytes.WithLabelValues(listener, upstream, "up"), m.bytes.WithLabelValues(listener, upstream, "down")
+}
+
 func (m *metrics) count(s *Session, e *End, duration time.Duration) {
 	m.active.WithLabelValues(s.Listener).Dec()
-	m.sessions.WithLabelValues(s.Listener, e.UpstreamLabel, strconv.Itoa(e.Status)).Inc()
+	m.sessions.WithLabelValues(s.Listener, s.label, strconv.Itoa(e.Status)).Inc()
 	m.duration.WithLabelValues(s.Listener).Observe(duration.Seconds())
 	if e.Connected {
-		m.connect.WithLabelValues(e.UpstreamLabel).Observe(e.Connect.Seconds())
-		m.bytes.WithLabelValues(s.Listener, e.UpstreamLabel, "up").Add(float64(e.BytesUp))
-		m.bytes.WithLabelValues(s.Listener, e.UpstreamLabel, "down").Add(float64(e.BytesDown))
+		m.connect.WithLabelValues(s.label).Observe(e.Connect.Seconds())
 	}
 }

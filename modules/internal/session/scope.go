@@ -103,9 +103,9 @@ func (sc *Scope) logEnd(s *Session, e *End, duration time.Duration) {
 		)
 	}
 	fields = append(fields,
-		zap.String("upstream", e.Upstream),
-		zap.Int64("bytes_up", e.BytesUp),
-		zap.Int64("bytes_down", e.BytesDown),
+		zap.String("upstream", s.upstreamAddr()),
+		zap.Int64("bytes_up", s.up.counted),
+		zap.Int64("bytes_down", s.down.counted),
 		zap.Duration("duration", duration),
 		zap.Duration("connect_duration", e.Connect),
 		zap.Int("status", e.Status),

@@ -6,6 +6,7 @@ package session
 import (
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -48,19 +49,24 @@ type Session struct {
 	Start    time.Time
 
 	scope *Scope
-	once  sync.Once // guards the end
 
-	mu      sync.Mutex
-	mover   Mover
-	closing string // why to close the mover when there is one
+	mu       sync.Mutex
+	mover    Mover
+	closing  string   // why to close the mover when there is one
+	label    string   // the upstream as configured
+	upstream net.Addr // nil where it could not be resolved
+	up, down traffic
+	ended    bool // from then on nothing here changes
 }
 
-// Mover is what moves a session's bytes.
+// Mover is what moves a session's bytes. None of its methods blocks.
 type Mover interface {
-	// Close ends the session soon, with reason in its access log entry. It does not block.
+	// Close ends the session soon, with reason in its access log entry.
 	Close(reason string)
 	// LastActive is when the last byte moved.
 	LastActive() time.Time
+	// Moved is how many bytes have moved so far: from the client to the upstream, and back.
+	Moved() (up, down int64)
 }
 
 // varKey is where a connection carries its session.
@@ -86,12 +92,31 @@ func Begin(cx *layer4.Connection, scope *Scope) *Session {
 // SetMover says who moves the bytes from now on.
 func (s *Session) SetMover(m Mover) {
 	s.mu.Lock()
+	if s.ended {
+		s.mu.Unlock()
+		return
+	}
 	s.mover = m
 	closing := s.closing
 	s.mu.Unlock()
 	if closing != "" {
 		m.Close(closing)
 	}
+}
+
+// SetUpstream says which upstream is tried from now on: as it is configured, which makes a metrics label, and
+// its address, nil if there is none. No byte may have moved before.
+func (s *Session) SetUpstream(label string, addr net.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return
+	}
+	if s.label != label || s.up.total == nil {
+		s.label = label
+		s.up.total, s.down.total = s.scope.metrics.traffic(s.Listener, label)
+	}
+	s.upstream = addr
 }
 
 // Close asks whoever moves the session's bytes to end it, now or as soon as there is somebody.
@@ -109,37 +134,67 @@ func (s *Session) Close(reason string) {
 
 // LastActive is when the last byte moved.
 func (s *Session) LastActive() time.Time {
-	if m := s.currentMover(); m != nil {
+	s.mu.Lock()
+	m := s.mover
+	s.mu.Unlock()
+	if m != nil {
 		return m.LastActive()
 	}
 	return s.Start
 }
 
-func (s *Session) currentMover() Mover {
+// count brings bytes_total up to date.
+func (s *Session) count() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.mover
+	s.countLocked()
+}
+
+func (s *Session) countLocked() {
+	if s.ended || s.mover == nil || s.up.total == nil {
+		return
+	}
+	up, down := s.mover.Moved()
+	s.up.reach(up)
+	s.down.reach(down)
 }
 
 // End is how a session ended.
 type End struct {
-	Upstream      string // address that was connected to, or tried last
-	UpstreamLabel string // the same as configured: a metrics label
-	BytesUp       int64
-	BytesDown     int64
-	Connect       time.Duration // until the upstream was connected
-	Connected     bool
-	Status        int
-	Reason        string
-	Err           error
+	Connect   time.Duration // until the upstream was connected, or given up
+	Connected bool
+	Status    int
+	Reason    string
+	Err       error
 }
 
 // End writes the access log entry and the metrics, once.
 func (s *Session) End(e End) {
-	s.once.Do(func() {
-		duration := time.Since(s.Start)
-		s.scope.metrics.count(s, &e, duration)
-		s.scope.logEnd(s, &e, duration)
-		living.remove(s) // last, because a process that stops waits for the log entries of what lives
-	})
+	if !s.finish() {
+		return
+	}
+	duration := time.Since(s.Start)
+	s.scope.metrics.count(s, &e, duration)
+	s.scope.logEnd(s, &e, duration)
+	living.remove(s) // last, because a process that stops waits for the log entries of what lives
+}
+
+// finish counts the last bytes. It reports false where the session has ended before.
+func (s *Session) finish() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return false
+	}
+	s.countLocked()
+	s.ended = true
+	return true
+}
+
+// upstreamAddr returns the address that was connected to, or tried last.
+func (s *Session) upstreamAddr() string {
+	if s.upstream == nil {
+		return s.label
+	}
+	return s.upstream.String()
 }
