@@ -182,12 +182,14 @@ func (b *bench) work(ctx context.Context, g *generator, i *instance, r *Round) e
 		return err
 	}
 	g.phase.Store(recording)
-	if err := sleep(ctx, b.duration); err != nil {
-		return err
-	}
-	after, err := b.look(g, i)
-	if err != nil {
-		return err
+	var after moment
+	for after = before; !after.tellsMoreThan(before); {
+		if err := sleep(ctx, b.duration); err != nil {
+			return err
+		}
+		if after, err = b.look(g, i); err != nil {
+			return err
+		}
 	}
 	elapsed := after.at.Sub(before.at)
 	r.Seconds = elapsed.Seconds()
@@ -197,7 +199,7 @@ func (b *bench) work(ctx context.Context, g *generator, i *instance, r *Round) e
 	r.ProxyCPU = (after.proxy - before.proxy).Seconds()
 	r.GeneratorCPU = (after.generator - before.generator).Seconds()
 	r.BackendCPU = (after.backend - before.backend).Seconds()
-	capacity := elapsed * time.Duration(runtime.NumCPU())
+	capacity := elapsed * time.Duration(after.processors)
 	r.MachineCPU = max(0, capacity-(after.idle-before.idle)).Seconds()
 	return nil
 }
@@ -207,6 +209,15 @@ type moment struct {
 	at time.Time
 	totals
 	proxy, generator, backend, idle time.Duration
+	processors                      int
+}
+
+// patience is how long something must not happen at all until that is the result.
+const patience = 10 * time.Second
+
+// tellsMoreThan says whether a round may end: a short one on a busy machine may not have had its turn yet.
+func (m moment) tellsMoreThan(before moment) bool {
+	return m.durations > 0 || m.bytes > before.bytes || m.at.Sub(before.at) > patience
 }
 
 func (b *bench) look(g *generator, i *instance) (m moment, err error) {
@@ -215,7 +226,7 @@ func (b *bench) look(g *generator, i *instance) (m moment, err error) {
 	m.at, m.totals = time.Now(), g.totals()
 	m.generator, errs[1] = processClock(os.Getpid())
 	m.backend, errs[2] = processClock(b.backend.cmd.Process.Pid)
-	m.idle, errs[3] = idleTime()
+	m.idle, m.processors, errs[3] = idleTime()
 	return m, errors.Join(errs[:]...)
 }
 

@@ -104,7 +104,7 @@ func missing(r Round, w workload, target target) string {
 			return "no memory"
 		}
 		return ""
-	case r.Seconds <= 0 || r.GeneratorCPU <= 0 || r.BackendCPU <= 0 || r.MachineCPU <= 0:
+	case r.Seconds <= 0 || r.GeneratorCPU <= 0 || r.BackendCPU <= 0:
 		return "no time"
 	case (r.ProxyCPU > 0) != (target.command != nil):
 		return "wrong CPU time of the proxy"

@@ -37,6 +37,7 @@ type totals struct {
 	bytes      int64 // of bulk transfers
 	opened     int64 // connections that have made their first exchange
 	failures   int64 // connections that could not be opened or broke
+	durations  int64 // that have been noted
 }
 
 // newGenerator spreads the workload's connections over the loops and begins to open them.
@@ -94,6 +95,7 @@ func (g *generator) totals() totals {
 		sum.bytes += l.bytes.Load()
 		sum.opened += l.opened.Load()
 		sum.failures += l.failures.Load()
+		sum.durations += l.noted.Load()
 	}
 	return sum
 }
@@ -145,7 +147,7 @@ type loadLoop struct {
 	durations histogram
 	phase     int32
 
-	operations, bytes, opened, failures atomic.Int64
+	operations, bytes, opened, failures, noted atomic.Int64
 }
 
 // maxPending keeps the handshakes on their way below every proxy's accept queue (nginx: 511).
@@ -346,6 +348,7 @@ func (l *loadLoop) note(d time.Duration) {
 	l.operations.Add(1)
 	if l.phase == recording {
 		l.durations.record(d)
+		l.noted.Add(1)
 	}
 }
 

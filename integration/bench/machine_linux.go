@@ -79,26 +79,25 @@ func openFiles() (int, error) {
 	return int(limit.Cur), syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit)
 }
 
-// idleTime returns how long all processors together have been idle since the machine started, and how long another guest
-// had them. The rest of the time they were busy: with processes, kernel threads and interrupts alike. Idle time is
+// idleTime returns how long all processors together have been idle since the machine started, or were another guest's, and
+// how many they are. The rest of the time they were busy: with processes, kernel threads and interrupts alike. Idle time is
 // measured by the kernel, where most of the other columns of /proc/stat count samples.
-func idleTime() (time.Duration, error) {
+func idleTime() (idle time.Duration, processors int, err error) {
 	const tick = time.Second / 100 // USER_HZ
 	data, err := os.ReadFile("/proc/stat")
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	line, _, _ := strings.Cut(string(data), "\n")
-	fields := strings.Fields(line)
-	var sum int
+	all, rest, _ := strings.Cut(string(data), "\n")
+	fields := strings.Fields(all)
 	for _, column := range []int{4, 5, 8} { // idle, iowait, steal; the name of the line is 0
 		if column < len(fields) {
 			ticks, err := strconv.Atoi(fields[column])
 			if err != nil {
-				return 0, err
+				return 0, 0, err
 			}
-			sum += ticks
+			idle += time.Duration(ticks) * tick
 		}
 	}
-	return time.Duration(sum) * tick, nil
+	return idle, strings.Count("\n"+rest, "\ncpu"), nil // a line each
 }

@@ -36,13 +36,13 @@ func plotSweep(path string, rounds []Round) error {
 		return err
 	}
 	throughput.Title.Text = "64-byte exchanges over TCP connections"
-	throughput.Legend.Top = true
 	p99, err := panel(rounds, "p99 in µs", func(r Round) float64 { return r.P99 })
 	if err != nil {
 		return err
 	}
 	p99.X.Label.Text = "connections"
-	p99.Legend = plot.NewLegend()
+	throughput.Legend = plot.NewLegend()
+	p99.Legend.Top, p99.Legend.Left = true, true // few connections wait for long
 
 	const width, height = 9 * vg.Inch, 9 * vg.Inch
 	image := vgimg.NewWith(vgimg.UseWH(width, height), vgimg.UseDPI(110))
