@@ -266,6 +266,7 @@ func (f *flow) pump(src, dst *half, moved *atomic.Int64) (more bool) {
 		if src.bulk {
 			budget -= f.spliceIn(src, dst)
 		} else {
+			dst.releasePipe() // the stream may have been bulk before
 			budget -= f.copy(src, dst, moved)
 		}
 	}
