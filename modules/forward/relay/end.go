@@ -76,6 +76,15 @@ func (e *end) closeWrite() {
 	}
 }
 
+// keepAlive sets up how a peer that has gone without a word is found out.
+func (e *end) keepAlive(c net.KeepAliveConfig) {
+	if tcp, ok := e.sock.(interface {
+		SetKeepAliveConfig(net.KeepAliveConfig) error
+	}); ok {
+		_ = tcp.SetKeepAliveConfig(c)
+	}
+}
+
 // close closes the connection in order. A wrapper's farewell may wait for its peer.
 func (e *end) close() {
 	e.closed.Store(true)

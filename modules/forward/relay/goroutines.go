@@ -111,6 +111,7 @@ func (g *goroutines) attach(conn net.Conn) bool {
 	g.up.init(g, g.client, g.upstream, ClientFIN, ClientReset)
 	g.down.init(g, g.upstream, g.client, UpstreamFIN, UpstreamReset)
 	g.state.Unlock()
+	g.client.keepAlive(g.cfg.keepAlive()) // the dialer has done the same for conn
 	g.touch(g.age())
 	g.schedule()
 	return true
