@@ -1,10 +1,8 @@
 package relay
 
 import (
-	"fmt"
 	"net"
 	"os"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -49,21 +47,6 @@ func listenWithoutQueue(t testing.TB) net.Listener {
 	}
 	t.Cleanup(func() { ln.Close() })
 	return ln
-}
-
-// connecting reports whether somebody waits for the first answer of a TCP address.
-func connecting(t testing.TB, to net.Addr) bool {
-	t.Helper()
-	table, err := os.ReadFile("/proc/net/tcp")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := to.(*net.TCPAddr)
-	ip := addr.IP.To4()
-	const synSent = 2
-	// proc(5): the remote address and the state are the third and fourth field.
-	want := fmt.Sprintf(" %02X%02X%02X%02X:%04X %02X ", ip[3], ip[2], ip[1], ip[0], addr.Port, synSent)
-	return strings.Contains(string(table), want)
 }
 
 // unread is how much waits to be read from conn.

@@ -15,6 +15,4 @@ func listenWithoutQueue(t testing.TB) net.Listener {
 	return nil
 }
 
-func connecting(testing.TB, net.Addr) bool { return true }
-
 func unread(testing.TB, syscall.Conn) int { return 1 }
