@@ -70,8 +70,8 @@ type half struct {
 
 var generations atomic.Uint32
 
-// A flow gives way when it has moved so much in one direction.
-const turnBudget = 1 << 20
+// A flow gives way when it has moved so much in one direction: one large splice, or some reads.
+const turnBudget = 512 << 10
 
 // When a stream turns bulk, and small again.
 const (

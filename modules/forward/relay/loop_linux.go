@@ -253,7 +253,9 @@ func (l *loop) dispatch() {
 		if event.Events&unix.EPOLLERR != 0 && h.eof && !h.gone {
 			h.flow.lost(h) // a reset after the FIN, which no read finds
 		}
-		h.flow.step(h)
+		if !h.flow.queued { // else runReady gives it its turn; more would be at the expense of others
+			h.flow.step(h)
+		}
 	}
 }
 
