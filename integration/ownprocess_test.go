@@ -1,0 +1,196 @@
+package integration
+
+import (
+	"bufio"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Some peers are processes of their own: what thousands of connections take in descriptors, and what moving bulk takes of Go's
+// scheduler, must not be taken from the test that measures. The process is this test binary once more, which then is one of these and
+// no test. Their loops make raw system calls, so that the race detector, with which the tests are built, does not slow them down.
+var ownProcesses = map[string]func(args []string){
+	"echo":   func([]string) { echoForever(listenAndTell()) },
+	"source": func([]string) { sourceForever(listenAndTell()) },
+	"drain":  func(args []string) { drainForever(args) },
+	"ender":  func([]string) { endForever(listenAndTell()) },
+	"cycles": cycle,
+}
+
+const ownProcessEnv = "GATE_OWN_PROCESS"
+
+func init() {
+	if role := strings.Fields(os.Getenv(ownProcessEnv)); len(role) > 0 {
+		ownProcesses[role[0]](role[1:])
+		os.Exit(0)
+	}
+}
+
+// startOwnProcess starts a peer and returns the line that it says it is ready with: the address that it listens on, if it does.
+func startOwnProcess(t testing.TB, name string, args ...string) (ready string, stop func()) {
+	t.Helper()
+	role := append([]string{name}, args...)
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), ownProcessEnv+"="+strings.Join(role, " "))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	stop = func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	}
+	t.Cleanup(stop)
+	line := make(chan string, 1)
+	go func() {
+		text, _ := bufio.NewReader(out).ReadString('\n')
+		line <- text
+	}()
+	ready = strings.TrimSpace(within(t, peerTimeout, "the start of "+strings.Join(role, " "), line))
+	if ready == "" {
+		t.Fatalf("%v ended at once", role)
+	}
+	return ready, stop
+}
+
+// startEchoProcess is an echo in a process of its own, for thousands of connections.
+func startEchoProcess(t testing.TB) (addr string) {
+	t.Helper()
+	addr, _ = startOwnProcess(t, "echo")
+	return addr
+}
+
+// check ends a peer process that can't go on; the test then fails for what it does not get.
+func check(what string, err error) {
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %s: %v\n", os.Getenv(ownProcessEnv), what, err)
+		os.Exit(1)
+	}
+}
+
+// listenAndTell listens on a port that the kernel picks, and returns the blocking descriptor.
+func listenAndTell() int {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	check("socket", err)
+	check("bind", unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	check("listen", unix.Listen(fd, unix.SOMAXCONN))
+	bound, err := unix.Getsockname(fd)
+	check("getsockname", err)
+	fmt.Printf("127.0.0.1:%d\n", bound.(*unix.SockaddrInet4).Port)
+	return fd
+}
+
+// onEachEvent calls accepted for each connection, and readable for each that has something to read, in one thread without a goroutine
+// for each: the race detector allows no more than 8,128 of those.
+func onEachEvent(listening int, accepted, readable func(fd int)) {
+	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	check("epoll_create", err)
+	watch := func(fd int) {
+		check("epoll_ctl", unix.EpollCtl(poll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}))
+	}
+	watch(listening)
+	events := make([]unix.EpollEvent, 512)
+	for {
+		n, err := unix.EpollWait(poll, events, -1)
+		if err != unix.EINTR {
+			check("epoll_wait", err)
+		}
+		for _, event := range events[:max(n, 0)] {
+			if int(event.Fd) != listening {
+				readable(int(event.Fd))
+				continue
+			}
+			fd, _, err := unix.Accept4(listening, unix.SOCK_CLOEXEC)
+			if err == unix.ECONNABORTED {
+				continue
+			}
+			check("accept", err)
+			_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+			watch(fd)
+			accepted(fd)
+		}
+	}
+}
+
+// echoForever is the echo for thousands of connections, with messages of up to 4 KiB.
+func echoForever(listening int) {
+	message := make([]byte, 4<<10)
+	onEachEvent(listening, func(int) {}, func(fd int) {
+		n, errno := rawIO(unix.SYS_READ, fd, message)
+		if errno == 0 && n > 0 {
+			_, errno = rawIO(unix.SYS_WRITE, fd, message[:n])
+		}
+		if errno != 0 || n == 0 {
+			_ = unix.Close(fd)
+		}
+	})
+}
+
+// rawIO is read or write without the race detector's look at every byte.
+func rawIO(call uintptr, fd int, b []byte) (int, syscall.Errno) {
+	n, _, errno := syscall.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+	return int(n), errno
+}
+
+// sourceForever sends without end to whoever connects. It sends a file from memory, which costs it no copy: what it takes of the
+// processors would be taken from what is measured.
+func sourceForever(listening int) {
+	const size = 16 << 20
+	file, err := unix.MemfdCreate("source", unix.MFD_CLOEXEC)
+	check("memfd_create", err)
+	check("ftruncate", unix.Ftruncate(file, size))
+	for {
+		fd, _, err := unix.Accept4(listening, unix.SOCK_CLOEXEC)
+		check("accept", err)
+		go func() {
+			defer unix.Close(fd)
+			for err := error(nil); err == nil; {
+				var offset int64
+				_, err = unix.Sendfile(fd, file, &offset, size)
+			}
+		}()
+	}
+}
+
+// drainForever opens a connection to each of the addresses and takes what comes as fast as it can, without a copy either (MSG_TRUNC,
+// tcp(7)), until one of them ends.
+func drainForever(addrs []string) {
+	over := make(chan struct{}, len(addrs))
+	for _, addr := range addrs {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		check("socket", err)
+		check("connect", unix.Connect(fd, sockaddr(addr)))
+		go func() {
+			for {
+				n, _, errno := syscall.Syscall6(unix.SYS_RECVFROM, uintptr(fd), 0, 1<<20, unix.MSG_TRUNC, 0, 0)
+				if n == 0 || errno != 0 {
+					over <- struct{}{}
+					return
+				}
+			}
+		}()
+	}
+	fmt.Println("ready")
+	<-over
+}
+
+func sockaddr(addr string) *unix.SockaddrInet4 {
+	to, err := netip.ParseAddrPort(addr)
+	check("address", err)
+	return &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
+}
+
+// blockingRead is read without the race detector's look at every byte.
+func blockingRead(fd int, b []byte) (int, syscall.Errno) {
+	n, _, errno := syscall.Syscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+	return int(n), errno
+}
