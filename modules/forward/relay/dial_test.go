@@ -73,7 +73,7 @@ func TestAddressOfAnotherKind(t *testing.T) {
 // deaf is an address whose queue of connections is full: it drops what wants to connect to it.
 func deaf(t testing.TB) (addr net.Addr, hear func()) {
 	t.Helper()
-	ln := listenWithoutQueue(t)
+	ln := listenDeaf(t)
 	var kept []net.Conn
 	t.Cleanup(func() {
 		for _, conn := range kept {

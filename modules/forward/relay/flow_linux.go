@@ -53,6 +53,7 @@ type half struct {
 	readable bool // no read has found it empty since it last was
 	writable bool // no write has found it full since it last was
 	ending   bool // read until it is empty: a FIN, an error or urgent data is behind what a short read gives
+	partial  bool // a short read does not mean that it is empty, see connected
 	eof      bool // nothing more will come
 	gone     bool // reset
 	finished bool // a FIN was sent to it
@@ -215,6 +216,7 @@ func (f *flow) connected() {
 		f.redial(unix.ECONNREFUSED)
 		return
 	}
+	_, f.upstream.partial = f.target.(*net.UnixAddr) // a read stops where a descriptor is passed
 	f.phase = phaseOpen
 	f.connect = f.age()
 	f.touch(f.age())

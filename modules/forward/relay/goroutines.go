@@ -92,10 +92,11 @@ const (
 	shortagePauseMax = 100 * time.Millisecond
 )
 
-// isShortage tells the errors that pass when the process or the system has descriptors or memory again.
+// isShortage tells the errors that pass when the process or the system has descriptors or memory again, or
+// a unix socket's queue of connections has room (connect(2): EAGAIN).
 func isShortage(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
-		errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
+		errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.EAGAIN)
 }
 
 // attach makes conn the upstream. It reports false, with conn closed, where the relay was cut

@@ -26,7 +26,7 @@ func (f *flow) copy(src, dst *half, moved *atomic.Int64) int {
 		f.readEnded(src, errno)
 		return 0
 	}
-	if n < len(buf) && !src.ending {
+	if n < len(buf) && !src.ending && !src.partial {
 		src.readable = false // the socket is empty: an edge comes with whatever comes next
 	}
 	if n < largeRead || src.noSplice {

@@ -26,16 +26,25 @@ func urgent(t testing.TB, conn net.Conn) {
 	}
 }
 
-// listenWithoutQueue opens a listener for one connection at a time.
-func listenWithoutQueue(t testing.TB) net.Listener {
+// listenDeaf opens a TCP listener in whose queue there is room for one connection.
+func listenDeaf(t testing.TB) net.Listener {
 	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	return listenWithoutQueue(t, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})
+}
+
+func listenWithoutQueue(t testing.TB, addr unix.Sockaddr) net.Listener {
+	t.Helper()
+	family := unix.AF_INET
+	if _, ok := addr.(*unix.SockaddrUnix); ok {
+		family = unix.AF_UNIX
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	file := os.NewFile(uintptr(fd), "listener")
 	defer file.Close()
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+	if err := unix.Bind(fd, addr); err != nil {
 		t.Fatal(err)
 	}
 	if err := unix.Listen(fd, 0); err != nil {

@@ -10,7 +10,7 @@ import (
 
 func urgent(t testing.TB, _ net.Conn) { t.Skip("Linux only") }
 
-func listenWithoutQueue(t testing.TB) net.Listener {
+func listenDeaf(t testing.TB) net.Listener {
 	t.Skip("only Linux drops what does not fit into the queue")
 	return nil
 }
