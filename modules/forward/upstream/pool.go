@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -127,13 +128,28 @@ func (w *Walk) resolve(ctx context.Context) ([]net.Addr, error) {
 		if addr, err = Parse(w.Expand(w.current.Name)); err != nil {
 			return nil, err
 		}
-		if addr.Ports() > 1 {
-			return nil, errors.New("a placeholder may not expand to a range of ports")
+		if err := w.current.checkExpanded(addr); err != nil {
+			return nil, err
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, w.LookupTimeout)
 	defer cancel()
 	return addr.resolve(ctx, w.pool.lookup, offset)
+}
+
+// checkExpanded refuses what a placeholder must not stand for. Its value may be the client's word.
+func (u *Upstream) checkExpanded(addr Addr) error {
+	switch {
+	case addr.Ports() > 1:
+		return errors.New("a placeholder may not expand to a range of ports")
+	case addr.Network != "unix":
+		return nil
+	case !strings.HasPrefix(strings.ToLower(u.Name), "unix/"):
+		return errors.New("a placeholder may not expand to a unix socket")
+	case slices.Contains(strings.Split(addr.Host, "/"), ".."):
+		return errors.New("a placeholder may not expand to a path with ..")
+	}
+	return nil
 }
 
 func (w *Walk) note(err error) {

@@ -207,7 +207,7 @@ func TestDynamic(t *testing.T) {
 	}
 	for expanded, want := range map[string]string{
 		"10.0.0.1:80":         "10.0.0.1:80",
-		"unix//run/s":         "/run/s",
+		"unix//run/s":         `upstream "{x}": a placeholder may not expand to a unix socket`,
 		"name:80":             "10.9.9.9:80",
 		"10.0.0.1:7000-7000":  "10.0.0.1:7000",
 		":":                   `upstream "{x}": ":": port "": expected a number from 1 to 65535`,
@@ -235,6 +235,25 @@ func TestDynamic(t *testing.T) {
 		}
 		if !pool.Dynamic() {
 			t.Error("a pool with a placeholder is not dynamic")
+		}
+	}
+}
+
+// A client may have a say in what a placeholder stands for. It chooses a socket only below a folder that the
+// config names.
+func TestDynamicUnixSockets(t *testing.T) {
+	t.Parallel()
+	for expanded, want := range map[string]string{
+		"unix//run/sites/a.sock":      "/run/sites/a.sock",
+		"unix//run/sites/a..b.sock":   "/run/sites/a..b.sock",
+		"unix//run/sites/../x.sock":   `upstream "Unix//run/sites/{x}.sock": a placeholder may not expand to a path with ..`,
+		"unix//run/sites/a/../b.sock": `upstream "Unix//run/sites/{x}.sock": a placeholder may not expand to a path with ..`,
+	} {
+		walk := NewPool([]Upstream{{Name: "Unix//run/sites/{x}.sock", Dynamic: true}}).Walk()
+		walk.LookupTimeout, walk.Expand = time.Minute, func(string) string { return expanded }
+		got, err := walk.Next(t.Context(), nil)
+		if text := fmt.Sprint(got); err == nil && text != want || err != nil && err.Error() != want {
+			t.Errorf("%s: got %v, %v, want %s", expanded, got, err, want)
 		}
 	}
 }
