@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"slices"
 	"strings"
 	"time"
 
@@ -27,7 +26,8 @@ func init() {
 type Handler struct {
 	// To lists the upstreams: `host:port`, `unix//path`, or `host:first-last` where every listen
 	// address of the server is a range of as many ports. Connections are dealt out in turn. Names
-	// are resolved at each dial, and all their addresses tried. Placeholders may stand for any part.
+	// are resolved at each dial, and all their addresses tried. Placeholders may stand for any part,
+	// but those of a connection do not turn a port into a range or into a unix socket.
 	To []string `json:"to,omitempty"`
 
 	// ConnectTimeout bounds one connection attempt, and one name lookup. Default: 3s.
@@ -168,8 +168,10 @@ func unwrap(cx *layer4.Connection) (net.Conn, []byte) {
 		switch inner := conn.Conn.(type) {
 		case *layer4.Connection:
 			conn = inner
-		case interface{ SetLinger(int) error }: // a socket
-			return inner.(net.Conn), slices.Clip(prefetched)
+		case interface{ SetLinger(int) error }: // a TCP socket
+			return inner.(net.Conn), prefetched
+		case *net.UnixConn:
+			return inner, prefetched
 		default:
 			return cx, nil // cx itself gives what was read
 		}
@@ -187,20 +189,21 @@ func (m mover) Moved() (up, down int64) {
 	return stats.BytesUp, stats.BytesDown
 }
 
-// ended tells the session how its relay ended.
+// ended tells the session how its relay ended. One that was closed while it connected has neither an
+// error nor a connect time.
 func ended(result *relay.Result) session.End {
 	end := session.End{
 		Connect:   result.Connect,
-		Connected: result.Err == nil,
+		Connected: result.Err == nil && result.Connect > 0,
 		Status:    session.StatusDone,
 		Reason:    string(result.Reason),
 		Err:       result.Err,
 	}
-	switch result.Reason {
-	case relay.ConnectFailed:
-		end.Status = session.StatusNoUpstream
-	case relay.ConnectTimeout:
+	switch {
+	case result.Reason == relay.ConnectTimeout:
 		end.Status = session.StatusConnectTimeout
+	case !end.Connected:
+		end.Status = session.StatusNoUpstream
 	}
 	return end
 }

@@ -3,17 +3,20 @@ package forward
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/netip"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/mholt/caddy-l4/layer4"
 
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
+	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
 // portRange is the ports of a listen address.
-type portRange struct{ first, last uint }
+type portRange struct {
+	ip          netip.Addr // zero for all of this machine, and for names
+	first, last uint
+}
 
 // listenAddrs returns the listen addresses of the layer4 servers that have a handler with this very
 // config: the one that is being provisioned is among them. layer4 does not tell a handler which
@@ -83,7 +86,11 @@ func contains(document any, canonical string) bool {
 func matchPorts(upstreams []upstream.Upstream, listen []caddy.NetworkAddress) ([]portRange, error) {
 	var ranges []portRange
 	for _, addr := range listen {
-		ranges = append(ranges, portRange{addr.StartPort, addr.EndPort})
+		ip, err := netip.ParseAddr(addr.Host)
+		if err != nil || ip.IsUnspecified() {
+			ip = netip.Addr{}
+		}
+		ranges = append(ranges, portRange{ip.Unmap(), addr.StartPort, addr.EndPort})
 	}
 	wanted := false
 	for _, up := range upstreams {
@@ -119,29 +126,25 @@ func matchRange(upstream string, ports int, listen []caddy.NetworkAddress) error
 	return nil
 }
 
-// offset returns which port of its range the connection came in on.
-func offset(cx *layer4.Connection, ranges []portRange) int {
+// offset returns which port of its range the connection came in on. Ranges of several listen addresses may
+// overlap; the address itself then comes before those for all addresses, as in the kernel.
+func offset(cx *layer4.Connection, ranges []portRange) (offset int) {
 	if ranges == nil {
 		return 0
 	}
-	port := localPort(cx)
+	local, ok := session.Accepted(cx).LocalAddr().(interface{ AddrPort() netip.AddrPort })
+	if !ok {
+		return 0
+	}
+	ip, port := local.AddrPort().Addr().Unmap(), uint(local.AddrPort().Port())
 	for _, r := range ranges {
-		if r.first <= port && port <= r.last {
+		switch {
+		case port < r.first || port > r.last:
+		case r.ip == ip:
 			return int(port - r.first)
+		case !r.ip.IsValid():
+			offset = int(port - r.first)
 		}
 	}
-	return 0
-}
-
-// localPort returns the port of the listener, also where a PROXY header says another.
-func localPort(cx *layer4.Connection) uint {
-	value, _ := cx.Replacer().Get("l4.conn.local_addr")
-	addr, ok := value.(net.Addr)
-	if !ok {
-		addr = cx.LocalAddr()
-	}
-	if tcp, ok := addr.(interface{ AddrPort() netip.AddrPort }); ok {
-		return uint(tcp.AddrPort().Port())
-	}
-	return 0
+	return offset
 }

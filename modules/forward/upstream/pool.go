@@ -147,7 +147,7 @@ func (u *Upstream) checkExpanded(addr Addr) error {
 	case !strings.HasPrefix(strings.ToLower(u.Name), "unix/"):
 		return errors.New("a placeholder may not expand to a unix socket")
 	case slices.Contains(strings.Split(addr.Host, "/"), ".."):
-		return errors.New("a placeholder may not expand to a path with ..")
+		return errors.New(`a placeholder may not expand to a path with ".." in it`)
 	}
 	return nil
 }

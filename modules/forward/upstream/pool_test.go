@@ -246,8 +246,8 @@ func TestDynamicUnixSockets(t *testing.T) {
 	for expanded, want := range map[string]string{
 		"unix//run/sites/a.sock":      "/run/sites/a.sock",
 		"unix//run/sites/a..b.sock":   "/run/sites/a..b.sock",
-		"unix//run/sites/../x.sock":   `upstream "Unix//run/sites/{x}.sock": a placeholder may not expand to a path with ..`,
-		"unix//run/sites/a/../b.sock": `upstream "Unix//run/sites/{x}.sock": a placeholder may not expand to a path with ..`,
+		"unix//run/sites/../x.sock":   `upstream "Unix//run/sites/{x}.sock": a placeholder may not expand to a path with ".." in it`,
+		"unix//run/sites/a/../b.sock": `upstream "Unix//run/sites/{x}.sock": a placeholder may not expand to a path with ".." in it`,
 	} {
 		walk := NewPool([]Upstream{{Name: "Unix//run/sites/{x}.sock", Dynamic: true}}).Walk()
 		walk.LookupTimeout, walk.Expand = time.Minute, func(string) string { return expanded }

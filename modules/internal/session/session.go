@@ -27,7 +27,6 @@ const (
 const (
 	ReasonDrain    = "drain"
 	ReasonShutdown = "shutdown"
-	ReasonInternal = "internal"
 )
 
 // ID tells the sessions of one process apart. Its string is 16 hexadecimal digits.
