@@ -181,15 +181,26 @@ func untilClosed(ctx context.Context, _ error) (net.Addr, error) {
 }
 
 // A connection to a local port that nobody listens on may be given that port for its own end, and so
-// reach itself: a client would then talk to itself. Linux gives the even ports in turn.
+// reach itself: a client would then talk to itself. Linux gives the even ports in turn. (The goroutines
+// leave it to the net package.)
 func TestDoesNotConnectToItself(t *testing.T) {
-	overEngines(t, func(t *testing.T, p pair) {
-		addr := closedAddr(t).(*net.TCPAddr)
-		addr.Port &^= 1
+	over(t, loopPairs[:min(1, len(loopPairs))], func(t *testing.T, p pair) {
 		const attempts = (61_000 - 32_768) / 2
-		s := p.start(t, only(slices.Repeat([]net.Addr{addr}, attempts)...))
+		s := p.start(t, only(slices.Repeat([]net.Addr{closedEvenAddr(t)}, attempts)...))
 		if r := s.want(ConnectFailed); !errors.Is(r.Err, syscall.ECONNREFUSED) {
 			t.Errorf("error: %v", r.Err)
 		}
 	})
+}
+
+func closedEvenAddr(t testing.TB) net.Addr {
+	t.Helper()
+	for {
+		addr := closedAddr(t).(*net.TCPAddr)
+		addr.Port &^= 1
+		if ln, err := net.ListenTCP("tcp", addr); err == nil {
+			ln.Close()
+			return addr
+		}
+	}
 }
