@@ -7,28 +7,43 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 )
 
-// Syscalls is what a process has called, by name.
-type Syscalls map[string]struct {
-	Calls int
-	// Sum of the results that were not errors: bytes, for the calls that move some.
-	Sum int64
+// Calls are the system calls of a process in the order in which they began.
+type Calls []Call
+
+// Call is one of them. Result is what it gave: bytes, for the calls that move some. It is 0 for errors, and for what had not ended yet.
+type Call struct {
+	Thread int
+	Name   string
+	Result int64
 }
 
-// Total returns the number of calls.
-func (s Syscalls) Total() (calls int) {
-	for _, call := range s {
-		calls += call.Calls
+// Count returns how many calls there are of each name.
+func (c Calls) Count() map[string]int {
+	count := make(map[string]int)
+	for _, call := range c {
+		count[call.Name]++
 	}
-	return calls
+	return count
+}
+
+// Sum adds up the results of the calls with these names.
+func (c Calls) Sum(names ...string) (sum int64) {
+	for _, call := range c {
+		if slices.Contains(names, call.Name) {
+			sum += call.Result
+		}
+	}
+	return sum
 }
 
 // Trace returns the system calls that all threads of the process make while f runs. It slows each of them down a lot.
-func (p *Process) Trace(f func()) Syscalls {
+func (p *Process) Trace(f func()) Calls {
 	p.tb.Helper()
 	path := filepath.Join(p.dir, "strace")
 	cmd := exec.Command("strace", "-f", "-s", "0", "-o", path, "-p", strconv.Itoa(p.PID()))
@@ -72,24 +87,23 @@ func (p *Process) Trace(f func()) Syscalls {
 
 // A call during which another thread made one is written as "123 read(4 <unfinished ...>", and later "123 <... read resumed>) = 1".
 var (
-	straceBegin = regexp.MustCompile(`^\d+\s+(\w+)\(`)
-	straceEnd   = regexp.MustCompile(`^\d+\s+(?:<\.\.\. )?(\w+)(?:\(| resumed>).* = (\d+)$`)
+	straceBegin = regexp.MustCompile(`^(\d+)\s+(\w+)\(`)
+	straceEnd   = regexp.MustCompile(`^(\d+)\s.* = (\d+)$`)
 )
 
-func parseStrace(log string) Syscalls {
-	calls := make(Syscalls)
+func parseStrace(log string) (calls Calls) {
+	last := make(map[string]int) // call by thread
 	for line := range strings.Lines(log) {
 		line = strings.TrimSpace(line)
 		if found := straceBegin.FindStringSubmatch(line); found != nil {
-			call := calls[found[1]]
-			call.Calls++
-			calls[found[1]] = call
+			thread, _ := strconv.Atoi(found[1])
+			last[found[1]] = len(calls)
+			calls = append(calls, Call{Thread: thread, Name: found[2]})
 		}
 		if found := straceEnd.FindStringSubmatch(line); found != nil {
-			call := calls[found[1]]
-			result, _ := strconv.ParseInt(found[2], 10, 64)
-			call.Sum += result
-			calls[found[1]] = call
+			if at, ok := last[found[1]]; ok {
+				calls[at].Result, _ = strconv.ParseInt(found[2], 10, 64)
+			}
 		}
 	}
 	return calls
