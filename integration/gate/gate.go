@@ -39,8 +39,9 @@ const (
 var (
 	buildDir = sync.OnceValues(func() (string, error) { return os.MkdirTemp("", "portgate-") })
 	binaries = map[Flavour]func() (string, error){
-		Race:  sync.OnceValues(func() (string, error) { return build("caddy-race", "-race") }),
-		Plain: sync.OnceValues(func() (string, error) { return build("caddy") }),
+		Race: sync.OnceValues(func() (string, error) { return build("caddy-race", "1", "-race") }),
+		// Without C, as operators get it.
+		Plain: sync.OnceValues(func() (string, error) { return build("caddy", "0") }),
 	}
 )
 
@@ -54,14 +55,16 @@ func Binary(tb testing.TB, flavour Flavour) string {
 	return path
 }
 
-func build(name string, flags ...string) (string, error) {
+func build(name, cgo string, flags ...string) (string, error) {
 	dir, err := buildDir()
 	if err != nil {
 		return "", err
 	}
 	path := filepath.Join(dir, name)
 	args := append([]string{"build", "-o", path}, flags...)
-	if out, err := exec.Command("go", append(args, command)...).CombinedOutput(); err != nil {
+	cmd := exec.Command("go", append(args, command)...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
+	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go %s: %w\n%s", args, err, out)
 	}
 	return path, nil

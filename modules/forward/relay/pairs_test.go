@@ -53,9 +53,6 @@ var engines = append([]pair{goroutinePairs[0]}, loopPairs[:min(1, len(loopPairs)
 // overPairs runs a test over all pairs at once.
 func overPairs(t *testing.T, test func(*testing.T, pair)) { over(t, pairs, test) }
 
-// overEngines runs a test over one pair of each engine at once.
-func overEngines(t *testing.T, test func(*testing.T, pair)) { over(t, engines, test) }
-
 func over(t *testing.T, pairs []pair, test func(*testing.T, pair)) {
 	for _, p := range pairs {
 		t.Run(p.name, func(t *testing.T) {
