@@ -34,7 +34,7 @@ func TestForward(t *testing.T) {
 		local := client.LocalAddr().(*net.TCPAddr)
 		want := entry{
 			Network: "tcp", Listener: got.Listener, ClientIP: "127.0.0.1", ClientPort: local.Port, Upstream: upstream,
-			BytesUp: 8, BytesDown: 8, ConnectDuration: got.ConnectDuration, Status: 200, Reason: "client_fin",
+			BytesUp: 8, BytesDown: 8, Duration: got.Duration, ConnectDuration: got.ConnectDuration, Status: 200, Reason: "client_fin",
 		}
 		if got != want {
 			t.Errorf("got  %+v\nwant %+v", got, want)
@@ -107,6 +107,49 @@ func TestNothingReachable(t *testing.T) {
 	})
 }
 
+// A name is looked up within the time of a connection attempt.
+func TestNames(t *testing.T) {
+	t.Parallel()
+	overKinds(t, func(t *testing.T, k kind) {
+		_, port, _ := net.SplitHostPort(echo(t))
+		for _, upstream := range []string{"tcp4/localhost:" + port, "tcp4/:" + port} {
+			client := k.client(t, forwardTo(t, upstream))
+			exchange(t, client, "ping")
+			if got := finish(t, client); got.Upstream != "127.0.0.1:"+port {
+				t.Errorf("%s: %+v", upstream, got)
+			}
+		}
+	})
+}
+
+// The limits are the relay's to keep; here is shown that it has them.
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	for option, reason := range map[string]string{
+		"idle_timeout": "idle_timeout", "half_close_timeout": "idle_timeout", "max_lifetime": "max_lifetime",
+	} {
+		t.Run(option, func(t *testing.T) {
+			t.Parallel()
+			overKinds(t, func(t *testing.T, k kind) {
+				silent := serve(t, "tcp", "127.0.0.1:0", func(conn net.Conn) {
+					_, _ = conn.Write([]byte("hello"))
+					<-t.Context().Done() // which is before the test's cleanup
+				})
+				h, _, _ := provision(t, fmt.Sprintf(`{"to": [%q], %q: "50ms"}`, silent, option))
+				client := k.client(t, h)
+				read(t, client, "hello")
+				if option == "half_close_timeout" {
+					_ = client.CloseWrite()
+				}
+				_, _ = io.Copy(io.Discard, client)
+				if got := logged(t, client); got.Reason != reason || got.Status != 200 || got.Duration < 0.05 {
+					t.Errorf("%+v", got)
+				}
+			})
+		})
+	}
+}
+
 // A client on a unix socket is forwarded as a socket.
 func TestUnixSockets(t *testing.T) {
 	t.Parallel()
@@ -137,7 +180,7 @@ func TestUnixSockets(t *testing.T) {
 	got := accessLog.wait(t, func(e entry) bool { return e.Listener == ln.Addr().String() })
 	if want := (entry{
 		Network: "unix", Listener: ln.Addr().String(), Upstream: upstream, BytesUp: 4, BytesDown: 4,
-		ConnectDuration: got.ConnectDuration, Status: 200, Reason: "client_fin",
+		Duration: got.Duration, ConnectDuration: got.ConnectDuration, Status: 200, Reason: "client_fin",
 	}); got != want {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
@@ -213,7 +256,7 @@ func TestPlaceholdersThatExpandToNothing(t *testing.T) {
 		got := logged(t, client)
 		want := entry{
 			Network: "tcp", Listener: got.Listener, ClientIP: "127.0.0.1", ClientPort: got.ClientPort,
-			Upstream: "127.0.0.1:{l4.vars.nothing}", ConnectDuration: got.ConnectDuration, Status: 502, Reason: "connect_failed",
+			Upstream: "127.0.0.1:{l4.vars.nothing}", Duration: got.Duration, ConnectDuration: got.ConnectDuration, Status: 502, Reason: "connect_failed",
 			Error: `upstream "127.0.0.1:{l4.vars.nothing}": "127.0.0.1:": port "": expected a number from 1 to 65535`,
 		}
 		if got != want {
@@ -369,12 +412,6 @@ func TestUnwrap(t *testing.T) {
 		}
 	}
 }
-
-// addressed has addresses where the connection has none.
-type addressed struct{ net.Conn }
-
-func (addressed) LocalAddr() net.Addr  { return new(net.TCPAddr) }
-func (addressed) RemoteAddr() net.Addr { return new(net.TCPAddr) }
 
 // The buffer of the matchers belongs to layer4, which has another use for it when Handle has returned.
 func TestUnwrapCopies(t *testing.T) {

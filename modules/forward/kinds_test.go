@@ -74,3 +74,9 @@ type configured struct {
 }
 
 func (c configured) ListenerAddr() string { return c.address }
+
+// addressed has addresses where the connection has none.
+type addressed struct{ net.Conn }
+
+func (addressed) LocalAddr() net.Addr  { return new(net.TCPAddr) }
+func (addressed) RemoteAddr() net.Addr { return new(net.TCPAddr) }

@@ -261,11 +261,12 @@ func eventually(t testing.TB, check func() error) {
 type entry struct {
 	Network         string
 	Listener        string
-	ClientIP        string  `json:"client_ip"`
-	ClientPort      int     `json:"client_port"`
-	Upstream        string  `json:"upstream"`
-	BytesUp         int64   `json:"bytes_up"`
-	BytesDown       int64   `json:"bytes_down"`
+	ClientIP        string `json:"client_ip"`
+	ClientPort      int    `json:"client_port"`
+	Upstream        string `json:"upstream"`
+	BytesUp         int64  `json:"bytes_up"`
+	BytesDown       int64  `json:"bytes_down"`
+	Duration        float64
 	ConnectDuration float64 `json:"connect_duration"`
 	Status          int
 	Reason          string

@@ -22,7 +22,7 @@ type settings struct {
 }
 
 func (h *Handler) settings() settings {
-	return settings{h.limits, h.keepAlive, h.retries, h.drainTimeout, h.gracePeriod}
+	return settings{h.limits, h.keepAlive, h.retries, h.scope.DrainTimeout, h.scope.GracePeriod}
 }
 
 func TestDefaultsAndPresets(t *testing.T) {
