@@ -91,9 +91,11 @@ func TestStuckSessionGivesBackWhatItHolds(t *testing.T) {
 			if up {
 				from = s.client
 			}
-			_ = from.SetWriteDeadline(time.Now().Add(20 * time.Millisecond))
-			_ = send(from, 1, 1<<40)
-			eventually(t, "something held", func() bool { return borrowed.Load()+pipesTaken.Load() > 0 })
+			eventually(t, "something held", func() bool {
+				_ = from.SetWriteDeadline(time.Now().Add(20 * time.Millisecond))
+				_ = send(from, 1, 1<<40)
+				return borrowed.Load()+pipesTaken.Load() > 0
+			})
 			s.relay.Close(adminClosed)
 			s.want(adminClosed)
 		}

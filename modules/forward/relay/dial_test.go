@@ -181,11 +181,11 @@ func untilClosed(ctx context.Context, _ error) (net.Addr, error) {
 }
 
 // A connection to a local port that nobody listens on may be given that port for its own end, and so
-// reach itself: a client would then talk to itself. Linux gives the even ports in turn. (The goroutines
-// leave it to the net package.)
+// reach itself: a client would then talk to itself. Linux gives out the even ports in small random steps:
+// hardly ever would so many attempts all miss. (The goroutines leave it to the net package.)
 func TestDoesNotConnectToItself(t *testing.T) {
 	over(t, loopPairs[:min(1, len(loopPairs))], func(t *testing.T, p pair) {
-		const attempts = (61_000 - 32_768) / 2
+		const attempts = 40_000
 		s := p.start(t, only(slices.Repeat([]net.Addr{closedEvenAddr(t)}, attempts)...))
 		if r := s.want(ConnectFailed); !errors.Is(r.Err, syscall.ECONNREFUSED) {
 			t.Errorf("error: %v", r.Err)
