@@ -173,23 +173,19 @@ func (b *bench) holdIdle(ctx context.Context, i *instance, r *Round) (err error)
 
 // work notes what is done, and what is used for it, between two moments.
 func (b *bench) work(ctx context.Context, g *generator, i *instance, r *Round) error {
-	g.phase.Store(running)
-	if err := sleep(ctx, b.warmup); err != nil {
+	begin, err := b.look(g, i)
+	if err != nil {
 		return err
 	}
-	before, err := b.look(g, i)
+	g.phase.Store(running)
+	before, err := b.await(ctx, g, i, b.warmup, begin)
 	if err != nil {
 		return err
 	}
 	g.phase.Store(recording)
-	var after moment
-	for after = before; !after.tellsMoreThan(before); {
-		if err := sleep(ctx, b.duration); err != nil {
-			return err
-		}
-		if after, err = b.look(g, i); err != nil {
-			return err
-		}
+	after, err := b.await(ctx, g, i, b.duration, before)
+	if err != nil {
+		return err
 	}
 	elapsed := after.at.Sub(before.at)
 	r.Seconds = elapsed.Seconds()
@@ -204,6 +200,25 @@ func (b *bench) work(ctx context.Context, g *generator, i *instance, r *Round) e
 	return nil
 }
 
+// patience is how long something must not happen until that is the result.
+const patience = 10 * time.Second
+
+// await lets the workload run for a while, and longer where thousands of connections or a busy machine would leave some without a turn.
+func (b *bench) await(ctx context.Context, g *generator, i *instance, d time.Duration, since moment) (m moment, err error) {
+	for {
+		if err := sleep(ctx, d); err != nil {
+			return m, err
+		}
+		if m, err = b.look(g, i); err != nil {
+			return m, err
+		}
+		noted := g.phase.Load() < recording || m.durations > 0 || isBulk(g.work.kind)
+		if noted && m.done()-since.done() >= g.work.least() || m.at.Sub(since.at) > patience {
+			return m, nil
+		}
+	}
+}
+
 // moment is a look at all counters.
 type moment struct {
 	at time.Time
@@ -212,13 +227,8 @@ type moment struct {
 	processors                      int
 }
 
-// patience is how long something must not happen at all until that is the result.
-const patience = 10 * time.Second
-
-// tellsMoreThan says whether a round may end: a short one on a busy machine may not have had its turn yet.
-func (m moment) tellsMoreThan(before moment) bool {
-	return m.durations > 0 || m.bytes > before.bytes || m.at.Sub(before.at) > patience
-}
+// done is how much there is to see.
+func (m moment) done() int64 { return m.operations + m.bytes }
 
 func (b *bench) look(g *generator, i *instance) (m moment, err error) {
 	var errs [4]error

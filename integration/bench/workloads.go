@@ -65,3 +65,11 @@ func (w workload) messageBytes() int {
 		return 1
 	}
 }
+
+// least is what has to happen for a round to tell something: two exchanges for each connection, so that all had their turn.
+func (w workload) least() int64 {
+	if w.kind == exchanges {
+		return int64(2 * w.connections)
+	}
+	return 1
+}
