@@ -193,14 +193,18 @@ func TestDoesNotConnectToItself(t *testing.T) {
 	})
 }
 
+// closedEvenAddr can't find out by listening: ports that were a client's a minute ago can't be listened on.
 func closedEvenAddr(t testing.TB) net.Addr {
 	t.Helper()
 	for {
 		addr := closedAddr(t).(*net.TCPAddr)
 		addr.Port &^= 1
-		if ln, err := net.ListenTCP("tcp", addr); err == nil {
-			ln.Close()
+		conn, err := net.DialTCP("tcp", nil, addr)
+		if errors.Is(err, syscall.ECONNREFUSED) {
 			return addr
+		}
+		if err == nil {
+			conn.Close()
 		}
 	}
 }
