@@ -102,3 +102,19 @@ func expectation(t reflect.Type) string {
 		return "an object"
 	}
 }
+
+// CanonicalJSON returns the same string for two objects that differ only in layout and order, and in the fields to
+// leave out.
+func CanonicalJSON(data []byte, leaveOut ...string) (string, error) {
+	var document any
+	if err := json.Unmarshal(data, &document); err != nil {
+		return "", err
+	}
+	if object, ok := document.(map[string]any); ok {
+		for _, name := range leaveOut {
+			delete(object, name)
+		}
+	}
+	canonical, err := json.Marshal(document)
+	return string(canonical), err
+}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/portgate/caddy-portgate/modules/forward/relay"
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
+	"github.com/portgate/caddy-portgate/modules/internal/direct"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
@@ -99,8 +100,13 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("to: %w", err)
 	}
 	h.pool = upstream.NewPool(upstreams)
-	h.scope, err = session.NewScope(ctx, h.gracePeriod, h.drainTimeout)
-	return err
+	if h.scope, err = session.NewScope(ctx, h.gracePeriod, h.drainTimeout); err != nil {
+		return err
+	}
+	if h.pool.Fixed() { // a lookup might block, and placeholders need a layer4 connection
+		direct.Offer(ctx, h.canonical, h)
+	}
+	return nil
 }
 
 // parseUpstreams leaves placeholders that only a connection can fill in for later.
@@ -130,18 +136,39 @@ func parseUpstreams(to []string) ([]upstream.Upstream, error) {
 
 // Handle forwards the connection. The session may go on when it has returned.
 func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
-	sess := session.Begin(cx, h.scope)
-	walk := h.pool.Walk()
-	walk.Retries = h.retries
-	walk.LookupTimeout = h.limits.Connect
+	walk := h.walk()
 	if h.pool.Dynamic() {
 		walk.Expand = func(name string) string { return cx.Replacer().ReplaceAll(name, "") }
 	}
-	walk.Offset = offset(cx, h.ports)
-
+	if h.ports != nil {
+		walk.Offset = offset(session.Accepted(cx), h.ports)
+	}
 	conn, prefetched := unwrap(cx)
+	h.relay(session.Begin(cx, h.scope), walk, conn, prefetched).Run()
+	return nil
+}
+
+// Serve is Handle for a connection that is only known by its addresses.
+func (h *Handler) Serve(a *session.Arrival) (next bool) {
+	walk := h.walk()
+	if h.ports != nil {
+		walk.Offset = offset(a.Conn, h.ports)
+	}
+	h.relay(a.Begin(h.scope), walk, a.Conn, nil).Start()
+	return false
+}
+
+func (h *Handler) walk() *upstream.Walk {
+	walk := h.pool.Walk()
+	walk.Retries = h.retries
+	walk.LookupTimeout = h.limits.Connect
+	return walk
+}
+
+// relay prepares what moves the session's bytes.
+func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, client net.Conn, prefetched []byte) *relay.Relay {
 	r := relay.New(relay.Config{
-		Client:     conn,
+		Client:     client,
 		Prefetched: prefetched,
 		Next: func(ctx context.Context, failed error) (net.Addr, error) {
 			addr, err := walk.Next(ctx, failed)
@@ -154,8 +181,7 @@ func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
 		Done:      func(result relay.Result) { sess.End(ended(&result)) },
 	})
 	sess.SetMover(mover{r})
-	r.Run()
-	return nil
+	return r
 }
 
 // unwrap takes layer4's own wrapper off a connection that nothing else has wrapped, so that the
@@ -221,4 +247,5 @@ var (
 	_ caddy.Provisioner  = (*Handler)(nil)
 	_ caddy.CleanerUpper = (*Handler)(nil)
 	_ layer4.NextHandler = (*Handler)(nil)
+	_ direct.Step        = (*Handler)(nil)
 )

@@ -171,19 +171,9 @@ func (h *Handler) UnmarshalJSON(data []byte) error {
 	if err := caddyfile.UnmarshalJSON(data, (*options)(h)); err != nil {
 		return err
 	}
-	canonical, err := canonicalJSON(data)
+	canonical, err := caddyfile.CanonicalJSON(data)
 	h.canonical = canonical
 	return err
-}
-
-// canonicalJSON returns the same string for two documents that differ only in layout and order.
-func canonicalJSON(data []byte) (string, error) {
-	var document any
-	if err := json.Unmarshal(data, &document); err != nil {
-		return "", err
-	}
-	canonical, err := json.Marshal(document)
-	return string(canonical), err
 }
 
 // Interface guards

@@ -3,13 +3,13 @@ package forward
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/netip"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/mholt/caddy-l4/layer4"
 
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
-	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
 // portRange is the ports of a listen address.
@@ -128,11 +128,8 @@ func matchRange(upstream string, ports int, listen []caddy.NetworkAddress) error
 
 // offset returns which port of its range the connection came in on. Ranges of several listen addresses may
 // overlap; the address itself then comes before those for all addresses, as in the kernel.
-func offset(cx *layer4.Connection, ranges []portRange) (offset int) {
-	if ranges == nil {
-		return 0
-	}
-	local, ok := session.Accepted(cx).LocalAddr().(interface{ AddrPort() netip.AddrPort })
+func offset(conn net.Conn, ranges []portRange) (offset int) {
+	local, ok := conn.LocalAddr().(interface{ AddrPort() netip.AddrPort })
 	if !ok {
 		return 0
 	}

@@ -14,6 +14,8 @@ import (
 	"github.com/mholt/caddy-l4/layer4"
 	_ "github.com/mholt/caddy-l4/modules/l4subroute"
 	"go.uber.org/zap"
+
+	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
 func TestMatchPorts(t *testing.T) {
@@ -109,13 +111,13 @@ func TestOffset(t *testing.T) {
 		for _, cx := range []*layer4.Connection{
 			wrapLocal(local), wrapLocal(local).Wrap(addressed{wrapLocal(local)}),
 		} {
-			if got := offset(cx, c.ranges); got != c.want {
+			if got := offset(session.Accepted(cx), c.ranges); got != c.want {
 				t.Errorf("%s in %v: got %d, want %d", c.local, c.ranges, got, c.want)
 			}
 		}
 	}
 	unix := &net.UnixAddr{Net: "unix", Name: "/run/s"}
-	if got := offset(wrapLocal(unix), all); got != 0 {
+	if got := offset(session.Accepted(wrapLocal(unix)), all); got != 0 {
 		t.Errorf("unix: got %d", got)
 	}
 }

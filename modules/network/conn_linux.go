@@ -59,7 +59,7 @@ func (l *listener) accept() (*Conn, error) {
 	if l.err != nil {
 		return nil, os.NewSyscallError("accept4", l.err)
 	}
-	conn := &Conn{fd: l.fd, remote: tcpAddr(&l.peer)}
+	conn := &Conn{fd: l.fd, remote: addrPort(&l.peer)}
 	if !l.addr.IP.IsUnspecified() {
 		conn.local = l.addr
 	}
@@ -78,7 +78,7 @@ func (l *listener) tryAccept(fd uintptr) bool {
 	return errno != syscall.EAGAIN
 }
 
-func tcpAddr(sa *unix.RawSockaddrAny) *net.TCPAddr {
+func addrPort(sa *unix.RawSockaddrAny) netip.AddrPort {
 	var addr netip.Addr
 	var port [2]byte
 	switch sa.Addr.Family {
@@ -94,14 +94,15 @@ func tcpAddr(sa *unix.RawSockaddrAny) *net.TCPAddr {
 			}
 		}
 	}
-	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(addr, uint16(port[0])<<8|uint16(port[1])))
+	return netip.AddrPortFrom(addr, uint16(port[0])<<8|uint16(port[1]))
 }
 
 // Conn is a connection that was accepted on gate+tcp. It stays out of Go's poller until somebody
 // reads or writes it, and its socket can be detached, so that an event loop can have it.
 type Conn struct {
-	listenerAddr  string
-	remote, local *net.TCPAddr
+	listenerAddr string
+	remote       netip.AddrPort
+	local        *net.TCPAddr
 
 	mu            sync.Mutex
 	fd            int      // -1 once it is attached, detached or closed
@@ -195,7 +196,7 @@ func (c *Conn) asNetError(op string, err error) error {
 	if err = failed.Err; errors.Is(err, os.ErrClosed) {
 		err = net.ErrClosed
 	}
-	return &net.OpError{Op: op, Net: "tcp", Addr: c.remote, Err: err}
+	return &net.OpError{Op: op, Net: "tcp", Addr: c.RemoteAddr(), Err: err}
 }
 
 // CloseRead closes the reading side.
@@ -263,7 +264,7 @@ func (c *Conn) LocalAddr() net.Addr {
 		_, _, errno := syscall.RawSyscall(syscall.SYS_GETSOCKNAME, uintptr(fd),
 			uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&size)))
 		if errno == 0 {
-			local = tcpAddr(&sa)
+			local = net.TCPAddrFromAddrPort(addrPort(&sa))
 			c.local = local
 		}
 		return nil
@@ -272,7 +273,9 @@ func (c *Conn) LocalAddr() net.Addr {
 }
 
 // RemoteAddr returns the client's address.
-func (c *Conn) RemoteAddr() net.Addr { return c.remote }
+func (c *Conn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.remote) }
+
+func (c *Conn) client() netip.AddrPort { return c.remote }
 
 // SetDeadline sets both deadlines. Like those below it only notes them until somebody reads or writes.
 func (c *Conn) SetDeadline(t time.Time) error {

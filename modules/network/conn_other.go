@@ -5,6 +5,7 @@ package network
 import (
 	"context"
 	"net"
+	"net/netip"
 )
 
 // listener is a listening socket.
@@ -30,4 +31,10 @@ func (l *listener) accept() (*Conn, error) {
 type Conn struct {
 	*net.TCPConn
 	listenerAddr string
+}
+
+// client returns the client's address.
+func (c *Conn) client() netip.AddrPort {
+	remote := c.RemoteAddr().(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())
 }

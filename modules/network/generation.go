@@ -7,6 +7,8 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/portgate/caddy-portgate/modules/internal/direct"
+	"github.com/portgate/caddy-portgate/modules/internal/session"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
 )
 
@@ -20,13 +22,16 @@ type generation struct {
 	accepting sync.Mutex    // held while in accept
 	closed    chan struct{}
 
+	steps []direct.Step // serve what is accepted; nil where Accept returns it
+
 	forgetContext func() bool
 	close         func() error
 }
 
-func newGeneration(ctx context.Context, address string) *generation {
+func newGeneration(ctx context.Context, network, address string) *generation {
 	return &generation{
 		address: address,
+		steps:   direct.Steps(ctx, network, address),
 		config:  ctx.Done(),
 		turn:    make(chan struct{}),
 		closed:  make(chan struct{}),
@@ -51,7 +56,8 @@ func (g *generation) join(ctx context.Context, ref *state.Ref[*socket]) error {
 	return nil
 }
 
-// Accept waits until no older generation lives, and then for a connection. It fails only once g is closed.
+// Accept waits until no older generation lives, and then for a connection. It fails only once g is closed. Where
+// there are steps, it has them serve the connections, and returns none.
 func (g *generation) Accept() (net.Conn, error) {
 	select {
 	case <-g.turn:
@@ -60,12 +66,19 @@ func (g *generation) Accept() (net.Conn, error) {
 	}
 	g.accepting.Lock()
 	defer g.accepting.Unlock()
-	conn, err := g.socket.acceptFor(g)
-	if err != nil {
-		return nil, err
+	for {
+		conn, err := g.socket.acceptFor(g)
+		if err != nil {
+			return nil, err
+		}
+		conn.listenerAddr = g.address
+		if g.steps == nil {
+			return conn, nil
+		}
+		direct.Serve(g.steps, &session.Arrival{
+			Conn: conn, Network: "tcp", Listener: g.address, Client: conn.client(),
+		})
 	}
-	conn.listenerAddr = g.address
-	return conn, nil
 }
 
 // Close passes the turn to the next generation; the last one closes the socket. Once it has returned, g

@@ -57,7 +57,7 @@ func listen(ctx context.Context, address string, cfg net.ListenConfig) (*generat
 	if err != nil {
 		return nil, err
 	}
-	g := newGeneration(ctx, address)
+	g := newGeneration(ctx, gateTCP, address)
 	key := socketKey{addr: canonical(addr)}
 	if addr.Port == 0 {
 		key.own = g

@@ -281,7 +281,9 @@ func (f *flow) passFIN(src, dst *half) {
 		return
 	}
 	dst.finished = true
-	_ = unix.Shutdown(dst.fd, unix.SHUT_WR)
+	if !src.finished { // else both are closed next, which finishes the stream too
+		shutdownFD(dst.fd)
+	}
 	if f.firstFIN == "" {
 		f.firstFIN = UpstreamFIN
 		if src == &f.client {

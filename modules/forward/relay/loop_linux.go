@@ -143,7 +143,7 @@ func (l *loop) post(m message) {
 // wake makes a parked loop take a turn. Nobody reads the eventfd: each write is an edge.
 func (l *loop) wake() {
 	one := [8]byte{1}
-	_, _ = unix.Write(l.wakeup, one[:])
+	_, _, _ = syscall.RawSyscall(unix.SYS_WRITE, uintptr(l.wakeup), uintptr(unsafe.Pointer(&one)), uintptr(len(one)))
 }
 
 // watch lets the loop hear of fd. The generation tells a late event for a descriptor that was

@@ -149,6 +149,14 @@ func (r *Relay) Run() {
 	r.runGoroutines()
 }
 
+// Start is Run for a caller that can't wait: where it takes a goroutine, Start makes one. Only Next is still
+// called by the caller.
+func (r *Relay) Start() {
+	if !r.runLoop() {
+		go r.runGoroutines()
+	}
+}
+
 // Close ends the relay: both connections are closed in order, after the kernel has sent what they
 // were given. Done gets the reason, unless the relay had ended before. Close does not block.
 func (r *Relay) Close(reason Reason) {

@@ -50,6 +50,11 @@ func retried(call func() (uintptr, uintptr, syscall.Errno)) (int, syscall.Errno)
 
 func closeFD(fd int) { _, _, _ = syscall.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 
+// shutdownFD sends a FIN behind what was sent.
+func shutdownFD(fd int) {
+	_, _, _ = syscall.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0)
+}
+
 // resetOnClose makes close send a RST, and discard what was not sent.
 func resetOnClose(fd int) {
 	setsockopt(fd, unix.SOL_SOCKET, unix.SO_LINGER, unsafe.Pointer(&unix.Linger{Onoff: 1}), unsafe.Sizeof(unix.Linger{}))

@@ -60,6 +60,11 @@ func (p *Pool) Dynamic() bool {
 	return slices.ContainsFunc(p.upstreams, func(u Upstream) bool { return u.Dynamic })
 }
 
+// Fixed reports whether there is nothing to look up: Next never blocks.
+func (p *Pool) Fixed() bool {
+	return !slices.ContainsFunc(p.upstreams, func(u Upstream) bool { return u.fixed == nil })
+}
+
 // Walk is one session's way through the pool.
 type Walk struct {
 	// Retries is how many further upstreams are tried when one can't be reached.

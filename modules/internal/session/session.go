@@ -76,11 +76,18 @@ func Begin(cx *layer4.Connection, scope *Scope) *Session {
 	if s, ok := cx.GetVar(varKey).(*Session); ok {
 		return s
 	}
-	s := &Session{ID: ID(lastID.Add(1)), Start: time.Now(), scope: scope}
-	s.Client = addrPort(cx.RemoteAddr())
-	s.Network, s.Listener = listener(cx)
+	network, address := listener(cx)
+	s := newSession(scope, network, address, addrPort(cx.RemoteAddr()))
 	cx.SetVar(varKey, s)
-	scope.metrics.active.WithLabelValues(s.Listener).Inc()
+	return s
+}
+
+func newSession(scope *Scope, network, listener string, client netip.AddrPort) *Session {
+	s := &Session{
+		ID: ID(lastID.Add(1)), Network: network, Listener: listener, Client: client,
+		Start: time.Now(), scope: scope,
+	}
+	scope.metrics.active.WithLabelValues(listener).Inc()
 	living.add(s)
 	if scope.drained.Load() {
 		s.Close(ReasonDrain)

@@ -1,0 +1,178 @@
+// Package direct finds the listeners whose connections need no layer4 connection.
+//
+// A server's first route may have no matchers, and handlers that are all [Step]s. Then nothing about a
+// connection has to be read or found out before it is served, and its listener serves it where it was
+// accepted: without the goroutine, the buffer, the variables and the placeholders that layer4 gives each
+// connection. The handlers do the same as in layer4's chain, by the same code.
+package direct
+
+import (
+	"context"
+	"encoding/json"
+	"reflect"
+	"sync"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/mholt/caddy-l4/layer4"
+	"go.uber.org/zap"
+
+	"github.com/portgate/caddy-portgate/caddyfile"
+	"github.com/portgate/caddy-portgate/modules/internal/session"
+)
+
+// Step is a handler that can serve a connection that is only known by its addresses.
+type Step interface {
+	caddy.Module
+	// Serve does what the handler's Handle does. It returns true where Handle would call the next handler;
+	// where it returns false, the connection is its to close. It never blocks, and does not keep the arrival.
+	Serve(*session.Arrival) (next bool)
+}
+
+// Serve passes the arrival through the steps. The last one takes the connection over.
+func Serve(steps []Step, a *session.Arrival) {
+	for _, step := range steps {
+		if !step.Serve(a) {
+			return
+		}
+	}
+	_ = a.Conn.Close()
+}
+
+// plan is what is known of the handlers of one layer4 app, while its config lives.
+type plan struct {
+	mu     sync.Mutex
+	routes map[*layer4.Server][]string // the keys of the handlers of its first route
+	steps  map[string]Step             // by key
+}
+
+// plans are found by their *layer4.App. Each goes with its config.
+var plans sync.Map
+
+// Offer is called in Provision by a handler that is a Step in this config, with the JSON it was made of, as
+// [caddyfile.CanonicalJSON] has it. Handlers with the same JSON do the same.
+func Offer(ctx caddy.Context, canonical string, step Step) {
+	app := appOf(ctx)
+	if app == nil {
+		return // in front of an HTTP site
+	}
+	known, loaded := plans.LoadOrStore(app, &plan{
+		routes: make(map[*layer4.Server][]string),
+		steps:  make(map[string]Step),
+	})
+	if !loaded {
+		context.AfterFunc(ctx, func() { plans.Delete(app) })
+	}
+	p := known.(*plan)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.steps[key(step.CaddyModule().ID.Name(), canonical)] = step
+	for _, server := range app.Servers {
+		p.note(server)
+	}
+}
+
+// note remembers the handlers of a server's first route, whose JSON is there until the last of them has been
+// provisioned.
+func (p *plan) note(server *layer4.Server) {
+	if len(server.Routes) == 0 || len(server.Routes[0].HandlersRaw) == 0 || p.routes[server] != nil {
+		return
+	}
+	for _, raw := range server.Routes[0].HandlersRaw {
+		p.routes[server] = append(p.routes[server], keyOf(raw))
+	}
+}
+
+func appOf(ctx caddy.Context) *layer4.App {
+	for _, module := range ctx.Modules() {
+		if app, ok := module.(*layer4.App); ok {
+			return app
+		}
+	}
+	return nil
+}
+
+// keyOf returns what a plan knows a handler by: its name and its JSON.
+func keyOf(raw json.RawMessage) string {
+	var module struct {
+		Name string `json:"handler"`
+	}
+	canonical, err := caddyfile.CanonicalJSON(raw, "handler")
+	if err != nil || json.Unmarshal(raw, &module) != nil {
+		return "" // no step's
+	}
+	return key(module.Name, canonical)
+}
+
+func key(name, canonical string) string { return name + " " + canonical }
+
+// Steps returns the steps that serve the connections of a listener, nil where layer4 has to. It is called when the
+// config starts, with the context that the listener is opened with, its network, and its address as the
+// config has it, with one port.
+//
+// Where layer4 logs each connection, at the level DEBUG, it has to serve them.
+func Steps(ctx context.Context, network, address string) []Step {
+	config, ok := ctx.(caddy.Context)
+	if !ok {
+		return nil
+	}
+	configured, err := config.AppIfConfigured("layer4")
+	if err != nil {
+		return nil
+	}
+	app, ok := configured.(*layer4.App)
+	if !ok || config.Logger(app).Core().Enabled(zap.DebugLevel) {
+		return nil
+	}
+	for _, server := range app.Servers {
+		if listens(server, network, address) {
+			return stepsOf(app, server)
+		}
+	}
+	return nil
+}
+
+func listens(server *layer4.Server, network, address string) bool {
+	repl := caddy.NewReplacer()
+	for _, listen := range server.Listen {
+		addr, err := caddy.ParseNetworkAddress(repl.ReplaceAll(listen, ""))
+		if err != nil || addr.Network != network {
+			continue
+		}
+		for offset := range addr.PortRangeSize() {
+			if addr.JoinHostPort(offset) == address {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func stepsOf(app *layer4.App, server *layer4.Server) []Step {
+	known, ok := plans.Load(app)
+	if !ok {
+		return nil
+	}
+	p := known.(*plan)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	handlers := p.routes[server]
+	if len(handlers) == 0 || !unconditional(server.Routes[0], len(handlers)) {
+		return nil
+	}
+	steps := make([]Step, len(handlers))
+	for i, handler := range handlers {
+		if steps[i] = p.steps[handler]; steps[i] == nil {
+			return nil
+		}
+	}
+	return steps
+}
+
+// unconditional reports whether the route has no matchers, and this many handlers. layer4 keeps them to itself
+// once they are provisioned; where it has other names for them than these, no route is taken for unconditional.
+func unconditional(route *layer4.Route, handlers int) bool {
+	v := reflect.ValueOf(route).Elem()
+	matchers, middleware := v.FieldByName("matcherSets"), v.FieldByName("middleware")
+	return matchers.Kind() == reflect.Slice && matchers.Len() == 0 &&
+		middleware.Kind() == reflect.Slice && middleware.Len() == handlers
+}
