@@ -30,9 +30,7 @@ type flow struct {
 	connectBy time.Duration
 	target    net.Addr // of the attempt that is under way
 
-	// Place in loop.wheel.
-	slot       **flow
-	next, prev *flow
+	timer timer
 }
 
 type phase uint8
@@ -97,6 +95,7 @@ func (r *Relay) runLoop() bool {
 		return false
 	}
 	f := &flow{Relay: r, loop: l, opened: r.start.Sub(epoch)}
+	f.timer.of = f
 	f.client = half{flow: f, fd: fd}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	r.cfg.Client = nil
@@ -150,14 +149,14 @@ func (f *flow) tryConnect() {
 	fd, err := startConnect(f.target)
 	switch {
 	case isShortage(err) && f.loop.now < f.connectBy:
-		f.loop.wheel.set(f, f.loop.now)
+		f.loop.wheel.set(&f.timer, f.loop.now)
 		return
 	case err != nil:
 		f.redial(err)
 		return
 	}
 	f.upstream = half{flow: f, fd: fd, generation: generations.Add(1)}
-	f.loop.add(&f.upstream)
+	f.loop.add(fd, &f.upstream)
 	if err := f.loop.watch(fd, f.upstream.generation); err != nil {
 		f.redial(err)
 		return
@@ -192,14 +191,10 @@ func (f *flow) because(reason Reason) (first bool) {
 	return first
 }
 
-// step is called when something has happened to h, or when it is the flow's turn again.
-func (f *flow) step(h *half) {
-	switch f.phase {
-	case phaseConnecting:
-		if h == &f.upstream && h.writable {
-			f.connected()
-		}
-	case phaseOpen:
+// step moves what there is to move.
+func (f *flow) step() {
+	f.queued = false
+	if f.phase == phaseOpen {
 		f.move()
 	}
 }
@@ -223,7 +218,7 @@ func (f *flow) connected() {
 	f.cancel()
 	f.cfg.Next, f.ctx, f.cancel, f.target = nil, nil, nil, nil // they may hold much
 	f.client.generation = generations.Add(1)
-	f.loop.add(&f.client)
+	f.loop.add(f.client.fd, &f.client)
 	if err := f.loop.watch(f.client.fd, f.client.generation); err != nil {
 		f.fail(err)
 		return
@@ -317,7 +312,7 @@ func (f *flow) passReset(gone, other *half) {
 	case !gone.eof || other.waits():
 		return // for a read, or for other to take it
 	case queuedFD(other.fd) > 0:
-		f.loop.wheel.set(f, f.loop.now) // there is no event for that
+		f.loop.wheel.set(&f.timer, f.loop.now) // there is no event for that
 		return
 	}
 	resetOnClose(other.fd)
@@ -372,7 +367,7 @@ func (f *flow) setTimer() {
 	if f.phase == phaseConnecting {
 		due = min(due, f.connectBy)
 	}
-	f.loop.wheel.set(f, due)
+	f.loop.wheel.set(&f.timer, due)
 }
 
 // end closes both sockets and reports.
@@ -380,7 +375,7 @@ func (f *flow) end() {
 	if f.cancel != nil {
 		f.cancel()
 	}
-	f.loop.wheel.remove(f)
+	f.loop.wheel.remove(&f.timer)
 	f.discard(&f.client)
 	f.discard(&f.upstream)
 	f.phase = phaseOver
@@ -392,9 +387,7 @@ func (f *flow) discard(h *half) {
 	if h.flow == nil {
 		return // never connected
 	}
-	if h.fd < len(f.loop.halves) && f.loop.halves[h.fd] == h {
-		f.loop.halves[h.fd] = nil
-	}
+	f.loop.forget(h.fd, h)
 	h.dropLeft()
 	h.releasePipe()
 	closeFD(h.fd)

@@ -2,7 +2,6 @@ package relay
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"runtime"
 	"sync"
@@ -34,13 +33,13 @@ type loop struct {
 	alarm   *time.Timer   // wakes the loop for a time limit
 	alarmAt time.Duration
 	letters []message // the inbox of this turn
-	halves  []*half   // by descriptor
-	ready   []*flow   // had more to move than a turn allows
-	serving []*flow   // the same, of the last turn
-	ended   []*flow   // of this turn
+	watches []watched // by descriptor
+	ready   []served  // had more to move than a turn allows
+	serving []served  // the same, of the last turn
+	ended   []served  // of this turn
 	wheel   wheel
-	current *flow // for the stack of a panic
-	waiting int   // what poll has found
+	current served // for the stack of a panic
+	waiting int    // what poll has found
 	pollFn  func(uintptr) bool
 	events  [128]unix.EpollEvent
 	buffer  [loopBuffer]byte
@@ -109,24 +108,6 @@ func newLoop() (*loop, error) {
 	}
 	return l, nil
 }
-
-// message is what other goroutines tell a loop.
-type message struct {
-	to     *flow
-	what   order
-	addr   net.Addr
-	err    error
-	reason Reason
-}
-
-type order uint8
-
-const (
-	orderConnect order = iota // to addr
-	orderFail                 // there is no upstream to be reached: err
-	orderCut                  // because of reason
-	orderTime                 // look at the limits
-)
 
 // post leaves a message for the loop's next turn.
 func (l *loop) post(m message) {
@@ -220,16 +201,7 @@ func (l *loop) readInbox() {
 	for i := range l.letters {
 		m := &l.letters[i]
 		l.current = m.to
-		switch m.what {
-		case orderConnect:
-			m.to.connectTo(m.addr)
-		case orderFail:
-			m.to.fail(m.err)
-		case orderCut:
-			m.to.close(m.reason)
-		case orderTime:
-			m.to.setTimer()
-		}
+		m.to.obey(m)
 	}
 	clear(l.letters)
 }
@@ -237,53 +209,28 @@ func (l *loop) readInbox() {
 func (l *loop) dispatch() {
 	for i := range l.events[:l.waiting] {
 		event := &l.events[i]
-		if int(event.Fd) == l.wakeup {
-			continue
-		}
-		if int(event.Fd) >= len(l.halves) {
-			continue
-		}
-		h := l.halves[event.Fd]
-		if h == nil || h.generation != uint32(event.Pad) {
-			continue // closed in this turn
-		}
-		const broken = unix.EPOLLHUP | unix.EPOLLERR
-		if event.Events&(unix.EPOLLIN|unix.EPOLLRDHUP|broken) != 0 {
-			h.readable = true
-		}
-		if event.Events&(unix.EPOLLRDHUP|unix.EPOLLPRI|broken) != 0 {
-			h.ending = true
-		}
-		if event.Events&(unix.EPOLLOUT|broken) != 0 {
-			h.writable = true
-		}
-		l.current = h.flow
-		if event.Events&unix.EPOLLERR != 0 && h.eof && !h.gone {
-			h.flow.lost(h) // a reset after the FIN, which no read finds
-		}
-		if !h.flow.queued { // else runReady gives it its turn; more would be at the expense of others
-			h.flow.step(h)
+		if fd := int(event.Fd); fd < len(l.watches) && l.watches[fd] != nil {
+			l.watches[fd].hear(event.Events, uint32(event.Pad))
 		}
 	}
 }
 
-// runReady gives each flow that has more to move one more turn.
+// runReady gives each session that has more to move one more turn.
 func (l *loop) runReady() {
 	l.serving, l.ready = l.ready, l.serving[:0]
-	for _, f := range l.serving {
-		f.queued = false
-		l.current = f
-		f.step(nil)
+	for _, s := range l.serving {
+		l.current = s
+		s.step()
 	}
 	clear(l.serving)
 }
 
-func (l *loop) expire(f *flow) {
-	l.current = f
-	f.check()
+func (l *loop) expire(s served) {
+	l.current = s
+	s.check()
 }
 
-// endAll reports the flows that have ended to their owners, in a goroutine because that may block.
+// endAll reports the sessions that have ended to their owners, in a goroutine because that may block.
 func (l *loop) endAll() {
 	l.current = nil
 	if len(l.ended) == 0 {
@@ -292,8 +239,8 @@ func (l *loop) endAll() {
 	ended := l.ended
 	l.ended = nil
 	go func() {
-		for _, f := range ended {
-			f.done(f.reason, f.failed)
+		for _, s := range ended {
+			s.report()
 		}
 	}()
 }
@@ -312,19 +259,26 @@ func (l *loop) arm() {
 	l.alarm.Reset(next - time.Since(epoch))
 }
 
-// add makes h known by its descriptor.
-func (l *loop) add(h *half) {
-	if h.fd >= len(l.halves) {
-		l.halves = append(l.halves, make([]*half, h.fd+1-len(l.halves)+64)...)
+// add makes w known by its descriptor.
+func (l *loop) add(fd int, w watched) {
+	if fd >= len(l.watches) {
+		l.watches = append(l.watches, make([]watched, fd+1-len(l.watches)+64)...)
 	}
-	l.halves[h.fd] = h
+	l.watches[fd] = w
+}
+
+// forget is for a descriptor that is to be closed, and may never have been watched.
+func (l *loop) forget(fd int, w watched) {
+	if fd < len(l.watches) && l.watches[fd] == w {
+		l.watches[fd] = nil
+	}
 }
 
 // explainPanic adds the session to the stack of a panic, which then ends the process.
 func (l *loop) explainPanic() {
 	if p := recover(); p != nil {
 		if l.current != nil {
-			panic(fmt.Sprintf("relay: session %v: %v", l.current.cfg.Name, p))
+			panic(fmt.Sprintf("relay: session %v: %v", l.current.name(), p))
 		}
 		panic(p)
 	}

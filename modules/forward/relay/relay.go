@@ -198,18 +198,23 @@ func (r *Relay) touch(age time.Duration) { r.lastActive.Store(int64(age)) }
 // never is the age at which a limit that is not set ends a relay.
 const never = time.Duration(1<<63 - 1)
 
-// expires returns the age at which a limit ends the relay if nothing moves until then, and which.
-func (r *Relay) expires(connected, halfClosed bool) (age time.Duration, reason Reason) {
-	age, limits := never, &r.cfg.Limits
-	if limits.Lifetime > 0 {
-		age, reason = limits.Lifetime, MaxLifetime
+func (r *Relay) expires(connected, halfClosed bool) (time.Duration, Reason) {
+	return r.cfg.Limits.expires(time.Duration(r.lastActive.Load()), connected, halfClosed)
+}
+
+// expires returns the age at which a limit ends a relay if nothing moves until then, and which. All times are
+// ages of the relay.
+func (l *Limits) expires(lastActive time.Duration, connected, halfClosed bool) (age time.Duration, reason Reason) {
+	age = never
+	if l.Lifetime > 0 {
+		age, reason = l.Lifetime, MaxLifetime
 	}
-	silence := limits.Idle
-	if halfClosed && limits.HalfClose > 0 {
-		silence = limits.HalfClose
+	silence := l.Idle
+	if halfClosed && l.HalfClose > 0 {
+		silence = l.HalfClose
 	}
 	if connected && silence > 0 {
-		if idle := time.Duration(r.lastActive.Load()) + silence; idle < age {
+		if idle := lastActive + silence; idle < age {
 			age, reason = idle, IdleTimeout
 		}
 	}

@@ -2,22 +2,29 @@ package relay
 
 import "time"
 
-// wheel is a coarse timer wheel: it holds flows by the time at which their limits have to be looked
-// at. Bytes that move do not touch it; a flow that is looked at too early is put back. (Varghese
+// wheel is a coarse timer wheel: it holds sessions by the time at which their limits have to be looked
+// at. Bytes that move do not touch it; one that is looked at too early is put back. (Varghese
 // and Lauck, "Hashed and Hierarchical Timing Wheels", 1987, scheme 4.)
 type wheel struct {
-	slots [wheelSlots]*flow
+	slots [wheelSlots]*timer
 	at    int64 // the last tick that was looked at
 	count int
-	soon  int64 // no slot before this tick has a flow
+	soon  int64 // no slot before this tick has a timer
 }
 
-// A tick is how late a limit may be noticed. A flow further ahead than the wheel reaches is looked at
+// A tick is how late a limit may be noticed. A session further ahead than the wheel reaches is looked at
 // at its end, and put back.
 const (
 	wheelTick  = 50 * time.Millisecond
 	wheelSlots = 1024
 )
+
+// timer is a session's place on the wheel.
+type timer struct {
+	of         served
+	slot       **timer
+	next, prev *timer
+}
 
 func (w *wheel) init(now time.Duration) { w.at = int64(now / wheelTick) }
 
@@ -28,9 +35,9 @@ func (w *wheel) skip(now time.Duration) {
 	}
 }
 
-// set puts f where it is looked at as soon as due has passed.
-func (w *wheel) set(f *flow, due time.Duration) {
-	w.remove(f)
+// set puts t where it is looked at as soon as due has passed.
+func (w *wheel) set(t *timer, due time.Duration) {
+	w.remove(t)
 	tick := int64(due/wheelTick) + 1
 	tick = min(max(tick, w.at+1), w.at+wheelSlots-1)
 	if w.count == 0 || tick < w.soon {
@@ -38,31 +45,31 @@ func (w *wheel) set(f *flow, due time.Duration) {
 	}
 	w.count++
 	head := &w.slots[tick%wheelSlots]
-	f.slot, f.next, f.prev = head, *head, nil
-	if f.next != nil {
-		f.next.prev = f
+	t.slot, t.next, t.prev = head, *head, nil
+	if t.next != nil {
+		t.next.prev = t
 	}
-	*head = f
+	*head = t
 }
 
-func (w *wheel) remove(f *flow) {
-	if f.slot == nil {
+func (w *wheel) remove(t *timer) {
+	if t.slot == nil {
 		return
 	}
 	w.count--
-	if f.next != nil {
-		f.next.prev = f.prev
+	if t.next != nil {
+		t.next.prev = t.prev
 	}
-	if f.prev != nil {
-		f.prev.next = f.next
+	if t.prev != nil {
+		t.prev.next = t.next
 	} else {
-		*f.slot = f.next
+		*t.slot = t.next
 	}
-	f.slot, f.next, f.prev = nil, nil, nil
+	t.slot, t.next, t.prev = nil, nil, nil
 }
 
-// advance calls look for every flow whose time has come by now, and takes it off the wheel before.
-func (w *wheel) advance(now time.Duration, look func(*flow)) {
+// advance calls look for every session whose time has come by now, and takes it off the wheel before.
+func (w *wheel) advance(now time.Duration, look func(served)) {
 	for last := int64(now / wheelTick); w.at < last; {
 		if w.count == 0 {
 			w.at = last
@@ -70,9 +77,9 @@ func (w *wheel) advance(now time.Duration, look func(*flow)) {
 		}
 		w.at++
 		for head := &w.slots[w.at%wheelSlots]; *head != nil; {
-			f := *head
-			w.remove(f)
-			look(f)
+			t := *head
+			w.remove(t)
+			look(t.of)
 		}
 	}
 }

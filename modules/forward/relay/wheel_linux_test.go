@@ -51,6 +51,9 @@ type wheels struct {
 
 func newWheels(t *testing.T, seed uint64) *wheels {
 	w := &wheels{T: t, random: rand.New(rand.NewPCG(seed, 0))}
+	for i := range w.flows {
+		w.flows[i].timer.of = &w.flows[i]
+	}
 	w.now = time.Duration(w.random.Int64N(int64(time.Hour)))
 	w.fast.init(w.now)
 	w.slow = slowWheel{at: int64(w.now / wheelTick), ticks: map[*flow]int64{}}
@@ -65,12 +68,12 @@ func (w *wheels) set(f *flow) {
 	if reach := []time.Duration{time.Second, time.Minute, time.Hour, 0}[w.random.IntN(4)]; reach > 0 {
 		due = w.now - time.Second + time.Duration(w.random.Int64N(int64(reach+time.Second)))
 	}
-	w.fast.set(f, due)
+	w.fast.set(&f.timer, due)
 	w.slow.set(f, due)
 }
 
 func (w *wheels) remove(f *flow) {
-	w.fast.remove(f)
+	w.fast.remove(&f.timer)
 	delete(w.slow.ticks, f)
 }
 
@@ -78,7 +81,8 @@ func (w *wheels) remove(f *flow) {
 func (w *wheels) advance(by time.Duration) {
 	w.now += by
 	var due []*flow
-	w.fast.advance(w.now, func(f *flow) {
+	w.fast.advance(w.now, func(looked served) {
+		f := looked.(*flow)
 		w.looked++
 		for len(due) == 0 {
 			w.slow.advance(min(w.now, time.Duration(w.slow.at+1)*wheelTick), func(fs []*flow) { due = fs })
@@ -141,9 +145,9 @@ func TestWheelIsOnTime(t *testing.T) {
 	for seed := range uint64(50) {
 		w := newWheels(t, seed)
 		f, due := &flow{}, w.now+time.Duration(w.random.Int64N(int64(50*time.Second)))
-		w.fast.set(f, due)
+		w.fast.set(&f.timer, due)
 		for looked := false; !looked; w.now += time.Duration(w.random.Int64N(int64(10 * time.Millisecond))) {
-			w.fast.advance(w.now, func(*flow) { looked = true })
+			w.fast.advance(w.now, func(served) { looked = true })
 			if looked && w.now < due {
 				t.Fatalf("seed %d: looked %s early", seed, due-w.now)
 			}
@@ -158,7 +162,7 @@ func TestWheelIsOnTime(t *testing.T) {
 func TestWheelComesRound(t *testing.T) {
 	var w wheel
 	w.init(0)
-	w.set(&flow{}, never)
+	w.set(&timer{}, never)
 	if next := w.next(); next > wheelSlots*wheelTick {
 		t.Errorf("next look after %s", next)
 	}
@@ -170,7 +174,7 @@ func TestWheelSkipsWhatItSlept(t *testing.T) {
 	var w wheel
 	w.init(0)
 	w.skip(year)
-	w.set(&flow{}, year+time.Second)
+	w.set(&timer{}, year+time.Second)
 	if next := w.next(); next < year+time.Second || next > year+time.Second+wheelTick {
 		t.Errorf("next look after %s", next)
 	}
