@@ -22,3 +22,18 @@ func giveBack(b *[bufferSize]byte) {
 	borrowed.Add(-1)
 	buffers.Put(b)
 }
+
+// packetSize holds any datagram.
+const packetSize = 64 << 10
+
+var packetBuffers = sync.Pool{New: func() any { return new([packetSize]byte) }}
+
+func borrowPacket() *[packetSize]byte {
+	borrowed.Add(1)
+	return packetBuffers.Get().(*[packetSize]byte)
+}
+
+func giveBackPacket(b *[packetSize]byte) {
+	borrowed.Add(-1)
+	packetBuffers.Put(b)
+}

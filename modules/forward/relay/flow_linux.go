@@ -157,7 +157,7 @@ func (f *flow) tryConnect() {
 	}
 	f.upstream = half{flow: f, fd: fd, generation: generations.Add(1)}
 	f.loop.add(fd, &f.upstream)
-	if err := f.loop.watch(fd, f.upstream.generation); err != nil {
+	if err := f.loop.watch(fd, streamEvents, f.upstream.generation); err != nil {
 		f.redial(err)
 		return
 	}
@@ -219,7 +219,7 @@ func (f *flow) connected() {
 	f.cfg.Next, f.ctx, f.cancel, f.target = nil, nil, nil, nil // they may hold much
 	f.client.generation = generations.Add(1)
 	f.loop.add(f.client.fd, &f.client)
-	if err := f.loop.watch(f.client.fd, f.client.generation); err != nil {
+	if err := f.loop.watch(f.client.fd, streamEvents, f.client.generation); err != nil {
 		f.fail(err)
 		return
 	}

@@ -38,8 +38,9 @@ type loop struct {
 	serving []served  // the same, of the last turn
 	ended   []served  // of this turn
 	wheel   wheel
-	current served // for the stack of a panic
-	waiting int    // what poll has found
+	current served   // for the stack of a panic
+	replies *replies // nil before there was one
+	waiting int      // what poll has found
 	pollFn  func(uintptr) bool
 	events  [128]unix.EpollEvent
 	buffer  [loopBuffer]byte
@@ -127,13 +128,17 @@ func (l *loop) wake() {
 	_, _, _ = syscall.RawSyscall(unix.SYS_WRITE, uintptr(l.wakeup), uintptr(unsafe.Pointer(&one)), uintptr(len(one)))
 }
 
+// What a loop hears of. Of a socket for datagrams it is not told that it can be written again: that is so after
+// every datagram.
+const (
+	streamEvents = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLPRI | unix.EPOLLET
+	packetEvents = unix.EPOLLIN | unix.EPOLLET
+)
+
 // watch lets the loop hear of fd. The generation tells a late event for a descriptor that was
 // closed from one for its successor.
-func (l *loop) watch(fd int, generation uint32) error {
-	event := unix.EpollEvent{
-		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLPRI | unix.EPOLLET,
-		Fd:     int32(fd), Pad: int32(generation),
-	}
+func (l *loop) watch(fd int, events, generation uint32) error {
+	event := unix.EpollEvent{Events: events, Fd: int32(fd), Pad: int32(generation)}
 	_, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(l.epoll), unix.EPOLL_CTL_ADD, uintptr(fd),
 		uintptr(unsafe.Pointer(&event)), 0, 0)
 	if errno != 0 {
@@ -161,6 +166,7 @@ func (l *loop) run() {
 		l.readInbox()
 		l.dispatch()
 		l.runReady()
+		l.sendReplies()
 		l.wheel.advance(l.now, l.expire)
 		l.endAll()
 		if l.now-yielded > yieldAfter {

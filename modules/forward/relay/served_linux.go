@@ -43,6 +43,7 @@ const (
 	orderFail                 // there is no upstream to be reached: err
 	orderCut                  // because of reason
 	orderTime                 // look at the limits
+	orderAsk                  // the upstream refuses datagrams
 )
 
 func (f *flow) name() fmt.Stringer { return f.cfg.Name }

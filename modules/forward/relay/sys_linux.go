@@ -94,17 +94,53 @@ func startConnect(addr net.Addr) (fd int, err error) {
 	}
 }
 
+// connectPackets opens a socket that sends to addr and receives from it. The kernel may give it that very address,
+// where it is this machine's and nobody listens there: it would then answer itself.
+func connectPackets(addr *net.UDPAddr) (int, error) {
+	var to rawSockaddr
+	if err := to.set(addr); err != nil {
+		return -1, err
+	}
+	for {
+		fd, err := openPacketSocket(&to)
+		if err != nil || !hasPeersAddr(fd, addr.Port) {
+			return fd, err
+		}
+		defer closeFD(fd) // only then, so that another one gets another address
+	}
+}
+
+// openPacketSocket opens a socket that is connected to addr.
+func openPacketSocket(to *rawSockaddr) (int, error) {
+	s, _, errno := syscall.RawSyscall(unix.SYS_SOCKET, uintptr(to.family()),
+		unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if errno != 0 {
+		return -1, errno
+	}
+	_, _, errno = syscall.RawSyscall(unix.SYS_CONNECT, s, uintptr(unsafe.Pointer(&to.any)), to.size)
+	if errno != 0 {
+		closeFD(int(s))
+		return -1, errno
+	}
+	return int(s), nil
+}
+
 // isItself reports whether a socket is connected to its own address. A local port that nobody listens on
 // may be given to the socket that wants to connect to it, and TCP lets it: both sides open at once
 // (RFC 9293, section 3.5).
 func isItself(fd int, target net.Addr) bool {
 	to, ok := target.(*net.TCPAddr)
-	if !ok || to.Port < firstClientPort() {
+	return ok && hasPeersAddr(fd, to.Port)
+}
+
+// hasPeersAddr is cheap where the peer's port is none that the kernel gives to clients.
+func hasPeersAddr(fd, peersPort int) bool {
+	if peersPort < firstClientPort() {
 		return false
 	}
 	var local, remote rawSockaddr
 	local.get(unix.SYS_GETSOCKNAME, fd)
-	if local.port() != to.Port {
+	if local.port() != peersPort {
 		return false
 	}
 	remote.get(unix.SYS_GETPEERNAME, fd)
@@ -142,24 +178,35 @@ func (r *rawSockaddr) get(call uintptr, fd int) {
 func (r *rawSockaddr) set(addr net.Addr) error {
 	switch a := addr.(type) {
 	case *net.TCPAddr:
-		port := [2]byte{byte(a.Port >> 8), byte(a.Port)}
-		if ip := a.IP.To4(); ip != nil {
-			sa := (*unix.RawSockaddrInet4)(unsafe.Pointer(&r.any))
-			sa.Family, sa.Port, sa.Addr = unix.AF_INET, *(*uint16)(unsafe.Pointer(&port)), [4]byte(ip)
-			r.size = unix.SizeofSockaddrInet4
+		if r.setIP(a.IP, a.Port, a.Zone) {
 			return nil
 		}
-		if ip := a.IP.To16(); ip != nil {
-			sa := (*unix.RawSockaddrInet6)(unsafe.Pointer(&r.any))
-			sa.Family, sa.Port, sa.Addr = unix.AF_INET6, *(*uint16)(unsafe.Pointer(&port)), [16]byte(ip)
-			sa.Scope_id = zoneID(a.Zone)
-			r.size = unix.SizeofSockaddrInet6
+	case *net.UDPAddr:
+		if r.setIP(a.IP, a.Port, a.Zone) {
 			return nil
 		}
 	case *net.UnixAddr:
 		return r.setUnix(a)
 	}
 	return &net.AddrError{Err: "unexpected address", Addr: addr.String()}
+}
+
+func (r *rawSockaddr) setIP(ip net.IP, number int, zone string) bool {
+	port := [2]byte{byte(number >> 8), byte(number)}
+	if ip4 := ip.To4(); ip4 != nil {
+		sa := (*unix.RawSockaddrInet4)(unsafe.Pointer(&r.any))
+		sa.Family, sa.Port, sa.Addr = unix.AF_INET, *(*uint16)(unsafe.Pointer(&port)), [4]byte(ip4)
+		r.size = unix.SizeofSockaddrInet4
+		return true
+	}
+	if ip = ip.To16(); ip != nil {
+		sa := (*unix.RawSockaddrInet6)(unsafe.Pointer(&r.any))
+		sa.Family, sa.Port, sa.Addr = unix.AF_INET6, *(*uint16)(unsafe.Pointer(&port)), [16]byte(ip)
+		sa.Scope_id = zoneID(zone)
+		r.size = unix.SizeofSockaddrInet6
+		return true
+	}
+	return false
 }
 
 // setUnix takes a path, or with a leading @ a name in Linux's abstract namespace (unix(7)).
