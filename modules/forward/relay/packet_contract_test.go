@@ -1,8 +1,11 @@
 package relay
 
 import (
+	"encoding/binary"
 	"fmt"
+	"sync"
 	"testing"
+	"time"
 )
 
 func TestPacketEngineThatServes(t *testing.T) {
@@ -27,6 +30,152 @@ func TestPacketsOfAllSizes(t *testing.T) {
 		for _, size := range []int{0, 1, 1472, 1473, 8999, 9001, 32769, 65507, 0, 1} {
 			s.up(bytesOf(1, size))
 			s.down(bytesOf(2, size))
+		}
+	})
+}
+
+// numbered is the i-th of many datagrams.
+func numbered(i int) []byte { return binary.BigEndian.AppendUint32(nil, uint32(i)) }
+
+// More come at once than are moved in a turn.
+func TestPacketBurstsStayInOrder(t *testing.T) {
+	overPackets(t, packetPairs, func(t *testing.T, p packetPair) {
+		const bursts, size = 20, 100
+		s := p.open(t)
+		for burst := range bursts {
+			for i := range size {
+				s.sendUp(numbered(burst*size + i))
+				s.sendDown(numbered(burst*size + i))
+			}
+			for i := range size {
+				s.wantUp(numbered(burst*size + i))
+				s.wantDown(numbered(burst*size + i))
+			}
+		}
+		s.relay.Close(adminClosed)
+		r := s.want(adminClosed)
+		if want := int64(1 + bursts*size); r.DatagramsUp != want || r.DatagramsDown != want || r.Dropped != 0 {
+			t.Errorf("%+v, want %d datagrams each way", r, want)
+		}
+	})
+}
+
+func TestManyPacketSessionsAtOnce(t *testing.T) {
+	overPackets(t, packetPairs, func(t *testing.T, p packetPair) {
+		var all sync.WaitGroup
+		for i := range 30 {
+			s := p.open(t)
+			all.Go(func() {
+				for j := range 50 {
+					s.exchange(numbered(i*1000 + j))
+				}
+			})
+		}
+		all.Wait()
+	})
+}
+
+// What matchers have read comes first and once. A network that relays attach to gives it itself.
+func TestPrefetchedPacketsComeFirst(t *testing.T) {
+	overPackets(t, packetPairs, func(t *testing.T, p packetPair) {
+		sock := p.listen(t)
+		var first [][]byte
+		for i := range 5 {
+			first = append(first, numbered(i))
+		}
+		s := p.prepare(t, always(sock.LocalAddr()), func(c *PacketConfig) {
+			if !p.loop {
+				c.Prefetched = first
+			}
+		})
+		s.upstream = sock
+		if p.loop {
+			for _, b := range first {
+				s.sendUp(b)
+			}
+			s.network.await(t, len(first))
+		}
+		s.run()
+		s.sendUp(numbered(5))
+		for i := range 6 {
+			s.wantUp(numbered(i))
+		}
+		s.exchange([]byte("end"))
+	})
+}
+
+func TestPacketStats(t *testing.T) {
+	overPackets(t, packetPairs, func(t *testing.T, p packetPair) {
+		before := time.Now()
+		s := p.open(t)
+		s.up(make([]byte, 1000))
+		for range 3 {
+			s.down(make([]byte, 500))
+		}
+		eventually(t, "counts", func() bool {
+			stats := s.relay.Stats()
+			return stats.BytesUp == 1005 && stats.BytesDown == 1505 && stats.DatagramsUp == 2 && stats.DatagramsDown == 4
+		})
+		first := s.relay.Stats().LastActive
+		if first.Before(before) || first.After(time.Now()) {
+			t.Errorf("last active at %s, in a test that began at %s", first, before)
+		}
+		time.Sleep(time.Millisecond) // to be seen on any clock
+		s.exchange(nil)
+		eventually(t, "activity", func() bool { return s.relay.Stats().LastActive.After(first) })
+		s.relay.Close(adminClosed)
+		r := s.want(adminClosed)
+		if r.Err != nil || r.Connect <= 0 || r.Connect > time.Since(before) {
+			t.Errorf("result %+v", r)
+		}
+		if p.loop && s.network.answers.Load() != 1 {
+			t.Errorf("Answered was called %d times", s.network.answers.Load())
+		}
+	})
+}
+
+func TestMaxReplies(t *testing.T) {
+	overPackets(t, packetPairs, func(t *testing.T, p packetPair) {
+		const most = 50 // more than are moved in a turn
+		s := p.open(t, func(c *PacketConfig) { c.MaxReplies = most })
+		for i := range most + 20 {
+			s.sendDown(numbered(i))
+		}
+		for i := range most - 1 { // one came when it was opened
+			s.wantDown(numbered(i))
+		}
+		if r := s.want(MaxReplies); r.DatagramsDown != most {
+			t.Errorf("%d replies, want %d", r.DatagramsDown, most)
+		}
+		_ = s.client.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+		if n, err := s.client.Read(make([]byte, 10)); err == nil {
+			t.Errorf("a reply of %d bytes too many", n)
+		}
+	})
+}
+
+// Until the client has answered a reply it gets no more than its share, also of many that come at once.
+func TestMaxReplyRatio(t *testing.T) {
+	overPackets(t, packetPairs, func(t *testing.T, p packetPair) {
+		sock := p.listen(t)
+		s := p.start(t, always(sock.LocalAddr()), func(c *PacketConfig) { c.MaxReplyRatio = 2.5 })
+		s.upstream = sock
+		s.up(make([]byte, 100))
+		for range 4 {
+			s.sendDown(make([]byte, 100))
+		}
+		s.sendDown(make([]byte, 50))
+		s.wantDown(make([]byte, 100))
+		s.wantDown(make([]byte, 100))
+		s.wantDown(make([]byte, 50))
+		eventually(t, "drops", func() bool { return s.dropped(DropReplyRatio) == 2 })
+		s.up(make([]byte, 1))
+		for range 10 {
+			s.down(make([]byte, 10_000))
+		}
+		s.relay.Close(adminClosed)
+		if r := s.want(adminClosed); r.Dropped != 2 {
+			t.Errorf("%d dropped, want 2", r.Dropped)
 		}
 	})
 }

@@ -61,6 +61,7 @@ type queuedClient struct {
 	closes  atomic.Int32
 	answers atomic.Int32
 	replies atomic.Int64 // written
+	arrived atomic.Int64 // from the client
 	receive func(b []byte)
 	onClose func(reason string)
 	taking  sync.Mutex // held while receive is called
@@ -130,6 +131,13 @@ func (c *queuedClient) deliver(b []byte) {
 	if receive != nil {
 		receive(b)
 	}
+	c.arrived.Add(1)
+}
+
+// await waits until n datagrams have come from the client.
+func (c *queuedClient) await(t testing.TB, n int) {
+	t.Helper()
+	eventually(t, "arrival", func() bool { return c.arrived.Load() >= int64(n) })
 }
 
 func (c *queuedClient) Read(b []byte) (int, error) {
@@ -339,6 +347,9 @@ func (s *packetSession) wantUp(b []byte) {
 	s.Helper()
 	buf := make([]byte, packetSize)
 	n, peer, err := s.upstream.ReadFromUDPAddrPort(buf)
+	for err == nil && string(buf[:n]) == string(knocking) {
+		n, peer, err = s.upstream.ReadFromUDPAddrPort(buf)
+	}
 	if err != nil {
 		s.Fatalf("no datagram at the upstream: %v", err)
 	}

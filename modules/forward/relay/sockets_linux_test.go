@@ -71,3 +71,13 @@ func unread(t testing.TB, conn syscall.Conn) (n int) {
 	}
 	return n
 }
+
+// shared lets several sockets have a port.
+func shared(_, _ string, raw syscall.RawConn) (err error) {
+	if failed := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	}); failed != nil {
+		return failed
+	}
+	return err
+}

@@ -16,3 +16,6 @@ func listenDeaf(t testing.TB) net.Listener {
 }
 
 func unread(testing.TB, syscall.Conn) int { return 1 }
+
+// shared does nothing: others might get the port meanwhile.
+func shared(_, _ string, _ syscall.RawConn) error { return nil }
