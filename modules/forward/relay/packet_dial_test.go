@@ -114,6 +114,7 @@ func TestPacketUpstreamThatRefusesAndReturns(t *testing.T) {
 
 // The upstream has moved: it is asked for, at most once a second, and found.
 func TestPacketUpstreamThatMoves(t *testing.T) {
+	t.Cleanup(measureLag())
 	overPackets(t, packetPairs, func(t *testing.T, p packetPair) {
 		former := p.newPort(t)
 		n := &nexts{addr: former.addr}
