@@ -57,15 +57,14 @@ func (r *replies) size(i int) int { return int(r.in[i].size) }
 func (r *replies) send() {
 	for i, f := range r.flows[:r.count] {
 		if f != nil {
-			r.sendThrough(f.replyFD, i)
+			r.sendGathered(f.replyFD, r.gather(f.replyFD, i))
 		}
 	}
 	r.count = 0
 }
 
-// sendThrough sends those from the first on that leave through fd.
-func (r *replies) sendThrough(fd, first int) {
-	n := 0
+// gather makes those from the first on that leave through fd ready to be sent.
+func (r *replies) gather(fd, first int) (n int) {
 	for i := first; i < r.count; i++ {
 		f := r.flows[i]
 		if f == nil || f.replyFD != fd {
@@ -80,6 +79,11 @@ func (r *replies) sendThrough(fd, first int) {
 		r.sending[n], r.flows[i] = f, nil
 		n++
 	}
+	return n
+}
+
+// sendGathered sends them. One that can't be sent is at nobody else's expense.
+func (r *replies) sendGathered(fd, n int) {
 	for i := 0; i < n; {
 		sent, errno := mmsgCall(unix.SYS_SENDMMSG, fd, r.out[i:n])
 		switch {
