@@ -4,20 +4,41 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"sync"
 	"syscall"
+
+	"github.com/caddyserver/caddy/v2"
 
 	"github.com/portgate/caddy-portgate/modules/internal/direct"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
 )
 
+// shared is the socket of an address, which generations share.
+type shared interface {
+	caddy.Destructor // closes the socket when its last generation has closed
+	Addr() net.Addr
+	acceptFor(g *generation) (accepted, error)
+
+	// by embedding turns
+	add(g *generation) *generation
+	interrupt(g *generation)
+	remove(g *generation)
+}
+
+// accepted is a connection as a socket accepts it.
+type accepted interface {
+	net.Conn
+	client() netip.AddrPort
+}
+
 // generation is the listener that one config has on a socket.
 type generation struct {
 	address string          // as configured
 	config  <-chan struct{} // ends with the config, and tells one config from another
 
-	socket    *socket
+	socket    shared
 	turn      chan struct{} // closed when there is no older generation any more
 	accepting sync.Mutex    // held while in accept
 	closed    chan struct{}
@@ -40,7 +61,7 @@ func newGeneration(ctx context.Context, network, address string) *generation {
 
 // join makes g a generation of the socket, until it is closed or ctx ends. The latter is for a config that
 // fails to start: Caddy stops the apps that had started before, but not the one that has failed.
-func (g *generation) join(ctx context.Context, ref *state.Ref[*socket]) error {
+func (g *generation) join(ctx context.Context, ref *state.Ref[shared]) error {
 	g.socket = ref.Value()
 	if other := g.socket.add(g); other != nil {
 		return fmt.Errorf("this config listens there already, as %q: expected each address once", other.address)
@@ -71,12 +92,11 @@ func (g *generation) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		conn.listenerAddr = g.address
 		if g.steps == nil {
 			return conn, nil
 		}
 		direct.Serve(g.steps, &session.Arrival{
-			Conn: conn, Network: "tcp", Listener: g.address, Client: conn.client(),
+			Conn: conn, Network: g.socket.Addr().Network(), Listener: g.address, Client: conn.client(),
 		})
 	}
 }
@@ -97,7 +117,7 @@ func (g *generation) isClosed() bool {
 	}
 }
 
-func (g *generation) Addr() net.Addr { return g.socket.listener.Addr() }
+func (g *generation) Addr() net.Addr { return g.socket.Addr() }
 
 // ListenerAddr returns the address of the listener as it is configured, such as ":8080". It fits a metrics
 // label: unlike LocalAddr, it doesn't depend on what the client does.

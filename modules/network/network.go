@@ -29,12 +29,13 @@ func init() {
 }
 
 // sockets are the listening sockets of all configs.
-var sockets = state.NewPool[socketKey, *socket]()
+var sockets = state.NewPool[socketKey, shared]()
 
 // socketKey is the same for all spellings of an address.
 type socketKey struct {
-	addr netip.AddrPort
-	own  *generation // set for port 0, where every call gets a socket and a port of its own
+	network string
+	addr    netip.AddrPort
+	own     *generation // set for port 0, where every call gets a socket and a port of its own
 }
 
 // listenTCP is a [caddy.ListenerFunc]. It returns a net.Listener whose connections are of type [*Conn].
@@ -57,12 +58,17 @@ func listen(ctx context.Context, address string, cfg net.ListenConfig) (*generat
 	if err != nil {
 		return nil, err
 	}
-	g := newGeneration(ctx, gateTCP, address)
-	key := socketKey{addr: canonical(addr)}
-	if addr.Port == 0 {
+	return share(ctx, gateTCP, address, addr.AddrPort(), func() (shared, error) { return openSocket(ctx, addr, cfg) })
+}
+
+// share returns a generation of the socket at addr, which it opens where there is none.
+func share(ctx context.Context, network, address string, addr netip.AddrPort, open func() (shared, error)) (*generation, error) {
+	g := newGeneration(ctx, network, address)
+	key := socketKey{network: network, addr: canonical(addr)}
+	if addr.Port() == 0 {
 		key.own = g
 	}
-	ref, err := sockets.Acquire(key, func() (*socket, error) { return openSocket(ctx, addr, cfg) })
+	ref, err := sockets.Acquire(key, open)
 	if err != nil {
 		return nil, err
 	}
@@ -74,10 +80,10 @@ func listen(ctx context.Context, address string, cfg net.ListenConfig) (*generat
 }
 
 // canonical folds what Go binds alike: ":80", "0.0.0.0:80" and "[::]:80" all accept both IPv4 and IPv6.
-func canonical(addr *net.TCPAddr) netip.AddrPort {
-	ip := addr.AddrPort().Addr().Unmap()
+func canonical(addr netip.AddrPort) netip.AddrPort {
+	ip := addr.Addr().Unmap()
 	if ip.IsUnspecified() {
 		ip = netip.Addr{}
 	}
-	return netip.AddrPortFrom(ip, uint16(addr.Port))
+	return netip.AddrPortFrom(ip, addr.Port())
 }

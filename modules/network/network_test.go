@@ -414,7 +414,8 @@ func expectConn(t *testing.T, g *generation, address string) {
 }
 
 // acceptErrors makes accept fail n times.
-func acceptErrors(s *socket, n int, err error, each func()) {
+func acceptErrors(g *generation, n int, err error, each func()) {
+	s := g.socket.(*socket)
 	accept := s.accept
 	s.accept = func() (*Conn, error) {
 		each()
@@ -439,10 +440,10 @@ func TestAcceptErrorsPauseButNeverEnd(t *testing.T) {
 		var pauses []time.Duration
 		var logged []time.Time
 		last := time.Now()
-		acceptErrors(g.socket, 40, syscall.EMFILE, func() {
+		acceptErrors(g, 40, syscall.EMFILE, func() {
 			pauses = append(pauses, time.Since(last))
 			last = time.Now()
-			if at := g.socket.lastLogged; len(logged) == 0 || at != logged[len(logged)-1] {
+			if at := g.socket.(*socket).lastLogged; len(logged) == 0 || at != logged[len(logged)-1] {
 				logged = append(logged, at)
 			}
 		})
@@ -478,15 +479,15 @@ func TestErrorOfOneConnectionDelaysNobody(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			acceptErrors(g.socket, 1, syscall.ECONNABORTED, func() {})
+			acceptErrors(g, 1, syscall.ECONNABORTED, func() {})
 			accepted, err := g.Accept()
 			if err != nil {
 				t.Fatal(err)
 			}
 			_, _ = conn.Close(), accepted.Close()
 		}
-		if took := time.Since(start); took != 0 || !g.socket.lastLogged.IsZero() {
-			t.Errorf("took %v, logged at %v", took, g.socket.lastLogged)
+		if took := time.Since(start); took != 0 || !g.socket.(*socket).lastLogged.IsZero() {
+			t.Errorf("took %v, logged at %v", took, g.socket.(*socket).lastLogged)
 		}
 	})
 }
@@ -497,7 +498,7 @@ func TestCloseEndsPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := listenOn(config(t), t, address)
 		next := listenOn(config(t), t, address)
-		acceptErrors(g.socket, 10, syscall.ENOBUFS, func() {})
+		acceptErrors(g, 10, syscall.ENOBUFS, func() {})
 		accepted := make(chan error)
 		go func() {
 			_, err := g.Accept()

@@ -3,34 +3,18 @@ package network
 import (
 	"context"
 	"net"
-	"slices"
-	"sync"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 )
 
-// How long accepting rests after an error that did not go away: from too short for a client to notice, to
-// long enough to leave the processor alone, and still short against the two seconds within which a port has
-// to answer again when there are descriptors.
-const (
-	minPause = 5 * time.Millisecond
-	maxPause = 100 * time.Millisecond
-
-	logInterval = time.Second // of one socket: an attack must not fill the log
-)
-
-// socket is the listening socket of an address, with the generations that share it. The oldest generation
-// has the turn: it alone accepts, until it is removed.
+// socket is the listening socket of an address for TCP.
 type socket struct {
+	turns
 	listener *listener
 	accept   func() (*Conn, error) // of the listener; tests make it fail
 
-	mu          sync.Mutex
-	generations []*generation // oldest first
-
-	lastLogged time.Time // belongs to the generation that has the turn
+	rest // belongs to the generation that has the turn
 }
 
 func openSocket(ctx context.Context, addr *net.TCPAddr, cfg net.ListenConfig) (*socket, error) {
@@ -40,59 +24,28 @@ func openSocket(ctx context.Context, addr *net.TCPAddr, cfg net.ListenConfig) (*
 	if err != nil {
 		return nil, err
 	}
-	return &socket{listener: ln, accept: ln.accept}, nil
+	s := &socket{listener: ln, accept: ln.accept}
+	s.wake = func() { _ = ln.SetDeadline(time.Unix(1, 0)) } // the listener is open, so this can't fail
+	return s, nil
 }
+
+// Addr returns the address that the socket is bound to.
+func (s *socket) Addr() net.Addr { return s.listener.Addr() }
 
 // Destruct closes the socket when its last generation has closed.
 func (s *socket) Destruct() error { return s.listener.Close() }
 
-// add makes g the youngest generation. If its config has one on this socket already, add returns that one
-// instead.
-func (s *socket) add(g *generation) *generation {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, other := range s.generations {
-		if g.config != nil && other.config == g.config {
-			return other
-		}
-	}
-	s.generations = append(s.generations, g)
-	if len(s.generations) == 1 {
-		close(g.turn)
-	}
-	return nil
-}
-
-// interrupt closes g, and wakes it if it is in accept.
-func (s *socket) interrupt(g *generation) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	close(g.closed)
-	if s.generations[0] == g {
-		_ = s.listener.SetDeadline(time.Unix(1, 0)) // the listener is open, so this can't fail
-	}
-}
-
-// remove takes g out once it has left accept. If it had the turn, the next one gets it.
-func (s *socket) remove(g *generation) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	i := slices.Index(s.generations, g)
-	s.generations = slices.Delete(s.generations, i, i+1)
-	if i == 0 && len(s.generations) > 0 {
-		close(s.generations[0].turn)
-	}
-}
-
 // acceptFor waits for a connection on behalf of g, which has the turn, until g is closed. A connection that
 // arrives together with the close is g's: it is returned, not dropped.
-func (s *socket) acceptFor(g *generation) (*Conn, error) {
+func (s *socket) acceptFor(g *generation) (accepted, error) {
 	for failures := 0; s.ready(g); failures++ {
 		conn, err := s.accept()
 		if err == nil {
+			conn.listenerAddr = g.address
 			return conn, nil
 		}
-		s.pause(g, failures, err)
+		s.pause(g.closed, failures, "accepting a connection failed, trying again",
+			zap.String("network", gateTCP), zap.String("address", g.address), zap.Error(err))
 	}
 	return nil, net.ErrClosed
 }
@@ -107,24 +60,4 @@ func (s *socket) ready(g *generation) bool {
 	}
 	_ = s.listener.SetDeadline(time.Time{}) // the listener is open, so this can't fail
 	return true
-}
-
-// pause lets time pass after an error of accept, but not after g is closed. The first error in a row may
-// concern a single connection, which has then left the queue: there is no pause. An error that stays means
-// that the process or the machine is out of descriptors or memory (EMFILE, ENFILE, ENOBUFS, ENOMEM).
-func (s *socket) pause(g *generation, failures int, err error) {
-	if failures == 0 || g.isClosed() {
-		return
-	}
-	if now := time.Now(); now.Sub(s.lastLogged) >= logInterval {
-		s.lastLogged = now
-		caddy.Log().Named("network").Error("accepting a connection failed, trying again",
-			zap.String("network", gateTCP), zap.String("address", g.address), zap.Error(err))
-	}
-	pause := time.NewTimer(min(minPause<<min(failures-1, 10), maxPause))
-	defer pause.Stop()
-	select {
-	case <-pause.C:
-	case <-g.closed:
-	}
 }
