@@ -31,12 +31,14 @@ type shared interface {
 type accepted interface {
 	net.Conn
 	client() netip.AddrPort
+	forServer() net.Conn // what a server gets, which closes it when its handlers have returned
 }
 
 // generation is the listener that one config has on a socket.
 type generation struct {
 	address string          // as configured
 	config  <-chan struct{} // ends with the config, and tells one config from another
+	terms   *terms          // of gate+udp
 
 	socket    shared
 	turn      chan struct{} // closed when there is no older generation any more
@@ -93,7 +95,7 @@ func (g *generation) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		if g.steps == nil {
-			return conn, nil
+			return conn.forServer(), nil
 		}
 		direct.Serve(g.steps, &session.Arrival{
 			Conn: conn, Network: g.socket.Addr().Network(), Listener: g.address, Client: conn.client(),
@@ -118,6 +120,8 @@ func (g *generation) isClosed() bool {
 }
 
 func (g *generation) Addr() net.Addr { return g.socket.Addr() }
+
+func (c *Conn) forServer() net.Conn { return c }
 
 // ListenerAddr returns the address of the listener as it is configured, such as ":8080". It fits a metrics
 // label: unlike LocalAddr, it doesn't depend on what the client does.

@@ -22,10 +22,14 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/state"
 )
 
-const gateTCP = "gate+tcp"
+const (
+	gateTCP = "gate+tcp"
+	gateUDP = "gate+udp"
+)
 
 func init() {
 	caddy.RegisterNetwork(gateTCP, listenTCP)
+	caddy.RegisterNetwork(gateUDP, listenUDP)
 }
 
 // sockets are the listening sockets of all configs.
@@ -41,12 +45,26 @@ type socketKey struct {
 // listenTCP is a [caddy.ListenerFunc]. It returns a net.Listener whose connections are of type [*Conn].
 // Options in cfg take effect when the socket is opened, which is when the address is new.
 func listenTCP(ctx context.Context, network, host, portRange string, portOffset uint, cfg net.ListenConfig) (any, error) {
+	return listenAt(network, host, portRange, portOffset, func(address string) (*generation, error) {
+		return listen(ctx, address, cfg)
+	})
+}
+
+// listenUDP is a [caddy.ListenerFunc]. It returns a net.Listener too, whose connections are sessions of
+// clients, of type [*PacketConn].
+func listenUDP(ctx context.Context, network, host, portRange string, portOffset uint, cfg net.ListenConfig) (any, error) {
+	return listenAt(network, host, portRange, portOffset, func(address string) (*generation, error) {
+		return listenForPackets(ctx, address, cfg)
+	})
+}
+
+func listenAt(network, host, portRange string, portOffset uint, listen func(address string) (*generation, error)) (any, error) {
 	addresses, err := caddy.ParseNetworkAddress(caddy.JoinNetworkAddress(network, host, portRange))
 	if err != nil {
 		return nil, fmt.Errorf("listening on %q: %w", host, err)
 	}
 	address := addresses.JoinHostPort(portOffset)
-	ln, err := listen(ctx, address, cfg)
+	ln, err := listen(address)
 	if err != nil {
 		return nil, fmt.Errorf("listening on %q: %w", address, err)
 	}
@@ -59,6 +77,23 @@ func listen(ctx context.Context, address string, cfg net.ListenConfig) (*generat
 		return nil, err
 	}
 	return share(ctx, gateTCP, address, addr.AddrPort(), func() (shared, error) { return openSocket(ctx, addr, cfg) })
+}
+
+func listenForPackets(ctx context.Context, address string, cfg net.ListenConfig) (*generation, error) {
+	addr, err := net.ResolveUDPAddr("udp", address)
+	if err != nil {
+		return nil, err
+	}
+	terms, err := termsOf(ctx, address)
+	if err != nil {
+		return nil, err
+	}
+	g, err := share(ctx, gateUDP, address, addr.AddrPort(), func() (shared, error) { return openPacketSocket(ctx, addr, cfg, terms) })
+	if err != nil {
+		return nil, err
+	}
+	g.terms = terms
+	return g, nil
 }
 
 // share returns a generation of the socket at addr, which it opens where there is none.

@@ -16,6 +16,8 @@ type metrics struct {
 	bytes    bytesMoved
 	duration *prometheus.HistogramVec
 	connect  *prometheus.HistogramVec
+
+	datagrams datagramsMoved
 }
 
 const namespace, subsystem = "caddy", "portgate"
@@ -47,11 +49,12 @@ var collectors = &metrics{
 		Namespace: namespace, Subsystem: subsystem, Name: "connect_duration_seconds",
 		Help: "Time until an upstream was connected, attempts that failed included.", Buckets: connectBuckets,
 	}, []string{"upstream"}),
+	datagrams: newDatagramsMoved(),
 }
 
 // register makes the collectors part of a config's registry. Several handlers of one config share it.
 func (m *metrics) register(registry *prometheus.Registry) error {
-	for _, c := range []prometheus.Collector{m.sessions, m.active, m.bytes, m.duration, m.connect} {
+	for _, c := range []prometheus.Collector{m.sessions, m.active, m.bytes, m.duration, m.connect, m.datagrams} {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
 			return err

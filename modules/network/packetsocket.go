@@ -1,0 +1,217 @@
+package network
+
+import (
+	"context"
+	"net"
+	"sync"
+	"sync/atomic"
+
+	"go.uber.org/zap"
+
+	"github.com/portgate/caddy-portgate/modules/internal/session"
+)
+
+// maxNew is how many sessions may wait to be accepted: what arrives while the processors are busy with
+// something else, as in an accept queue of TCP.
+const maxNew = 1024
+
+// terms are what a config wants of a UDP socket.
+type terms struct {
+	limits sessionLimits
+	counts *session.Datagrams
+}
+
+// packetSocket is the UDP socket of an address. Its receive loop never blocks: what nobody takes in time is
+// dropped and counted.
+type packetSocket struct {
+	turns
+	listener *packetListener
+	accepted chan *PacketSession
+	terms    atomic.Pointer[terms] // of the config that accepts
+	held     atomic.Int64          // bytes in inboxes
+
+	stop    chan struct{}
+	stopped chan struct{} // closed when the receive loop has ended
+	rest                  // belongs to the receive loop
+
+	mu    sync.Mutex
+	table *table
+	refs  int // sessions that are not closed, and the socket itself until it is destructed
+}
+
+func openPacketSocket(ctx context.Context, addr *net.UDPAddr, cfg net.ListenConfig, terms *terms) (*packetSocket, error) {
+	ln, err := listenPackets(ctx, cfg, addr)
+	if err != nil {
+		return nil, err
+	}
+	s := newPacketSocket(terms)
+	s.listener = ln
+	go s.loop(func() error { return ln.receive(s.deliver) })
+	return s, nil
+}
+
+func newPacketSocket(terms *terms) *packetSocket {
+	s := &packetSocket{
+		accepted: make(chan *PacketSession, maxNew),
+		stop:     make(chan struct{}),
+		stopped:  make(chan struct{}),
+		table:    newTable(),
+		refs:     1,
+	}
+	s.terms.Store(terms)
+	return s
+}
+
+// Addr returns the address that the socket is bound to.
+func (s *packetSocket) Addr() net.Addr { return s.listener.Addr() }
+
+// Destruct makes the address free and ends all sessions. What is left of the socket is closed with the last one.
+func (s *packetSocket) Destruct() error {
+	close(s.stop)
+	s.listener.interrupt()
+	<-s.stopped
+	err := s.listener.leave()
+
+	s.mu.Lock()
+	sessions := s.table.sessions
+	s.table = newTable()
+	for _, c := range sessions {
+		c.entry.client = nil
+	}
+	s.mu.Unlock()
+	for _, c := range sessions {
+		c.end("drain")
+	}
+	for len(s.accepted) > 0 { // nobody sends or receives any more
+		_ = (<-s.accepted).Close()
+	}
+	s.release()
+	return err
+}
+
+// loop receives until the socket is destructed. Errors do not end it.
+func (s *packetSocket) loop(receive func() error) {
+	defer close(s.stopped)
+	failures := 0
+	for {
+		err := receive()
+		select {
+		case <-s.stop:
+			return
+		default:
+		}
+		if err == nil {
+			failures = 0
+			continue
+		}
+		s.pause(s.stop, failures, "receiving datagrams failed, trying again",
+			zap.String("network", gateUDP), zap.Stringer("address", s.Addr()), zap.Error(err))
+		failures++
+	}
+}
+
+// deliver is called by the receive loop with every datagram.
+func (s *packetSocket) deliver(f *flow, b []byte, truncated bool) {
+	terms := s.terms.Load()
+	terms.counts.Up.Add(1)
+	if truncated {
+		terms.counts.Dropped[session.DropTruncated].Add(1)
+		return
+	}
+	// A session that is gone when it gets the datagram has left the table: the next one is another.
+	for outcome := gone; outcome == gone; {
+		s.mu.Lock()
+		c := s.table.sessions[*f]
+		if c == nil {
+			s.begin(f, b, terms)
+			return
+		}
+		s.table.promote(c, answered)
+		s.mu.Unlock()
+		if outcome = c.deliver(b); outcome == full {
+			terms.counts.Dropped[session.DropQueueFull].Add(1)
+		}
+	}
+}
+
+// begin starts a session with its first datagram, if it may be. It unlocks the mutex.
+func (s *packetSocket) begin(f *flow, b []byte, terms *terms) {
+	c, leaves, why := s.admit(f, terms.limits)
+	s.mu.Unlock()
+	if leaves != nil {
+		terms.counts.Evicted.Add(1)
+		leaves.end("evicted")
+	}
+	if c == nil {
+		terms.counts.Dropped[why].Add(1)
+		return
+	}
+	c.deliver(b)
+	s.accepted <- c // there is room: admit has looked, and nobody else sends
+}
+
+// admit makes a new session, and says which one leaves for it; or why it may not be.
+func (s *packetSocket) admit(f *flow, limits sessionLimits) (c, leaves *PacketSession, why session.DropReason) {
+	if len(s.accepted) == cap(s.accepted) {
+		return nil, nil, session.DropAcceptQueue
+	}
+	// Handlers have more to do to end a session that was evicted than a flood has to start another one.
+	if ending := s.refs - 1 - len(s.table.sessions); ending >= max(limits.total, maxNew) {
+		return nil, nil, session.DropSessionLimit
+	}
+	leaves, why, ok := s.table.room(f.clientKey(), limits)
+	if !ok {
+		return nil, nil, why
+	}
+	c = &PacketSession{socket: s, flow: *f, inbox: new(inbox)}
+	c.inbox.arrived.L = &c.mu
+	c.path = s.listener.replyPath(f)
+	s.table.add(c)
+	s.refs++
+	return c, leaves, 0
+}
+
+// acceptFor waits for a session on behalf of g, which has the turn, until g is closed. Sessions that g does
+// not take are there for the next generation.
+func (s *packetSocket) acceptFor(g *generation) (accepted, error) {
+	s.terms.Store(g.terms)
+	for !g.isClosed() {
+		select {
+		case <-g.closed:
+		case c := <-s.accepted:
+			if c.ended.Load() {
+				_ = c.Close()
+				continue
+			}
+			c.counts, c.listenerAddr = g.terms.counts, g.address
+			c.remote, c.local = c.flow.remoteAddr(), c.flow.localAddr(s.listener.addr)
+			return c, nil
+		}
+	}
+	return nil, net.ErrClosed
+}
+
+// answered is called when the first reply of c has been sent.
+func (s *packetSocket) answered(c *PacketSession) {
+	s.mu.Lock()
+	s.table.promote(c, unanswered)
+	s.mu.Unlock()
+}
+
+// forget takes c out of the table.
+func (s *packetSocket) forget(c *PacketSession) {
+	s.mu.Lock()
+	s.table.remove(c)
+	s.mu.Unlock()
+}
+
+// release is called when a session is closed, and when the socket is destructed.
+func (s *packetSocket) release() {
+	s.mu.Lock()
+	s.refs--
+	last := s.refs == 0
+	s.mu.Unlock()
+	if last {
+		s.listener.close()
+	}
+}
