@@ -98,7 +98,7 @@ func TestJSONErrors(t *testing.T) {
 		`{"to": ["a:1", "a"]}`:                        `to: "a": expected host:port, host:first-last or unix//path`,
 		`{"to": ["a:0"]}`:                             `to: "a:0": port "0": expected a number from 1 to 65535`,
 		`{"to": ["a:2-1"]}`:                           `to: "a:2-1": port range "2-1" ends before it starts`,
-		`{"to": ["udp/a:1"]}`:                         `to: "udp/a:1": unknown network "udp": expected tcp, tcp4, tcp6 or unix`,
+		`{"to": ["sctp/a:1"]}`:                        `to: "sctp/a:1": unknown network "sctp": expected tcp, tcp4, tcp6, udp, udp4, udp6 or unix`,
 		`{"to": ["10.0.0.256:1"]}`:                    `to: "10.0.0.256:1": host "10.0.0.256": expected an IP address or a name`,
 		`{"to": ["a:1-2"]}`:                           `to: "a:1-2": expected one port, because there is no listen address with a range of 2`,
 		`{"to": ["a:{env.PORTGATE_UNSET}"]}`:          `to: "a:{env.PORTGATE_UNSET}", which is "a:": port "": expected a number from 1 to 65535`,

@@ -14,7 +14,8 @@ import (
 
 // Addr is the address of an upstream as configured.
 type Addr struct {
-	// Network is "tcp", "tcp4", "tcp6" or "unix".
+	// Network is "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6" or "unix"; where it is empty, it is tcp for streams
+	// and udp for datagrams.
 	Network string
 	// Host is an IP address, a name, or empty for this machine; of a unix socket it is the path.
 	Host string
@@ -25,10 +26,10 @@ type Addr struct {
 
 const expected = "expected host:port, host:first-last or unix//path"
 
-// Parse reads "host:port", "host:first-last" (a range of ports), both with an optional "tcp/",
-// "tcp4/" or "tcp6/" before them, or "unix//path".
+// Parse reads "host:port", "host:first-last" (a range of ports), both with an optional "tcp/", "tcp4/", "tcp6/",
+// "udp/", "udp4/" or "udp6/" before them, or "unix//path".
 func Parse(s string) (Addr, error) {
-	network, rest := "tcp", s
+	network, rest := "", s
 	if before, after, found := strings.Cut(s, "/"); found {
 		network, rest = strings.ToLower(before), after
 	}
@@ -38,9 +39,12 @@ func Parse(s string) (Addr, error) {
 			return Addr{}, fmt.Errorf("%q: %s", s, expected)
 		}
 		return Addr{Network: network, Host: rest}, nil
-	case "tcp", "tcp4", "tcp6":
+	case "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6":
 	default:
-		return Addr{}, fmt.Errorf("%q: unknown network %q: expected tcp, tcp4, tcp6 or unix", s, network)
+		if rest == s {
+			break // none is given
+		}
+		return Addr{}, fmt.Errorf("%q: unknown network %q: expected tcp, tcp4, tcp6, udp, udp4, udp6 or unix", s, network)
 	}
 	host, ports, err := net.SplitHostPort(rest)
 	if err != nil {
@@ -74,9 +78,9 @@ func (a Addr) checkHost() error {
 		return nil
 	case err != nil:
 		return errors.New("expected an IP address or a name")
-	case a.Network == "tcp4" && !ip.Unmap().Is4():
+	case strings.HasSuffix(a.Network, "4") && !ip.Unmap().Is4():
 		return errors.New("expected an IPv4 address or a name")
-	case a.Network == "tcp6" && ip.Unmap().Is4():
+	case strings.HasSuffix(a.Network, "6") && ip.Unmap().Is4():
 		return errors.New("expected an IPv6 address or a name")
 	}
 	return nil
@@ -106,9 +110,21 @@ func (a Addr) Ports() int {
 	return int(a.LastPort-a.Port) + 1
 }
 
+// Carries returns an error where what is forwarded can't be sent to the address: datagrams or a stream.
+func (a Addr) Carries(datagrams bool) error {
+	switch {
+	case a.Network == "":
+	case datagrams && !strings.HasPrefix(a.Network, "udp"):
+		return fmt.Errorf("a %s address can't be sent datagrams: expected udp/host:port", a.Network)
+	case !datagrams && strings.HasPrefix(a.Network, "udp"):
+		return fmt.Errorf("a %s address can't be sent a stream: expected tcp/host:port or unix//path", a.Network)
+	}
+	return nil
+}
+
 // fixed returns the address to dial where there is nothing to look up, for the port that is offset
 // from the first.
-func (a Addr) fixed(offset int) (addr net.Addr, ok bool) {
+func (a Addr) fixed(offset int, datagrams bool) (addr net.Addr, ok bool) {
 	if a.Network == "unix" {
 		return &net.UnixAddr{Net: a.Network, Name: a.Host}, true
 	}
@@ -116,11 +132,15 @@ func (a Addr) fixed(offset int) (addr net.Addr, ok bool) {
 	if err != nil {
 		return nil, false
 	}
-	return a.at(ip, offset), true
+	return a.at(ip, offset, datagrams), true
 }
 
-func (a Addr) at(ip netip.Addr, offset int) net.Addr {
-	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip.Unmap(), a.Port+uint16(offset)))
+func (a Addr) at(ip netip.Addr, offset int, datagrams bool) net.Addr {
+	addr := netip.AddrPortFrom(ip.Unmap(), a.Port+uint16(offset))
+	if datagrams {
+		return net.UDPAddrFromAddrPort(addr)
+	}
+	return net.TCPAddrFromAddrPort(addr)
 }
 
 // lookup is [net.Resolver.LookupNetIP].
@@ -128,21 +148,21 @@ type lookup func(ctx context.Context, network, host string) ([]netip.Addr, error
 
 // resolve returns all addresses to dial, best first, for the port that is offset from the first. A
 // name is looked up anew each time; ctx bounds that.
-func (a Addr) resolve(ctx context.Context, lookup lookup, offset int) ([]net.Addr, error) {
-	if addr, ok := a.fixed(offset); ok {
+func (a Addr) resolve(ctx context.Context, lookup lookup, offset int, datagrams bool) ([]net.Addr, error) {
+	if addr, ok := a.fixed(offset, datagrams); ok {
 		return []net.Addr{addr}, nil
 	}
 	host := a.Host
 	if host == "" {
 		host = "localhost"
 	}
-	ips, err := lookup(ctx, "ip"+strings.TrimPrefix(a.Network, "tcp"), host)
+	ips, err := lookup(ctx, "ip"+strings.TrimLeft(a.Network, "tcpud"), host)
 	if err != nil {
 		return nil, err
 	}
 	addrs := make([]net.Addr, len(ips))
 	for i, ip := range ips {
-		addrs[i] = a.at(ip, offset)
+		addrs[i] = a.at(ip, offset, datagrams)
 	}
 	return addrs, nil
 }

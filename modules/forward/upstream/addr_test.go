@@ -14,22 +14,22 @@ import (
 func TestParse(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]Addr{
-		"127.0.0.1:9000":                    {"tcp", "127.0.0.1", 9000, 9000},
-		"db1.internal:5432":                 {"tcp", "db1.internal", 5432, 5432},
-		"db_1:5432":                         {"tcp", "db_1", 5432, 5432},
-		"db.internal.:5432":                 {"tcp", "db.internal.", 5432, 5432},
-		"1:80":                              {"tcp", "1", 80, 80},
-		"[::1]:80":                          {"tcp", "::1", 80, 80},
-		"[fe80::1%eth0]:80":                 {"tcp", "fe80::1%eth0", 80, 80},
-		"[::ffff:10.0.0.1]:80":              {"tcp", "::ffff:10.0.0.1", 80, 80},
-		":9000":                             {"tcp", "", 9000, 9000},
-		"a:1":                               {"tcp", "a", 1, 1},
-		"a:65535":                           {"tcp", "a", 65535, 65535},
-		"a:00080":                           {"tcp", "a", 80, 80},
-		"a:7000-7010":                       {"tcp", "a", 7000, 7010},
-		"a:7000-7000":                       {"tcp", "a", 7000, 7000},
-		"a:1-65535":                         {"tcp", "a", 1, 65535},
-		"[::1]:7000-7010":                   {"tcp", "::1", 7000, 7010},
+		"127.0.0.1:9000":                    {"", "127.0.0.1", 9000, 9000},
+		"db1.internal:5432":                 {"", "db1.internal", 5432, 5432},
+		"db_1:5432":                         {"", "db_1", 5432, 5432},
+		"db.internal.:5432":                 {"", "db.internal.", 5432, 5432},
+		"1:80":                              {"", "1", 80, 80},
+		"[::1]:80":                          {"", "::1", 80, 80},
+		"[fe80::1%eth0]:80":                 {"", "fe80::1%eth0", 80, 80},
+		"[::ffff:10.0.0.1]:80":              {"", "::ffff:10.0.0.1", 80, 80},
+		":9000":                             {"", "", 9000, 9000},
+		"a:1":                               {"", "a", 1, 1},
+		"a:65535":                           {"", "a", 65535, 65535},
+		"a:00080":                           {"", "a", 80, 80},
+		"a:7000-7010":                       {"", "a", 7000, 7010},
+		"a:7000-7000":                       {"", "a", 7000, 7000},
+		"a:1-65535":                         {"", "a", 1, 65535},
+		"[::1]:7000-7010":                   {"", "::1", 7000, 7010},
 		"tcp/a:80":                          {"tcp", "a", 80, 80},
 		"TCP/a:80":                          {"tcp", "a", 80, 80},
 		"tcp4/a:80":                         {"tcp4", "a", 80, 80},
@@ -38,15 +38,18 @@ func TestParse(t *testing.T) {
 		"tcp4/:80":                          {"tcp4", "", 80, 80},
 		"tcp6/a:80":                         {"tcp6", "a", 80, 80},
 		"tcp6/[::1]:7000-7010":              {"tcp6", "::1", 7000, 7010},
+		"udp/9.9.9.9:53":                    {"udp", "9.9.9.9", 53, 53},
+		"UDP4/a:53":                         {"udp4", "a", 53, 53},
+		"udp6/[::1]:7000-7010":              {"udp6", "::1", 7000, 7010},
 		"unix//run/mysqld/mysqld.sock":      {"unix", "/run/mysqld/mysqld.sock", 0, 0},
 		"unix/relative:80/with a space":     {"unix", "relative:80/with a space", 0, 0},
 		"unix/@abstract":                    {"unix", "@abstract", 0, 0},
 		"UNIX//run/s":                       {"unix", "/run/s", 0, 0},
-		"xn--bcher-kva.example:7000-7001":   {"tcp", "xn--bcher-kva.example", 7000, 7001},
-		"10.0.0.1.example.com:80":           {"tcp", "10.0.0.1.example.com", 80, 80},
+		"xn--bcher-kva.example:7000-7001":   {"", "xn--bcher-kva.example", 7000, 7001},
+		"10.0.0.1.example.com:80":           {"", "10.0.0.1.example.com", 80, 80},
 		"tcp/[2001:db8::1]:65534-65535":     {"tcp", "2001:db8::1", 65534, 65535},
 		"tcp6/[fe80::1%25]:1":               {"tcp6", "fe80::1%25", 1, 1},
-		"MixedCase-1.Example:80":            {"tcp", "MixedCase-1.Example", 80, 80},
+		"MixedCase-1.Example:80":            {"", "MixedCase-1.Example", 80, 80},
 		"unix///double/slash is one's path": {"unix", "//double/slash is one's path", 0, 0},
 	} {
 		got, err := Parse(in)
@@ -86,11 +89,13 @@ func TestParseErrors(t *testing.T) {
 		"a:80-90-100":              `port "90-100": expected a number from 1 to 65535`,
 		"a:80-65536":               `port "65536": expected a number from 1 to 65535`,
 		"a:7010-7000":              `port range "7010-7000" ends before it starts`,
-		"udp/a:53":                 `unknown network "udp": expected tcp, tcp4, tcp6 or unix`,
-		"unixgram//run/s":          `unknown network "unixgram": expected tcp, tcp4, tcp6 or unix`,
-		"http://a:80":              `unknown network "http:": expected tcp, tcp4, tcp6 or unix`,
-		"/run/s":                   `unknown network "": expected tcp, tcp4, tcp6 or unix`,
-		"a:80/path":                `unknown network "a:80": expected tcp, tcp4, tcp6 or unix`,
+		"udp/":                     form,
+		"udp4/[::1]:53":            `host "::1": expected an IPv4 address or a name`,
+		"udp6/10.0.0.1:53":         `host "10.0.0.1": expected an IPv6 address or a name`,
+		"unixgram//run/s":          `unknown network "unixgram": expected tcp, tcp4, tcp6, udp, udp4, udp6 or unix`,
+		"http://a:80":              `unknown network "http:": expected tcp, tcp4, tcp6, udp, udp4, udp6 or unix`,
+		"/run/s":                   `unknown network "": expected tcp, tcp4, tcp6, udp, udp4, udp6 or unix`,
+		"a:80/path":                `unknown network "a:80": expected tcp, tcp4, tcp6, udp, udp4, udp6 or unix`,
 		"tcp4/[::1]:80":            `host "::1": expected an IPv4 address or a name`,
 		"tcp6/10.0.0.1:80":         `host "10.0.0.1": expected an IPv6 address or a name`,
 		"tcp6/[::ffff:1.2.3.4]:80": `host "::ffff:1.2.3.4": expected an IPv6 address or a name`,
@@ -153,11 +158,11 @@ func FuzzParse(f *testing.F) {
 				t.Errorf("%q: looked up %q", in, host)
 			}
 			return []netip.Addr{netip.IPv6Loopback()}, nil
-		}, max(a.Ports()-1, 0))
+		}, max(a.Ports()-1, 0), false)
 		if err != nil || len(addrs) != 1 {
 			t.Fatalf("%q: got %v, %v", in, addrs, err)
 		}
-		if _, fixed := a.fixed(0); fixed == looked {
+		if _, fixed := a.fixed(0, false); fixed == looked {
 			t.Errorf("%q: fixed %v, looked up %v", in, fixed, looked)
 		}
 		if tcp, ok := addrs[0].(*net.TCPAddr); ok && tcp.Port != int(a.LastPort) {
@@ -170,7 +175,11 @@ func spell(a Addr) string {
 	if a.Network == "unix" {
 		return "unix/" + a.Host
 	}
-	return a.Network + "/" + net.JoinHostPort(a.Host, fmt.Sprintf("%d-%d", a.Port, a.LastPort))
+	network := ""
+	if a.Network != "" {
+		network = a.Network + "/"
+	}
+	return network + net.JoinHostPort(a.Host, fmt.Sprintf("%d-%d", a.Port, a.LastPort))
 }
 
 func TestResolveWithoutLookup(t *testing.T) {
@@ -183,7 +192,7 @@ func TestResolveWithoutLookup(t *testing.T) {
 		"unix//run/s":               "unix /run/s",
 		"unix/@a":                   "unix @a",
 	} {
-		got, err := mustParse(t, in).resolve(t.Context(), noLookup(t), 0)
+		got, err := mustParse(t, in).resolve(t.Context(), noLookup(t), 0, false)
 		if err != nil || !slices.Equal(spellings(got), []string{want}) {
 			t.Errorf("%s: got %v, %v, want %s", in, spellings(got), err, want)
 		}
@@ -199,9 +208,51 @@ func TestResolveOffset(t *testing.T) {
 	} {
 		got, err := mustParse(t, in).resolve(t.Context(), func(context.Context, string, string) ([]netip.Addr, error) {
 			return []netip.Addr{netip.MustParseAddr("10.1.1.1")}, nil
-		}, 3)
+		}, 3, false)
 		if err != nil || !slices.Equal(spellings(got), []string{want}) {
 			t.Errorf("%s: got %v, %v, want %s", in, spellings(got), err, want)
+		}
+	}
+}
+
+func TestResolveForDatagrams(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string][2]string{ // what is looked up, and the address
+		"127.0.0.1:53":      {"", "udp 127.0.0.1:53"},
+		"udp6/[::1]:53":     {"", "udp [::1]:53"},
+		"some.name:53":      {"ip", "udp 10.1.1.1:53"},
+		"udp/some.name:53":  {"ip", "udp 10.1.1.1:53"},
+		"udp4/some.name:53": {"ip4", "udp 10.1.1.1:53"},
+		"udp6/some.name:53": {"ip6", "udp 10.1.1.1:53"},
+	} {
+		looked := ""
+		got, err := mustParse(t, in).resolve(t.Context(), func(_ context.Context, network, _ string) ([]netip.Addr, error) {
+			looked = network
+			return []netip.Addr{netip.MustParseAddr("10.1.1.1")}, nil
+		}, 0, true)
+		if err != nil || looked != want[0] || !slices.Equal(spellings(got), []string{want[1]}) {
+			t.Errorf("%s: looked up %q, got %v, %v, want %s", in, looked, spellings(got), err, want)
+		}
+	}
+}
+
+func TestCarries(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string][2]string{ // the errors for a stream, and for datagrams
+		"a:53":        {"", ""},
+		"udp/a:53":    {"a udp address can't be sent a stream: expected tcp/host:port or unix//path", ""},
+		"udp4/a:53":   {"a udp4 address can't be sent a stream: expected tcp/host:port or unix//path", ""},
+		"tcp/a:53":    {"", "a tcp address can't be sent datagrams: expected udp/host:port"},
+		"unix//run/s": {"", "a unix address can't be sent datagrams: expected udp/host:port"},
+	} {
+		for i, datagrams := range []bool{false, true} {
+			got := ""
+			if err := mustParse(t, in).Carries(datagrams); err != nil {
+				got = err.Error()
+			}
+			if got != want[i] {
+				t.Errorf("%s, datagrams %v: got %q, want %q", in, datagrams, got, want[i])
+			}
 		}
 	}
 }
@@ -225,7 +276,7 @@ func TestResolveNames(t *testing.T) {
 				netip.MustParseAddr("fe80::1%eth0"),
 				netip.MustParseAddr("10.0.0.2"),
 			}, nil
-		}, 0)
+		}, 0, false)
 		if err != nil || !slices.Equal(spellings(got), []string{"tcp 10.0.0.1:80", "tcp [fe80::1%eth0]:80", "tcp 10.0.0.2:80"}) {
 			t.Errorf("%s: got %v, %v", in, spellings(got), err)
 		}
@@ -237,7 +288,7 @@ func TestResolvePassesTheErrorOn(t *testing.T) {
 	broken := errors.New("broken")
 	got, err := mustParse(t, "some.name:80").resolve(t.Context(), func(context.Context, string, string) ([]netip.Addr, error) {
 		return nil, broken
-	}, 0)
+	}, 0, false)
 	if got != nil || err != broken {
 		t.Errorf("got %v, %v", got, err)
 	}
@@ -247,13 +298,13 @@ func TestResolvePassesTheErrorOn(t *testing.T) {
 func TestSystemLookup(t *testing.T) {
 	t.Parallel()
 	pool := NewPool([]Upstream{{Addr: mustParse(t, "tcp4/localhost:80")}})
-	got, err := mustParse(t, "tcp4/localhost:80").resolve(t.Context(), pool.lookup, 0)
+	got, err := mustParse(t, "tcp4/localhost:80").resolve(t.Context(), pool.lookup, 0, false)
 	if err != nil || !slices.Equal(spellings(got), []string{"tcp 127.0.0.1:80"}) {
 		t.Errorf("got %v, %v", spellings(got), err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if got, err := mustParse(t, "no.such.name.invalid:80").resolve(ctx, pool.lookup, 0); err == nil {
+	if got, err := mustParse(t, "no.such.name.invalid:80").resolve(ctx, pool.lookup, 0, false); err == nil {
 		t.Errorf("got %v", got)
 	}
 }

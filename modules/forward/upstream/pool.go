@@ -20,7 +20,7 @@ type Upstream struct {
 	// Dynamic means that Name has placeholders, and that each session parses what they expand to.
 	Dynamic bool
 
-	fixed []net.Addr // by offset, where there is nothing to look up
+	fixed *fixed // nil where there is something to look up
 }
 
 // Pool hands out upstreams in turn (round robin). It is never empty.
@@ -41,18 +41,24 @@ func NewPool(upstreams []Upstream) *Pool {
 	return &Pool{upstreams: upstreams, lookup: net.DefaultResolver.LookupNetIP}
 }
 
+// fixed are the addresses of an upstream, by the offset of the port.
+type fixed struct{ streams, datagrams []net.Addr }
+
 // fix finds out once what need not be found out for each session.
 func (u *Upstream) fix() {
 	if u.Dynamic {
 		return
 	}
+	var all fixed
 	for offset := range max(u.Addr.Ports(), 1) {
-		addr, ok := u.Addr.fixed(offset)
+		stream, ok := u.Addr.fixed(offset, false)
 		if !ok {
 			return
 		}
-		u.fixed = append(u.fixed, addr)
+		datagram, _ := u.Addr.fixed(offset, true)
+		all.streams, all.datagrams = append(all.streams, stream), append(all.datagrams, datagram)
 	}
+	u.fixed = &all
 }
 
 // Dynamic reports whether sessions need [Walk.Expand].
@@ -73,6 +79,8 @@ type Walk struct {
 	Offset int
 	// LookupTimeout bounds the resolution of one name.
 	LookupTimeout time.Duration
+	// Datagrams asks for addresses that datagrams can be sent to, in place of streams.
+	Datagrams bool
 	// Expand replaces the placeholders of an upstream's name.
 	Expand func(string) string
 
@@ -125,8 +133,13 @@ func (w *Walk) resolve(ctx context.Context) ([]net.Addr, error) {
 	if addr.Ports() > 1 {
 		offset = w.Offset
 	}
-	if fixed := w.current.fixed; fixed != nil {
-		return fixed[offset : offset+1], nil
+	if err := addr.Carries(w.Datagrams); err != nil {
+		return nil, err
+	}
+	if fixed := w.current.fixed; fixed != nil && w.Datagrams {
+		return fixed.datagrams[offset : offset+1], nil
+	} else if fixed != nil {
+		return fixed.streams[offset : offset+1], nil
 	}
 	if w.current.Dynamic {
 		var err error
@@ -136,10 +149,13 @@ func (w *Walk) resolve(ctx context.Context) ([]net.Addr, error) {
 		if err := w.current.checkExpanded(addr); err != nil {
 			return nil, err
 		}
+		if err := addr.Carries(w.Datagrams); err != nil {
+			return nil, err
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, w.LookupTimeout)
 	defer cancel()
-	return addr.resolve(ctx, w.pool.lookup, offset)
+	return addr.resolve(ctx, w.pool.lookup, offset, w.Datagrams)
 }
 
 // checkExpanded refuses what a placeholder must not stand for. Its value may be the client's word.

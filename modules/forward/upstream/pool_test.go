@@ -213,7 +213,7 @@ func TestDynamic(t *testing.T) {
 		":":                   `upstream "{x}": ":": port "": expected a number from 1 to 65535`,
 		"10.0.0.1:7000-7001":  `upstream "{x}": a placeholder may not expand to a range of ports`,
 		"a b:80":              `upstream "{x}": "a b:80": host "a b": expected an IP address or a name`,
-		"udp/10.0.0.1:80":     `upstream "{x}": "udp/10.0.0.1:80": unknown network "udp": expected tcp, tcp4, tcp6 or unix`,
+		"udp/10.0.0.1:80":     `upstream "{x}": a udp address can't be sent a stream: expected tcp/host:port or unix//path`,
 		"{l4.never_replaced}": `upstream "{x}": "{l4.never_replaced}": expected host:port, host:first-last or unix//path`,
 	} {
 		pool := NewPool([]Upstream{{Name: "{x}", Dynamic: true}})
