@@ -22,12 +22,12 @@ func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "forward",
 		Usage: "--from <address> --to <upstream> [--to <upstream>] [--idle-timeout <duration>] [--access-log] [--debug]",
-		Short: "Forwards a TCP port",
+		Short: "Forwards a TCP or UDP port",
 		Long: `
-Forwards a TCP port to one or more upstreams, without a config file.
+Forwards a TCP or UDP port to one or more upstreams, without a config file.
 
 --from is the address to listen on: a port with or without a host, or a range of
-ports. Its network is gate+tcp unless another one is named.
+ports. Its network is gate+tcp unless another one is named; udp is gate+udp.
 
 --to is an upstream: host:port, or unix//path for a unix socket. Repeat it for
 more; connections are dealt out in turn, and where one can't be reached the next
@@ -40,10 +40,11 @@ use a config with the "forward" handler.
 			cmd.Example = `  caddy forward --from :8080 --to 192.168.1.100:9000
   caddy forward --from 127.0.0.1:5432 --to db1:5432 --to db2:5432 --idle-timeout 1h
   caddy forward --from :7000-7010 --to 10.0.0.5:7000-7010 --access-log
-  caddy forward --from :3306 --to unix//run/mysqld/mysqld.sock`
+  caddy forward --from :3306 --to unix//run/mysqld/mysqld.sock
+  caddy forward --from udp/:5353 --to udp/9.9.9.9:53`
 			cmd.Flags().StringP("from", "f", "", "Address to listen on")
 			cmd.Flags().StringArrayP("to", "t", nil, "Upstream to forward to; may be repeated")
-			cmd.Flags().StringP("idle-timeout", "", "", "End a session in which nothing has moved for so long; 0 is never (default 10m)")
+			cmd.Flags().StringP("idle-timeout", "", "", "End a session in which nothing has moved for so long; 0 is never (default 10m, and 60s for UDP)")
 			cmd.Flags().BoolP("access-log", "", false, "Write an entry for each session")
 			cmd.Flags().BoolP("debug", "v", false, "Write debug logs")
 			cmd.Args = noArguments
@@ -85,6 +86,9 @@ func parseFlags(from string, to []string, idleTimeout string) (caddy.NetworkAddr
 	if err != nil || addr.StartPort == 0 && !addr.IsUnixNetwork() {
 		return addr, nil, fmt.Errorf("--from: %q: expected an address to listen on, such as :8080", from)
 	}
+	if addr.Network == "udp" {
+		addr.Network = "gate+udp"
+	}
 	if len(to) == 0 {
 		return addr, nil, errors.New("--to: expected at least one upstream, such as 127.0.0.1:9000")
 	}
@@ -103,7 +107,7 @@ func parseFlags(from string, to []string, idleTimeout string) (caddy.NetworkAddr
 	if err != nil {
 		return addr, nil, fmt.Errorf("--to: %w", err)
 	}
-	if _, err := matchPorts(upstreams, []caddy.NetworkAddress{addr}); err != nil {
+	if _, err := matchAddrs(upstreams, []caddy.NetworkAddress{addr}); err != nil {
 		return addr, nil, fmt.Errorf("--to: %w", err)
 	}
 	return addr, h, nil
@@ -132,6 +136,11 @@ func commandConfig(from caddy.NetworkAddress, h *Handler, accessLog, debug bool)
 
 // describe says what runs now.
 func describe(from caddy.NetworkAddress, h *Handler) string {
+	if isDatagrams(from.Network) {
+		return fmt.Sprintf("listening on %s, forwarding to %s\ntimeouts: connect %s, idle %s, lifetime %s, grace period %s\n",
+			from, strings.Join(h.To, ", "),
+			h.limits.Connect, orNever(h.datagramLimits.Idle), orNever(h.limits.Lifetime), h.gracePeriod)
+	}
 	halfClose := "as idle"
 	if h.limits.HalfClose > 0 {
 		halfClose = h.limits.HalfClose.String()

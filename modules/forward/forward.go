@@ -35,7 +35,7 @@ type Handler struct {
 	ConnectTimeout *caddy.Duration `json:"connect_timeout,omitempty"`
 
 	// IdleTimeout ends a session in which no byte has moved either way for so long. 0: never.
-	// Default: 10m.
+	// Default: 10m, and 60s for UDP.
 	IdleTimeout *caddy.Duration `json:"idle_timeout,omitempty"`
 
 	// HalfCloseTimeout replaces the idle timeout once one side has finished. Default: 0, which
@@ -58,15 +58,29 @@ type Handler struct {
 	// 0: never. Default: 1m.
 	KeepAlive *caddy.Duration `json:"keepalive,omitempty"`
 
-	// DrainTimeout ends the sessions of a config that was replaced so long ago. Default: 0, they
-	// may go on as long as they like.
+	// MaxReplies ends a UDP session when the upstream has sent so many datagrams to the client, as 1 does with
+	// DNS queries. Default: 0, no limit.
+	MaxReplies *int `json:"max_replies,omitempty"`
+
+	// MaxReplyRatio keeps a UDP port from being used to flood somebody whose address is given as the sender's: the
+	// client is sent at most so many bytes for each one that came from it, until it has sent a datagram
+	// after it was sent a reply. Replies beyond are dropped. Default: 0, no limit.
+	MaxReplyRatio *float64 `json:"max_reply_ratio,omitempty"`
+
+	// DrainTimeout ends the TCP sessions of a config that was replaced so long ago. Default: 0, they
+	// may go on as long as they like. UDP sessions go on where the new config has an identical handler for
+	// their listen address, and end at once where it has not.
 	DrainTimeout *caddy.Duration `json:"drain_timeout,omitempty"`
 
 	// GracePeriod is how long a busy session may go on when the process is told to stop. One in
 	// which no byte has moved for a second is closed at once. Default: 10s.
 	GracePeriod *caddy.Duration `json:"grace_period,omitempty"`
 
-	limits       relay.Limits
+	limits         relay.Limits
+	datagramLimits relay.Limits
+	maxReplies     int
+	maxReplyRatio  float64
+
 	keepAlive    time.Duration
 	retries      int
 	drainTimeout time.Duration
@@ -75,6 +89,8 @@ type Handler struct {
 	pool  *upstream.Pool
 	ports []portRange // of the listen addresses; nil where no upstream is a range
 	scope *session.Scope
+
+	succession succession
 
 	canonical string // the JSON that this handler was made of
 }
@@ -96,11 +112,15 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("to: %w", err)
 	}
-	if h.ports, err = matchPorts(upstreams, listenAddrs(ctx, h.canonical)); err != nil {
+	listen := listenAddrs(ctx, h.canonical)
+	if h.ports, err = matchAddrs(upstreams, listen); err != nil {
 		return fmt.Errorf("to: %w", err)
 	}
 	h.pool = upstream.NewPool(upstreams)
 	if h.scope, err = session.NewScope(ctx, h.gracePeriod, h.drainTimeout); err != nil {
+		return err
+	}
+	if err := h.succession.begin(h.canonical, listen); err != nil {
 		return err
 	}
 	if h.pool.Fixed() { // a lookup might block, and placeholders need a layer4 connection
@@ -136,32 +156,44 @@ func parseUpstreams(to []string) ([]upstream.Upstream, error) {
 
 // Handle forwards the connection. The session may go on when it has returned.
 func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
-	walk := h.walk()
+	sess, accepted := session.Begin(cx, h.scope), session.Accepted(cx)
+	walk := func() *upstream.Walk { return h.walk(sess, accepted) }
 	if h.pool.Dynamic() {
-		walk.Expand = func(name string) string { return cx.Replacer().ReplaceAll(name, "") }
+		walk = func() *upstream.Walk {
+			walk := h.walk(sess, accepted)
+			walk.Expand = func(name string) string { return cx.Replacer().ReplaceAll(name, "") }
+			return walk
+		}
 	}
-	if h.ports != nil {
-		walk.Offset = offset(session.Accepted(cx), h.ports)
+	if isDatagrams(sess.Network) {
+		h.datagrams(sess, detach(cx), walk).Run()
+		return nil
 	}
 	conn, prefetched := unwrap(cx)
-	h.relay(session.Begin(cx, h.scope), walk, conn, prefetched).Run()
+	h.relay(sess, walk(), conn, prefetched).Run()
 	return nil
 }
 
 // Serve is Handle for a connection that is only known by its addresses.
 func (h *Handler) Serve(a *session.Arrival) (next bool) {
-	walk := h.walk()
-	if h.ports != nil {
-		walk.Offset = offset(a.Conn, h.ports)
+	sess, conn := a.Begin(h.scope), a.Conn
+	if isDatagrams(sess.Network) {
+		h.datagrams(sess, conn, func() *upstream.Walk { return h.walk(sess, conn) }).Start()
+	} else {
+		h.relay(sess, h.walk(sess, conn), conn, nil).Start()
 	}
-	h.relay(a.Begin(h.scope), walk, a.Conn, nil).Start()
 	return false
 }
 
-func (h *Handler) walk() *upstream.Walk {
+// walk begins a session's walk through the upstreams. accepted is its connection as the listener gave it.
+func (h *Handler) walk(sess *session.Session, accepted net.Conn) *upstream.Walk {
 	walk := h.pool.Walk()
 	walk.Retries = h.retries
 	walk.LookupTimeout = h.limits.Connect
+	walk.Datagrams = isDatagrams(sess.Network)
+	if h.ports != nil {
+		walk.Offset = offset(accepted, h.ports)
+	}
 	return walk
 }
 
@@ -178,7 +210,7 @@ func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, client net.C
 		Limits:    h.limits,
 		KeepAlive: h.keepAlive,
 		Name:      sess.ID,
-		Done:      func(result relay.Result) { sess.End(ended(&result)) },
+		Done:      func(result relay.Result) { sess.End(ended(result.Reason, result.Connect, result.Err)) },
 	})
 	sess.SetMover(mover{r})
 	return r
@@ -217,16 +249,16 @@ func (m mover) Moved() (up, down int64) {
 
 // ended tells the session how its relay ended. One that was closed while it connected has neither an
 // error nor a connect time.
-func ended(result *relay.Result) session.End {
+func ended(reason relay.Reason, connect time.Duration, err error) session.End {
 	end := session.End{
-		Connect:   result.Connect,
-		Connected: result.Err == nil && result.Connect > 0,
+		Connect:   connect,
+		Connected: err == nil && connect > 0,
 		Status:    session.StatusDone,
-		Reason:    string(result.Reason),
-		Err:       result.Err,
+		Reason:    string(reason),
+		Err:       err,
 	}
 	switch {
-	case result.Reason == relay.ConnectTimeout:
+	case reason == relay.ConnectTimeout:
 		end.Status = session.StatusConnectTimeout
 	case !end.Connected:
 		end.Status = session.StatusNoUpstream
@@ -234,8 +266,10 @@ func ended(result *relay.Result) session.End {
 	return end
 }
 
-// Cleanup lets the sessions go on, until DrainTimeout if that is set.
+// Cleanup lets the sessions go on, until DrainTimeout if that is set; but those of datagrams only where there is
+// a successor.
 func (h *Handler) Cleanup() error {
+	h.succession.end()
 	if h.scope != nil {
 		h.scope.Replaced()
 	}

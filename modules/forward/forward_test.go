@@ -371,7 +371,7 @@ func TestEnded(t *testing.T) {
 		{relay.Result{Reason: relay.ConnectFailed, Err: failed, Connect: 1}, session.End{Status: 502, Reason: "connect_failed", Connect: 1, Err: failed}},
 		{relay.Result{Reason: relay.ConnectTimeout, Err: failed, Connect: 1}, session.End{Status: 504, Reason: "connect_timeout", Connect: 1, Err: failed}},
 	} {
-		if got := ended(&c.result); got != c.want {
+		if got := ended(c.result.Reason, c.result.Connect, c.result.Err); got != c.want {
 			t.Errorf("%+v:\ngot  %+v\nwant %+v", c.result, got, c.want)
 		}
 	}

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,12 +23,16 @@ var errNoUpstream = errors.New("expected at least one upstream, such as 127.0.0.
 const (
 	defaultConnectTimeout = 3 * time.Second
 	defaultIdleTimeout    = 10 * time.Minute
+	defaultDatagramIdle   = 60 * time.Second
 	defaultRetries        = 2
 	defaultKeepAlive      = time.Minute
 	defaultGracePeriod    = 10 * time.Second
 )
 
-const maxRetries = 100
+const (
+	maxRetries    = 100
+	maxMaxReplies = 1_000_000_000
+)
 
 // presets of the limits, by the value of the option `timeouts`.
 var presets = map[string]relay.Limits{
@@ -55,6 +61,13 @@ func (h *Handler) applyDefaults() error {
 	override(&limits.HalfClose, h.HalfCloseTimeout)
 	override(&limits.Lifetime, h.MaxLifetime)
 	h.limits, h.retries, h.gracePeriod = limits, defaultRetries, defaultGracePeriod
+	h.datagramLimits = limits
+	if h.IdleTimeout == nil && h.Timeouts == "" {
+		h.datagramLimits.Idle = defaultDatagramIdle
+	}
+	if err := h.applyReplyLimits(); err != nil {
+		return err
+	}
 	if h.Retries != nil {
 		h.retries = *h.Retries
 	}
@@ -65,6 +78,22 @@ func (h *Handler) applyDefaults() error {
 	override(&h.keepAlive, h.KeepAlive)
 	override(&h.gracePeriod, h.GracePeriod)
 	override(&h.drainTimeout, h.DrainTimeout)
+	return nil
+}
+
+func (h *Handler) applyReplyLimits() error {
+	if h.MaxReplies != nil {
+		h.maxReplies = *h.MaxReplies
+	}
+	if h.maxReplies < 0 || h.maxReplies > maxMaxReplies {
+		return fmt.Errorf(`max_replies: "%d": expected a whole number from 0 to %d`, h.maxReplies, maxMaxReplies)
+	}
+	if h.MaxReplyRatio != nil {
+		h.maxReplyRatio = *h.MaxReplyRatio
+	}
+	if h.maxReplyRatio < 0 {
+		return fmt.Errorf("max_reply_ratio: %w", errNoRatio(strconv.FormatFloat(h.maxReplyRatio, 'g', -1, 64)))
+	}
 	return nil
 }
 
@@ -85,6 +114,8 @@ func override(limit *time.Duration, option *caddy.Duration) {
 //		timeouts           strict
 //		retries            <count>
 //		keepalive          <duration>
+//		max_replies        <count>
+//		max_reply_ratio    <ratio>
 //		drain_timeout      <duration>
 //		grace_period       <duration>
 //	}
@@ -116,6 +147,16 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 			return err
 		}),
 		duration("keepalive", &h.KeepAlive),
+		value("max_replies", func(arg string) error {
+			n, err := caddyfile.ParseCount(arg, 0, maxMaxReplies)
+			h.MaxReplies = &n
+			return err
+		}),
+		value("max_reply_ratio", func(arg string) error {
+			ratio, err := parseRatio(arg)
+			h.MaxReplyRatio = &ratio
+			return err
+		}),
 		duration("drain_timeout", &h.DrainTimeout),
 		duration("grace_period", &h.GracePeriod),
 	)
@@ -158,6 +199,18 @@ func checkPreset(name string) error {
 		return fmt.Errorf("%q: expected strict", name)
 	}
 	return nil
+}
+
+func parseRatio(arg string) (float64, error) {
+	ratio, err := strconv.ParseFloat(arg, 64)
+	if err != nil || !(ratio >= 0 && ratio < math.Inf(1)) {
+		return 0, errNoRatio(arg)
+	}
+	return ratio, nil
+}
+
+func errNoRatio(value string) error {
+	return fmt.Errorf("%q: expected a number such as 3 or 1.5", value)
 }
 
 // errNoConnectTimeout: every wait for a server has to end.

@@ -15,20 +15,26 @@ import (
 // settings are what the options of a handler come to.
 type settings struct {
 	relay.Limits
-	keepAlive    time.Duration
-	retries      int
-	drainTimeout time.Duration
-	gracePeriod  time.Duration
+	datagrams     time.Duration // idle
+	maxReplies    int
+	maxReplyRatio float64
+	keepAlive     time.Duration
+	retries       int
+	drainTimeout  time.Duration
+	gracePeriod   time.Duration
 }
 
 func (h *Handler) settings() settings {
-	return settings{h.limits, h.keepAlive, h.retries, h.scope.DrainTimeout, h.scope.GracePeriod}
+	return settings{
+		h.limits, h.datagramLimits.Idle, h.maxReplies, h.maxReplyRatio,
+		h.keepAlive, h.retries, h.scope.DrainTimeout, h.scope.GracePeriod,
+	}
 }
 
 func TestDefaultsAndPresets(t *testing.T) {
 	t.Parallel()
 	defaults := settings{
-		Limits:    relay.Limits{Connect: 3 * time.Second, Idle: 10 * time.Minute},
+		Limits: relay.Limits{Connect: 3 * time.Second, Idle: 10 * time.Minute}, datagrams: time.Minute,
 		keepAlive: time.Minute, retries: 2, gracePeriod: 10 * time.Second,
 	}
 	strict := defaults
@@ -43,20 +49,22 @@ func TestDefaultsAndPresets(t *testing.T) {
 		`"timeouts": "strict"`:       strict,
 		`"connect_timeout": "5s"`:    with(defaults, func(s *settings) { s.Connect = 5 * time.Second }),
 		`"connect_timeout": 1`:       with(defaults, func(s *settings) { s.Connect = 1 }),
-		`"idle_timeout": "1d"`:       with(defaults, func(s *settings) { s.Idle = 24 * time.Hour }),
-		`"idle_timeout": "0"`:        with(defaults, func(s *settings) { s.Idle = 0 }),
+		`"idle_timeout": "1d"`:       with(defaults, func(s *settings) { s.Idle, s.datagrams = 24*time.Hour, 24*time.Hour }),
+		`"idle_timeout": "0"`:        with(defaults, func(s *settings) { s.Idle, s.datagrams = 0, 0 }),
 		`"idle_timeout": null`:       defaults,
 		`"half_close_timeout": "5s"`: with(defaults, func(s *settings) { s.HalfClose = 5 * time.Second }),
 		`"max_lifetime": "1h"`:       with(defaults, func(s *settings) { s.Lifetime = time.Hour }),
 		`"retries": 0`:               with(defaults, func(s *settings) { s.retries = 0 }),
 		`"retries": 100`:             with(defaults, func(s *settings) { s.retries = 100 }),
+		`"max_replies": 1`:           with(defaults, func(s *settings) { s.maxReplies = 1 }),
+		`"max_reply_ratio": 2.5`:     with(defaults, func(s *settings) { s.maxReplyRatio = 2.5 }),
 		`"keepalive": "15s"`:         with(defaults, func(s *settings) { s.keepAlive = 15 * time.Second }),
 		`"keepalive": 0`:             with(defaults, func(s *settings) { s.keepAlive = 0 }),
 		`"drain_timeout": "1m"`:      with(defaults, func(s *settings) { s.drainTimeout = time.Minute }),
 		`"grace_period": "0s"`:       with(defaults, func(s *settings) { s.gracePeriod = 0 }),
 		`"timeouts": "strict", "connect_timeout": "1s"`:    with(strict, func(s *settings) { s.Connect = time.Second }),
-		`"timeouts": "strict", "idle_timeout": "5m"`:       with(strict, func(s *settings) { s.Idle = 5 * time.Minute }),
-		`"timeouts": "strict", "idle_timeout": 0`:          with(strict, func(s *settings) { s.Idle = 0 }),
+		`"timeouts": "strict", "idle_timeout": "5m"`:       with(strict, func(s *settings) { s.Idle, s.datagrams = 5*time.Minute, 5*time.Minute }),
+		`"timeouts": "strict", "idle_timeout": 0`:          with(strict, func(s *settings) { s.Idle, s.datagrams = 0, 0 }),
 		`"timeouts": "strict", "half_close_timeout": "1s"`: with(strict, func(s *settings) { s.HalfClose = time.Second }),
 		`"timeouts": "strict", "half_close_timeout": 0`:    with(strict, func(s *settings) { s.HalfClose = 0 }),
 		`"max_lifetime": "2h", "timeouts": "strict"`:       with(strict, func(s *settings) { s.Lifetime = 2 * time.Hour }),
@@ -83,7 +91,7 @@ func TestPresetsStayAsTheyAre(t *testing.T) {
 	}
 }
 
-const optionNames = "to, connect_timeout, idle_timeout, half_close_timeout, max_lifetime, timeouts, retries, keepalive, drain_timeout, grace_period"
+const optionNames = "to, connect_timeout, idle_timeout, half_close_timeout, max_lifetime, timeouts, retries, keepalive, max_replies, max_reply_ratio, drain_timeout, grace_period"
 
 func TestJSONErrors(t *testing.T) {
 	t.Parallel()
@@ -108,6 +116,9 @@ func TestJSONErrors(t *testing.T) {
 		`{"to": ["a:1"], "timeouts": 1}`:              `timeouts: "1": expected a string`,
 		`{"to": ["a:1"], "connect_timeout": 0}`:       `connect_timeout: "0s": expected a duration of more than 0`,
 		`{"to": ["a:1"], "connect_timeout": "0s"}`:    `connect_timeout: "0s": expected a duration of more than 0`,
+		`{"to": ["a:1"], "max_replies": -1}`:          `max_replies: "-1": expected a whole number from 0 to 1000000000`,
+		`{"to": ["a:1"], "max_replies": 1000000001}`:  `max_replies: "1000000001": expected a whole number from 0 to 1000000000`,
+		`{"to": ["a:1"], "max_reply_ratio": -0.5}`:    `max_reply_ratio: "-0.5": expected a number such as 3 or 1.5`,
 		`{"to": ["a:1"], "retries": -1}`:              `retries: "-1": expected a whole number from 0 to 100`,
 		`{"to": ["a:1"], "retries": 101}`:             `retries: "101": expected a whole number from 0 to 100`,
 		`{"to": ["a:1"], "retries": 1.5}`:             `retries: "1.5": expected a whole number`,
@@ -181,6 +192,10 @@ func TestCaddyfileErrors(t *testing.T) {
 		"forward a:1 {\n to b:x\n}":                   `to: "b:x": port "x": expected a number from 1 to 65535, at Testfile:2`,
 		"forward a:1 {\n to\n}":                       `to: expected at least 1 value, at Testfile:2`,
 		"forward a:1 {\n tos b:1\n}":                  `unknown option "tos": expected one of ` + optionNames + `, at Testfile:2`,
+		"forward a:1 {\n max_replies x\n}":            `max_replies: "x": expected a whole number from 0 to 1000000000, at Testfile:2`,
+		"forward a:1 {\n max_reply_ratio -1\n}":       `max_reply_ratio: "-1": expected a number such as 3 or 1.5, at Testfile:2`,
+		"forward a:1 {\n max_reply_ratio NaN\n}":      `max_reply_ratio: "NaN": expected a number such as 3 or 1.5, at Testfile:2`,
+		"forward a:1 {\n max_reply_ratio inf\n}":      `max_reply_ratio: "inf": expected a number such as 3 or 1.5, at Testfile:2`,
 		"forward a:1 {\n retries 1\n retries 2\n}":    `retries: given twice, at Testfile:3`,
 		"forward a:1 {\n retries x\n}":                `retries: "x": expected a whole number from 0 to 100, at Testfile:2`,
 		"forward a:1 {\n retries 101\n}":              `retries: "101": expected a whole number from 0 to 100, at Testfile:2`,
@@ -211,14 +226,14 @@ func TestCaddyfileErrors(t *testing.T) {
 func TestCaddyfileAndBack(t *testing.T) {
 	t.Parallel()
 	config, err := parse("forward a:1 {\n to b:2\n timeouts strict\n connect_timeout 1s\n idle_timeout 2s\n half_close_timeout 3s\n" +
-		" max_lifetime 4s\n retries 5\n keepalive 6s\n drain_timeout 7s\n grace_period 8s\n}")
+		" max_lifetime 4s\n retries 5\n keepalive 6s\n drain_timeout 7s\n grace_period 8s\n max_replies 9\n max_reply_ratio 10\n}")
 	if err != nil {
 		t.Fatal(err)
 	}
 	h, _, _ := provision(t, config)
 	want := settings{
 		relay.Limits{Connect: time.Second, Idle: 2 * time.Second, HalfClose: 3 * time.Second, Lifetime: 4 * time.Second},
-		6 * time.Second, 5, 7 * time.Second, 8 * time.Second,
+		2 * time.Second, 9, 10, 6 * time.Second, 5, 7 * time.Second, 8 * time.Second,
 	}
 	if got := h.settings(); got != want {
 		t.Errorf("got  %+v\nwant %+v", got, want)

@@ -81,6 +81,22 @@ func contains(document any, canonical string) bool {
 	return false
 }
 
+// matchAddrs refuses upstreams that what the listen addresses accept can't be sent to. It returns the ranges of
+// the listen addresses where an upstream has one.
+func matchAddrs(upstreams []upstream.Upstream, listen []caddy.NetworkAddress) ([]portRange, error) {
+	for _, up := range upstreams {
+		for _, addr := range listen {
+			if up.Dynamic {
+				continue
+			}
+			if err := up.Addr.Carries(isDatagrams(addr.Network)); err != nil {
+				return nil, fmt.Errorf("%q: %w, as the listen address %q needs", up.Name, err, addr.String())
+			}
+		}
+	}
+	return matchPorts(upstreams, listen)
+}
+
 // matchPorts refuses a range of ports on one side only, because it could not be told which port
 // belongs to which. It returns the ranges of the listen addresses where an upstream has one.
 func matchPorts(upstreams []upstream.Upstream, listen []caddy.NetworkAddress) ([]portRange, error) {

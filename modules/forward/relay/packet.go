@@ -165,6 +165,14 @@ func (r *PacketRelay) Run() {
 	r.runGoroutines()
 }
 
+// Start is Run for a caller that can't wait: where it takes a goroutine, Start makes one. Only Next is still
+// called by the caller.
+func (r *PacketRelay) Start() {
+	if !r.runLoop() {
+		go r.runGoroutines()
+	}
+}
+
 // Close ends the relay. Done gets the reason, unless the relay had ended before. Close does not block.
 func (r *PacketRelay) Close(reason Reason) {
 	r.mu.Lock()

@@ -13,15 +13,15 @@ type DropReason int
 
 // The reasons for which a listener drops what clients have sent, and then those of whoever forwards it.
 const (
-	DropQueueFull    DropReason = iota // more than a session may have waiting for its handler
-	DropAcceptQueue                    // more new sessions than handlers have taken
-	DropSessionLimit                   // all sessions that there may be are in use
-	DropClientLimit                    // all sessions that this client may have are in use
-	DropTruncated                      // larger than a datagram can be received
-	DropUpstreamFull                   // the upstream socket takes no more
-	DropUpstreamRefused                // nobody listens at the upstream's address
-	DropReplyRatio                     // more replies than an unproven client may get
-	DropSendFailed                     // the system did not send it to the client
+	DropQueueFull       DropReason = iota // more than a session may have waiting for its handler
+	DropAcceptQueue                       // more new sessions than handlers have taken
+	DropSessionLimit                      // all sessions that there may be are in use
+	DropClientLimit                       // all sessions that this client may have are in use
+	DropTruncated                         // larger than a datagram can be received
+	DropUpstreamFull                      // the upstream socket takes no more
+	DropUpstreamRefused                   // nobody listens at the upstream's address
+	DropReplyRatio                        // more replies than an unproven client may get
+	DropSendFailed                        // the system did not send it to the client
 	dropReasons
 )
 
@@ -39,7 +39,7 @@ type Datagrams struct {
 	Dropped [dropReasons]atomic.Int64
 	Evicted atomic.Int64 // sessions that made room for others
 
-	_    [64]byte // what follows is added to by other processors than what is before
+	_    [64]byte     // what follows is added to by other processors than what is before
 	Down atomic.Int64 // sent to clients
 }
 
@@ -92,6 +92,7 @@ func (m datagramsMoved) Describe(to chan<- *prometheus.Desc) {
 
 // Collect implements [prometheus.Collector].
 func (m datagramsMoved) Collect(to chan<- prometheus.Metric) {
+	living.count()
 	datagrams.mu.Lock()
 	defer datagrams.mu.Unlock()
 	count := func(desc *prometheus.Desc, n *atomic.Int64, labels ...string) {

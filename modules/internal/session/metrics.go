@@ -69,9 +69,7 @@ type bytesMoved struct{ *prometheus.CounterVec }
 
 // Collect implements [prometheus.Collector].
 func (b bytesMoved) Collect(to chan<- prometheus.Metric) {
-	for _, s := range living.list() {
-		s.count()
-	}
+	living.count()
 	b.CounterVec.Collect(to)
 }
 

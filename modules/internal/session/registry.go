@@ -38,6 +38,13 @@ func (r *registry) list() []*Session {
 	return all
 }
 
+// count brings what is counted of living sessions up to date.
+func (r *registry) count() {
+	for _, s := range r.list() {
+		s.count()
+	}
+}
+
 // idleAtStop is how long a session must have been silent to be closed at once when the process stops.
 const idleAtStop = time.Second
 

@@ -90,7 +90,7 @@ func (sc *Scope) logEnd(s *Session, e *End, duration time.Duration) {
 	if entry == nil {
 		return
 	}
-	fields := make([]zap.Field, 0, 14)
+	fields := make([]zap.Field, 0, 16)
 	fields = append(fields,
 		zap.Stringer("session_id", s.ID),
 		zap.String("network", s.Network),
@@ -106,6 +106,14 @@ func (sc *Scope) logEnd(s *Session, e *End, duration time.Duration) {
 		zap.String("upstream", s.upstreamAddr()),
 		zap.Int64("bytes_up", s.up.counted),
 		zap.Int64("bytes_down", s.down.counted),
+	)
+	if _, ok := s.mover.(DatagramMover); ok {
+		fields = append(fields,
+			zap.Int64("datagrams_up", s.datagramsUp),
+			zap.Int64("datagrams_down", s.datagramsDown),
+		)
+	}
+	fields = append(fields,
 		zap.Duration("duration", duration),
 		zap.Duration("connect_duration", e.Connect),
 		zap.Int("status", e.Status),

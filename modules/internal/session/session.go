@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/mholt/caddy-l4/layer4"
 )
 
@@ -28,6 +29,15 @@ const (
 	ReasonDrain    = "drain"
 	ReasonShutdown = "shutdown"
 )
+
+// ReasonOfConfigsEnd is the reason of sessions that end because their config does: it is replaced, or the process
+// stops.
+func ReasonOfConfigsEnd() string {
+	if caddy.ActiveContext().Context == nil {
+		return ReasonShutdown
+	}
+	return ReasonDrain
+}
 
 // ID tells the sessions of one process apart. Its string is 16 hexadecimal digits.
 type ID uint64
@@ -56,6 +66,8 @@ type Session struct {
 	upstream net.Addr // nil where it could not be resolved
 	up, down traffic
 	ended    bool // from then on nothing here changes
+
+	datagramsUp, datagramsDown int64 // as counted last
 }
 
 // Mover is what moves a session's bytes. None of its methods blocks.
@@ -66,6 +78,15 @@ type Mover interface {
 	LastActive() time.Time
 	// Moved is how many bytes have moved so far: from the client to the upstream, and back.
 	Moved() (up, down int64)
+}
+
+// DatagramMover is a Mover that moves datagrams.
+type DatagramMover interface {
+	Mover
+	// Datagrams is how many datagrams have moved so far: from the client to the upstream, and back.
+	Datagrams() (up, down int64)
+	// Counts are those of the listener that what moves down is added to, nil where it keeps none.
+	Counts() *Datagrams
 }
 
 // varKey is where a connection carries its session.
@@ -111,7 +132,7 @@ func (s *Session) SetMover(m Mover) {
 }
 
 // SetUpstream says which upstream is tried from now on: as it is configured, which makes a metrics label, and
-// its address, nil if there is none. No byte may have moved before.
+// its address, nil if there is none.
 func (s *Session) SetUpstream(label string, addr net.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -119,6 +140,7 @@ func (s *Session) SetUpstream(label string, addr net.Addr) {
 		return
 	}
 	if s.label != label || s.up.total == nil {
+		s.countLocked() // for the one before
 		s.label = label
 		s.up.total, s.down.total = s.scope.metrics.traffic(s.Listener, label)
 	}
@@ -163,6 +185,17 @@ func (s *Session) countLocked() {
 	up, down := s.mover.Moved()
 	s.up.reach(up)
 	s.down.reach(down)
+	if m, ok := s.mover.(DatagramMover); ok {
+		s.countDatagrams(m)
+	}
+}
+
+func (s *Session) countDatagrams(m DatagramMover) {
+	up, down := m.Datagrams()
+	if counts := m.Counts(); counts != nil {
+		counts.Down.Add(down - s.datagramsDown)
+	}
+	s.datagramsUp, s.datagramsDown = up, down
 }
 
 // End is how a session ended.

@@ -1,0 +1,112 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/mholt/caddy-l4/layer4"
+
+	"github.com/portgate/caddy-portgate/modules/forward/relay"
+	"github.com/portgate/caddy-portgate/modules/forward/upstream"
+	"github.com/portgate/caddy-portgate/modules/internal/session"
+)
+
+// isDatagrams tells networks such as "udp", "udp6" and "gate+udp" from those of streams.
+func isDatagrams(network string) bool { return strings.Contains(network, "udp") }
+
+// datagrams prepares what moves a session of datagrams. walk begins a walk through the upstreams.
+func (h *Handler) datagrams(sess *session.Session, client net.Conn, walk func() *upstream.Walk) *relay.PacketRelay {
+	line, counts := h.succession.of(client)
+	next := &datagramUpstreams{sess: sess, begin: walk, walk: walk()}
+	cfg := relay.PacketConfig{
+		Client:        client,
+		Next:          next.next,
+		Limits:        h.datagramLimits,
+		MaxReplies:    int64(h.maxReplies),
+		MaxReplyRatio: h.maxReplyRatio,
+		Name:          sess.ID,
+		Done: func(result relay.PacketResult) {
+			line.remove(sess)
+			sess.End(ended(result.Reason, result.Connect, result.Err))
+		},
+	}
+	if counts != nil {
+		cfg.Dropped = func(why relay.Drop) { counts.Dropped[dropReasons[why]].Add(1) }
+	}
+	r := relay.NewPacket(cfg)
+	sess.SetMover(datagramMover{r, counts})
+	if !line.add(sess) {
+		sess.Close(session.ReasonOfConfigsEnd())
+	}
+	return r
+}
+
+var dropReasons = map[relay.Drop]session.DropReason{
+	relay.DropQueueFull:       session.DropQueueFull,
+	relay.DropUpstreamFull:    session.DropUpstreamFull,
+	relay.DropUpstreamRefused: session.DropUpstreamRefused,
+	relay.DropReplyRatio:      session.DropReplyRatio,
+	relay.DropSendFailed:      session.DropSendFailed,
+}
+
+// datagramUpstreams is the way of one session through the upstreams. It begins again when all of them have refused
+// datagrams: they may have come back, or have another address by now.
+type datagramUpstreams struct {
+	sess  *session.Session
+	begin func() *upstream.Walk
+	walk  *upstream.Walk
+}
+
+func (u *datagramUpstreams) next(ctx context.Context, failed error) (net.Addr, error) {
+	addr, err := u.walk.Next(ctx, failed)
+	if err != nil && errors.Is(failed, syscall.ECONNREFUSED) {
+		u.walk = u.begin()
+		addr, err = u.walk.Next(ctx, nil)
+	}
+	u.sess.SetUpstream(u.walk.Current())
+	return addr, err
+}
+
+// detach takes a session of datagrams from the server that would close it when Handle returns. It returns cx where
+// something has wrapped it, or where it is of a network that does not give its sessions away; it then gives what
+// matchers have read, and has to be handled to its end.
+func detach(cx *layer4.Connection) net.Conn {
+	for conn := cx; ; {
+		switch inner := conn.Conn.(type) {
+		case *layer4.Connection:
+			conn = inner
+		case interface{ Detach() (net.Conn, bool) }:
+			if given, ok := inner.Detach(); ok {
+				return given
+			}
+			return cx
+		default:
+			return cx
+		}
+	}
+}
+
+// datagramMover is a relay of datagrams as a session sees it.
+type datagramMover struct {
+	*relay.PacketRelay
+	counts *session.Datagrams
+}
+
+func (m datagramMover) Close(reason string)   { m.PacketRelay.Close(relay.Reason(reason)) }
+func (m datagramMover) LastActive() time.Time { return m.Stats().LastActive }
+
+func (m datagramMover) Counts() *session.Datagrams { return m.counts }
+
+func (m datagramMover) Moved() (up, down int64) {
+	stats := m.Stats()
+	return stats.BytesUp, stats.BytesDown
+}
+
+func (m datagramMover) Datagrams() (up, down int64) {
+	stats := m.Stats()
+	return stats.DatagramsUp, stats.DatagramsDown
+}

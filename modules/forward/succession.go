@@ -1,0 +1,104 @@
+package forward
+
+import (
+	"net"
+	"sync"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/portgate/caddy-portgate/modules/internal/session"
+	"github.com/portgate/caddy-portgate/modules/internal/state"
+)
+
+// lines of all configs.
+var lines = state.NewPool[lineKey, *line]()
+
+type lineKey struct {
+	listener  string // listen address as configured, which may be a range
+	canonical string // JSON of the handlers
+}
+
+// line is the handlers that configs one after the other have for one listener, while they are identical. Its
+// sessions of datagrams end with the last of them: those of a client that goes on are then begun anew, by its next
+// datagram.
+type line struct {
+	mu       sync.Mutex
+	sessions map[*session.Session]struct{} // nil once the line has ended
+}
+
+func newLine() *line { return &line{sessions: make(map[*session.Session]struct{})} }
+
+// add reports false where the line has ended.
+func (l *line) add(s *session.Session) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.sessions == nil {
+		return false
+	}
+	l.sessions[s] = struct{}{}
+	return true
+}
+
+func (l *line) remove(s *session.Session) {
+	l.mu.Lock()
+	delete(l.sessions, s)
+	l.mu.Unlock()
+}
+
+// Destruct closes the sessions.
+func (l *line) Destruct() error {
+	l.mu.Lock()
+	sessions := l.sessions
+	l.sessions = nil
+	l.mu.Unlock()
+	for s := range sessions {
+		s.Close(session.ReasonOfConfigsEnd())
+	}
+	return nil
+}
+
+// succession is the lines that a handler belongs to.
+type succession struct {
+	refs       []*state.Ref[*line]
+	byListener map[string]*line // gate+udp listeners by their address, which has one port
+	own        *line            // of what other networks accept: their sockets do not outlive the config
+}
+
+// begin acquires the lines of a handler. After an error end releases those that it has.
+func (s *succession) begin(canonical string, listen []caddy.NetworkAddress) error {
+	s.own, s.byListener = newLine(), make(map[string]*line)
+	for _, addr := range listen {
+		if addr.Network != "gate+udp" {
+			continue
+		}
+		ref, err := lines.Acquire(lineKey{addr.String(), canonical}, func() (*line, error) { return newLine(), nil })
+		if err != nil {
+			return err
+		}
+		s.refs = append(s.refs, ref)
+		for offset := range addr.PortRangeSize() {
+			s.byListener[addr.JoinHostPort(offset)] = ref.Value()
+		}
+	}
+	return nil
+}
+
+// of returns the line that a client's session belongs to, and the counts of its listener, if that keeps some.
+func (s *succession) of(client net.Conn) (*line, *session.Datagrams) {
+	if gate, ok := client.(interface{ ListenerAddr() string }); ok {
+		listener := gate.ListenerAddr()
+		if line := s.byListener[listener]; line != nil {
+			return line, session.DatagramsOf(listener)
+		}
+	}
+	return s.own, nil
+}
+
+func (s *succession) end() {
+	if s.own != nil {
+		_ = s.own.Destruct()
+	}
+	for _, ref := range s.refs {
+		_ = ref.Release()
+	}
+}
