@@ -62,6 +62,8 @@ type half struct {
 	noSplice bool // the kernel refused
 	streak   int8 // large reads, or small splices, in a row
 
+	pace *pace // of what is sent to it; nil: no bound
+
 	left   *leftover // what could not be sent
 	pipe   *pipe     // what could not be sent, or nothing
 	filled int       // bytes in pipe
@@ -224,6 +226,8 @@ func (f *flow) connected() {
 		return
 	}
 	f.setTimer()
+	f.setPace(&f.upstream, f.cfg.PaceUp)
+	f.setPace(&f.client, f.cfg.PaceDown)
 	if len(f.cfg.Prefetched) > 0 {
 		f.send(&f.upstream, f.cfg.Prefetched, &f.up)
 		f.cfg.Prefetched = nil
@@ -257,7 +261,7 @@ func (f *flow) pump(src, dst *half, moved *atomic.Int64) (more bool) {
 			f.passFIN(src, dst)
 			return false
 		}
-		if !src.readable {
+		if !src.readable || dst.pauses() {
 			return false
 		}
 		if src.bulk {
@@ -389,6 +393,7 @@ func (f *flow) discard(h *half) {
 	}
 	f.loop.forget(h.fd, h)
 	h.dropLeft()
+	h.dropPace()
 	h.releasePipe()
 	closeFD(h.fd)
 	*h = half{}

@@ -38,6 +38,7 @@ type loop struct {
 	serving []served  // the same, of the last turn
 	ended   []served  // of this turn
 	wheel   wheel
+	paces   paced
 	current served   // for the stack of a panic
 	replies *replies // nil before there was one
 	waiting int      // what poll has found
@@ -168,6 +169,7 @@ func (l *loop) run() {
 		l.runReady()
 		l.sendReplies()
 		l.wheel.advance(l.now, l.expire)
+		l.resume()
 		l.endAll()
 		if l.now-yielded > yieldAfter {
 			runtime.Gosched()
@@ -253,7 +255,7 @@ func (l *loop) endAll() {
 
 // arm sets the alarm for the next time limit.
 func (l *loop) arm() {
-	next := l.wheel.next()
+	next := min(l.wheel.next(), l.paces.next())
 	if next == l.alarmAt {
 		return
 	}

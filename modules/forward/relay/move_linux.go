@@ -20,7 +20,7 @@ func (f *flow) resetOf(h *half) Reason {
 
 // copy moves what one read gives through the loop's buffer.
 func (f *flow) copy(src, dst *half, moved *atomic.Int64) int {
-	buf := &f.loop.buffer
+	buf := f.loop.buffer[:dst.turn(loopBuffer)]
 	n, errno := recvFD(src.fd, buf)
 	if n <= 0 {
 		f.readEnded(src, errno)
@@ -61,8 +61,7 @@ func (f *flow) lost(h *half) {
 func (f *flow) send(dst *half, b []byte, moved *atomic.Int64) {
 	n, errno := sendFD(dst.fd, b)
 	if n > 0 {
-		moved.Add(int64(n))
-		f.touch(f.age())
+		f.sent(dst, moved, n)
 	}
 	switch {
 	case errno == 0 && n == len(b):
@@ -72,6 +71,13 @@ func (f *flow) send(dst *half, b []byte, moved *atomic.Int64) {
 	default:
 		f.lost(dst)
 	}
+}
+
+// sent notes that dst has taken n bytes.
+func (f *flow) sent(dst *half, moved *atomic.Int64, n int) {
+	moved.Add(int64(n))
+	f.touch(f.age())
+	f.charge(dst, n)
 }
 
 // flush sends what was left for dst. It reports false while there still is something.
@@ -95,8 +101,7 @@ func (f *flow) flush(dst *half, moved *atomic.Int64) bool {
 		n, errno = spliceFD(dst.pipe.r, dst.fd, dst.filled)
 	}
 	if n > 0 {
-		moved.Add(int64(n))
-		f.touch(f.age())
+		f.sent(dst, moved, n)
 		if dst.left != nil {
 			dst.sentLeft(n)
 		} else {
@@ -123,7 +128,7 @@ func (f *flow) spliceIn(src, dst *half) int {
 		}
 		dst.pipe = p
 	}
-	n, errno := spliceFD(src.fd, dst.pipe.w, pipeSize)
+	n, errno := spliceFD(src.fd, dst.pipe.w, dst.turn(pipeSize))
 	if n <= 0 {
 		dst.releasePipe()
 		if errno == unix.EINVAL {

@@ -3,6 +3,7 @@ package relay
 import (
 	"errors"
 	"sync/atomic"
+	"time"
 )
 
 // bulkAfter is how many full buffers in a row make a stream bulk.
@@ -14,6 +15,7 @@ type pump struct {
 	src, dst   *end
 	fin, reset Reason // of src
 	moved      *atomic.Int64
+	pacer      Pacer // nil: no bound
 
 	full     int  // full buffers in a row
 	noSplice bool // the kernel refused
@@ -22,9 +24,9 @@ type pump struct {
 
 func (p *pump) init(g *goroutines, src, dst *end, fin, reset Reason) {
 	p.engine, p.src, p.dst, p.fin, p.reset = g, src, dst, fin, reset
-	p.moved = &g.Relay.down
+	p.moved, p.pacer = &g.Relay.down, g.cfg.PaceDown
 	if p == &g.up {
-		p.moved = &g.Relay.up
+		p.moved, p.pacer = &g.Relay.up, g.cfg.PaceUp
 	}
 	p.reader.init()
 }
@@ -64,6 +66,7 @@ func (p *pump) other() *pump {
 
 // copy returns nil at the source's FIN, a writeError or the source's error.
 func (p *pump) copy() error {
+	p.sent(0)
 	if p == &p.engine.up {
 		if err := p.write(p.engine.cfg.Prefetched); err != nil {
 			return err
@@ -77,18 +80,45 @@ func (p *pump) copy() error {
 }
 
 func (p *pump) write(b []byte) error {
-	if len(b) == 0 {
-		return nil
+	for len(b) > 0 {
+		n, err := p.dst.conn.Write(b[:p.turn(len(b))])
+		p.sent(n)
+		if err != nil {
+			return writeError{err}
+		}
+		b = b[n:]
 	}
-	n, err := p.dst.conn.Write(b)
+	return nil
+}
+
+// turn is how much may be moved at once, of most.
+func (p *pump) turn(most int) int {
+	if p.pacer == nil {
+		return most
+	}
+	return min(most, p.pacer.Turn())
+}
+
+// sent notes that the destination has taken n bytes, and waits until there may be more.
+func (p *pump) sent(n int) {
 	if n > 0 {
 		p.moved.Add(int64(n))
 		p.engine.touch(p.engine.age())
 	}
-	if err != nil {
-		return writeError{err}
+	if p.pacer == nil {
+		return
 	}
-	return nil
+	pause := p.pacer.Moved(n)
+	if pause <= 0 {
+		return
+	}
+	p.engine.touch(p.engine.age() + pause) // it is not the peers that are silent
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-p.engine.ctx.Done():
+	}
 }
 
 // copyWrapped serves sources that can only be read as a net.Conn, with a buffer for as long as they live.

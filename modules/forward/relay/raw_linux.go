@@ -56,7 +56,7 @@ const smallAfter = 4
 // splice moves the stream without a copy until it turns small, or there is something that only a read
 // passes or tells: urgent data, the end. It holds a pipe only while there is data.
 func (p *pump) splice() error {
-	s := splicer{}
+	s := splicer{most: p.turn(pipeSize)}
 	defer s.release()
 	for small := 0; small < smallAfter; {
 		if err := p.src.raw.Read(s.in); err != nil {
@@ -85,9 +85,8 @@ func (p *pump) splice() error {
 			if s.err != nil {
 				return writeError{s.err}
 			}
-			p.moved.Add(int64(s.moved))
 			p.engine.spliced.Add(int64(s.moved))
-			p.engine.touch(p.engine.age())
+			p.sent(s.moved)
 		}
 	}
 	return nil
@@ -96,6 +95,7 @@ func (p *pump) splice() error {
 // splicer is the pipe between the two sockets of a direction.
 type splicer struct {
 	pipe   *pipe // nil while there is nothing to move
+	most   int   // bytes at once
 	filled int   // bytes in pipe
 	moved  int   // by the last out
 	err    error
@@ -108,7 +108,7 @@ func (s *splicer) in(fd uintptr) bool {
 			return true
 		}
 	}
-	n, errno := spliceFD(int(fd), s.pipe.w, pipeSize)
+	n, errno := spliceFD(int(fd), s.pipe.w, s.most)
 	if errno == unix.EAGAIN {
 		s.release()
 		s.filled, s.err = 0, nil

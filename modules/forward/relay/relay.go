@@ -78,6 +78,9 @@ type Config struct {
 
 	Limits Limits
 
+	// PaceUp and PaceDown bound the rate of what is sent to the upstream and to the client. Nil: no bound.
+	PaceUp, PaceDown Pacer
+
 	// KeepAlive is the silence after which a peer is asked whether it is still there. Zero: never.
 	KeepAlive time.Duration
 
@@ -192,8 +195,12 @@ func (r *Relay) Stats() Stats {
 // age is the time since New.
 func (r *Relay) age() time.Duration { return time.Since(r.start) }
 
-// touch notes that bytes moved at that age.
-func (r *Relay) touch(age time.Duration) { r.lastActive.Store(int64(age)) }
+// touch notes that bytes moved at that age, or will not before because of a Pacer.
+func (r *Relay) touch(age time.Duration) {
+	if int64(age) > r.lastActive.Load() {
+		r.lastActive.Store(int64(age))
+	}
+}
 
 // never is the age at which a limit that is not set ends a relay.
 const never = time.Duration(1<<63 - 1)

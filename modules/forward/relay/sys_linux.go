@@ -14,10 +14,10 @@ import (
 
 // The calls of the event loops. None of them blocks, so the scheduler is not told.
 
-func recvFD(fd int, buf *[loopBuffer]byte) (int, syscall.Errno) {
+func recvFD(fd int, buf []byte) (int, syscall.Errno) {
 	return retried(func() (uintptr, uintptr, syscall.Errno) {
 		return syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd),
-			uintptr(unsafe.Pointer(buf)), loopBuffer, 0, 0, 0)
+			uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)), 0, 0, 0)
 	})
 }
 
