@@ -34,6 +34,8 @@ const (
 	DropUpstreamRefused Drop = "upstream_refused"
 	// DropReplyRatio: the client might be the victim of somebody who uses its address.
 	DropReplyRatio Drop = "reply_ratio"
+	// DropLimited: AllowUp or AllowDown has refused it.
+	DropLimited Drop = "limited"
 	// DropSendFailed: it could not be sent, to whichever side.
 	DropSendFailed Drop = "send_failed"
 )
@@ -87,6 +89,10 @@ type PacketConfig struct {
 	// somebody else's: so many bytes for each one that came from it, until it has sent a datagram after it
 	// was sent a reply. Replies beyond are dropped. Zero: no limit.
 	MaxReplyRatio float64
+
+	// AllowUp and AllowDown are asked about each datagram before it is sent to the upstream and to the client;
+	// those that they refuse are dropped. They must not block. Nil: all are allowed.
+	AllowUp, AllowDown func(size int) bool
 
 	// Name is what the session is called where the process ends over it. It may be nil.
 	Name fmt.Stringer
@@ -228,6 +234,28 @@ func (r *PacketRelay) received(size int) {
 	if r.trust.Load() == answered {
 		r.trust.Store(confirmed)
 	}
+}
+
+// admitsUp tells whether a datagram of the client may be passed on. One that may not has been dropped.
+func (r *PacketRelay) admitsUp(size int) bool {
+	if r.cfg.AllowUp == nil || r.cfg.AllowUp(size) {
+		return true
+	}
+	r.drop(DropLimited)
+	return false
+}
+
+// admitsDown is the same for replies.
+func (r *PacketRelay) admitsDown(size int) bool {
+	switch {
+	case !r.mayReply(size):
+		r.drop(DropReplyRatio)
+	case r.cfg.AllowDown != nil && !r.cfg.AllowDown(size):
+		r.drop(DropLimited)
+	default:
+		return true
+	}
+	return false
 }
 
 // mayReply reports whether a reply of that size is in proportion to what the client has sent.

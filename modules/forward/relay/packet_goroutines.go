@@ -134,6 +134,9 @@ func (g *packetGoroutines) up() {
 
 func (g *packetGoroutines) sendUp(b []byte) {
 	g.received(len(b))
+	if !g.admitsUp(len(b)) {
+		return
+	}
 	conn := g.upstream()
 	n, err := conn.Write(b)
 	if errors.Is(err, syscall.ECONNREFUSED) {
@@ -175,8 +178,7 @@ func (g *packetGoroutines) down() {
 }
 
 func (g *packetGoroutines) sendDown(b []byte) {
-	if !g.mayReply(len(b)) {
-		g.drop(DropReplyRatio)
+	if !g.admitsDown(len(b)) {
 		return
 	}
 	if _, err := g.cfg.Client.Write(b); err != nil {

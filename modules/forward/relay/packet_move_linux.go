@@ -17,6 +17,9 @@ const (
 // receive is called with each datagram of the client, by the network.
 func (f *packetFlow) receive(b []byte) {
 	f.received(len(b))
+	if !f.admitsUp(len(b)) {
+		return
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
@@ -132,8 +135,7 @@ func (f *packetFlow) take(n int) (size int) {
 	for i := r.count; i < r.count+n; i++ {
 		size += r.size(i)
 		r.flows[i] = nil
-		if !f.mayReply(r.size(i)) {
-			f.drop(DropReplyRatio)
+		if !f.admitsDown(r.size(i)) {
 			continue
 		}
 		r.flows[i] = f

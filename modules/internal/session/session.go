@@ -57,7 +57,8 @@ type Session struct {
 	Client   netip.AddrPort // zero where the client has none (unix sockets)
 	Start    time.Time
 
-	scope *Scope
+	scope  *Scope
+	limits Limits
 
 	mu       sync.Mutex
 	mover    Mover

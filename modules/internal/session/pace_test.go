@@ -1,0 +1,56 @@
+package session
+
+import (
+	"testing"
+	"time"
+)
+
+// fixedPacer answers the same each time, and notes what it is told.
+type fixedPacer struct {
+	turn  int
+	pause time.Duration
+	told  int
+}
+
+func (p *fixedPacer) Turn() int { return p.turn }
+
+func (p *fixedPacer) Moved(n int) time.Duration {
+	p.told += n
+	return p.pause
+}
+
+func TestLimitsOfSeveralHandlersAllHold(t *testing.T) {
+	t.Parallel()
+	s := new(Session)
+	if l := s.Limits(); l.PaceUp != nil || l.PaceDown != nil || l.AllowUp != nil || l.AllowDown != nil {
+		t.Errorf("limits without a handler: %+v", l)
+	}
+	slow, slower := &fixedPacer{turn: 10, pause: time.Second}, &fixedPacer{turn: 20, pause: time.Minute}
+	var asked []string
+	allow := func(name string, answer bool) func(int) bool {
+		return func(int) bool {
+			asked = append(asked, name)
+			return answer
+		}
+	}
+	s.Limit(Limits{PaceUp: slow, AllowDown: allow("a", true)})
+	if s.Limits().PaceUp != slow || s.Limits().PaceDown != nil {
+		t.Errorf("limits of one handler: %+v", s.Limits())
+	}
+	s.Limit(Limits{PaceUp: slower, AllowDown: allow("b", false)})
+	s.Limit(Limits{PaceDown: slow, AllowDown: allow("c", true)})
+
+	up := s.Limits().PaceUp
+	if got := up.Turn(); got != 10 {
+		t.Errorf("a turn of %d, want the smaller one", got)
+	}
+	if got := up.Moved(7); got != time.Minute || slow.told != 7 || slower.told != 7 {
+		t.Errorf("a pause of %v, %d and %d told", got, slow.told, slower.told)
+	}
+	if s.Limits().PaceDown != slow {
+		t.Error("the other direction has another pacer")
+	}
+	if s.Limits().AllowDown(1) || len(asked) != 2 {
+		t.Errorf("allowed, or asked: %v", asked)
+	}
+}
