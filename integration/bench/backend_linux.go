@@ -11,10 +11,10 @@ import (
 	"syscall"
 )
 
-// The first byte of a connection says what the backend does with it.
+// The first byte of a connection says what the backend does with it, and that of a datagram. Those have modeEcho and modeSink only.
 const (
 	modeEcho   = 'e' // send everything back
-	modeSink   = 's' // send this one byte back, and throw away all that follows
+	modeSink   = 's' // send this one byte back, and throw away all that follows; a datagram is thrown away
 	modeSource = 'g' // send this one byte back, and, once there is another one, send without an end
 	modeFlow   = 'f' // what modeSource becomes then
 	modeOnce   = 'o' // send this one byte back, and close
@@ -23,24 +23,34 @@ const (
 // chunk is what one system call of a bulk transfer may move.
 const chunk = 128 << 10
 
-// runBackend is the backend process. It prints the ports that it listens on, one for each target so that
-// targets don't compete for each other's addresses in TIME_WAIT, then answers each line on stdin with the number of
-// open connections, and ends with stdin.
+// backendCounts is what the backend tells.
+type backendCounts struct {
+	open      atomic.Int64 // connections
+	datagrams atomic.Int64 // that have arrived
+}
+
+// runBackend is the backend process. It prints the ports that it listens on, a TCP and a UDP port for each target so that
+// targets don't compete for each other's addresses in TIME_WAIT, then answers each line on stdin with its counts, and
+// ends with stdin.
 func runBackend(loops, ports int, stdin io.Reader, stdout io.Writer) error {
-	var listeners []int
+	var listeners, sockets []int
 	var names []string
 	for range ports {
 		fd, port, err := listen()
 		if err != nil {
 			return err
 		}
-		listeners = append(listeners, fd)
-		names = append(names, fmt.Sprint(port))
+		socket, datagramPort, err := listenDatagrams()
+		if err != nil {
+			return err
+		}
+		listeners, sockets = append(listeners, fd), append(sockets, socket)
+		names = append(names, fmt.Sprint(port), fmt.Sprint(datagramPort))
 	}
-	var open atomic.Int64
+	counts := new(backendCounts)
 	failed := make(chan error, loops)
 	for range loops {
-		l, err := newBackendLoop(listeners, &open)
+		l, err := newBackendLoop(listeners, sockets, counts)
 		if err != nil {
 			return err
 		}
@@ -52,7 +62,7 @@ func runBackend(loops, ports int, stdin io.Reader, stdout io.Writer) error {
 	go func() {
 		lines := bufio.NewScanner(stdin)
 		for lines.Scan() {
-			fmt.Fprintln(stdout, open.Load())
+			fmt.Fprintln(stdout, counts.open.Load(), counts.datagrams.Load())
 		}
 		over <- lines.Err()
 	}()
@@ -70,20 +80,29 @@ type backendLoop struct {
 	listeners map[int32]bool
 	modes     []byte // by descriptor; 0: no byte received yet
 	buffer    []byte
-	open      *atomic.Int64
+	counts    *backendCounts
 }
 
-func newBackendLoop(listeners []int, open *atomic.Int64) (*backendLoop, error) {
+// modeDatagrams is the mode of a UDP socket, whose datagrams each say their own.
+const modeDatagrams = 'd'
+
+func newBackendLoop(listeners, sockets []int, counts *backendCounts) (*backendLoop, error) {
 	p, err := newPoller()
 	if err != nil {
 		return nil, err
 	}
-	l := &backendLoop{p, make(map[int32]bool), make([]byte, 1<<16), make([]byte, chunk), open}
+	l := &backendLoop{p, make(map[int32]bool), make([]byte, 1<<16), make([]byte, chunk), counts}
 	for _, fd := range listeners {
 		if errno := p.add(fd, int32(fd), readable|oneWakes); errno != 0 {
 			return nil, os.NewSyscallError("epoll_ctl", errno)
 		}
 		l.listeners[int32(fd)] = true
+	}
+	for _, fd := range sockets {
+		if errno := p.add(fd, int32(fd), readable|oneWakes); errno != 0 {
+			return nil, os.NewSyscallError("epoll_ctl", errno)
+		}
+		l.modes[fd] = modeDatagrams
 	}
 	return l, nil
 }
@@ -120,7 +139,7 @@ func (l *backendLoop) accept(listener int32) error {
 		return fmt.Errorf("descriptor %d: expected less than %d", fd, len(l.modes))
 	}
 	l.modes[fd] = 0
-	l.open.Add(1)
+	l.counts.open.Add(1)
 	if errno := l.add(fd, int32(fd), readable); errno != 0 {
 		return os.NewSyscallError("epoll_ctl", errno)
 	}
@@ -149,6 +168,10 @@ func (l *backendLoop) first(fd int32) {
 }
 
 func (l *backendLoop) serve(fd int32, mode byte) {
+	if mode == modeDatagrams {
+		l.datagrams(int(fd))
+		return
+	}
 	var n int
 	var errno syscall.Errno
 	switch mode {
@@ -173,6 +196,24 @@ func (l *backendLoop) serve(fd int32, mode byte) {
 	}
 }
 
+// datagrams takes those that are there, but for a time that leaves the other sockets theirs.
+func (l *backendLoop) datagrams(fd int) {
+	const most = 64
+	var from syscall.RawSockaddrInet4
+	taken := 0
+	for taken < most {
+		n, errno := receiveFrom(fd, l.buffer, &from)
+		if errno != 0 { // nothing more, or an ICMP error that concerns one client
+			break
+		}
+		taken++
+		if n > 0 && l.buffer[0] == modeEcho {
+			sendTo(fd, l.buffer[:n], &from)
+		}
+	}
+	l.counts.datagrams.Add(int64(taken))
+}
+
 // answer sends all at once or gives the connection up: nobody has more than one small message on its way.
 func (l *backendLoop) answer(fd int32, data []byte) {
 	if n, errno := send(int(fd), data); errno != 0 || n < len(data) {
@@ -183,5 +224,5 @@ func (l *backendLoop) answer(fd int32, data []byte) {
 func (l *backendLoop) end(fd int32) {
 	l.modes[fd] = 0
 	closeSocket(int(fd))
-	l.open.Add(-1)
+	l.counts.open.Add(-1)
 }

@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"runtime"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -24,9 +23,10 @@ type Round struct {
 	Connections int    `json:"connections"`
 
 	Seconds    float64 `json:"seconds"`
-	Operations int64   `json:"operations"` // exchanges, or connections opened and closed
+	Operations int64   `json:"operations"` // exchanges, connections opened and closed, or datagrams that have arrived
 	Bytes      int64   `json:"bytes"`      // of bulk transfers
 	Failures   int64   `json:"failures"`
+	Lost       int64   `json:"lost"` // exchanges without an answer in time, or datagrams that have not arrived
 
 	// CPU seconds. The machine's includes the other three, kernel threads, and whatever else was running.
 	ProxyCPU     float64 `json:"proxy_cpu"`
@@ -85,7 +85,11 @@ func (b *bench) start(ctx context.Context) (err error) {
 }
 
 func (b *bench) launch(ctx context.Context, n, port int) (*instance, error) {
-	return b.targets[n].launch(ctx, start{programs: b.programs, port: port, backend: b.backend.addresses[n], sessions: b.sessions})
+	datagramPort, err := freeDatagramPort()
+	if err != nil {
+		return nil, err
+	}
+	return b.targets[n].launch(ctx, start{programs: b.programs, listen: loopback(port, datagramPort), backend: b.backend.addresses[n], sessions: b.sessions})
 }
 
 func (b *bench) stop() {
@@ -108,7 +112,7 @@ func (b *bench) run(ctx context.Context, rounds int, work []workload) ([]Round, 
 		for n, w := range work {
 			for turn := range b.targets {
 				at := (round + n + turn) % len(b.targets)
-				if w.kind == idle && b.targets[at].command == nil {
+				if !b.targets[at].does(w) {
 					continue
 				}
 				fmt.Fprintf(b.log, "\rround %d of %d: %s, %s\x1b[K", round+1, rounds, w.name, b.targets[at].name)
@@ -140,7 +144,7 @@ func (b *bench) measure(ctx context.Context, at int, w workload) (r Round, err e
 			return r, err
 		}
 	}
-	g, err := newGenerator(w, i.address, b.loops())
+	g, err := newGenerator(w, i.address.of(w.network), b.loops())
 	if err != nil {
 		return r, err
 	}
@@ -148,7 +152,7 @@ func (b *bench) measure(ctx context.Context, at int, w workload) (r Round, err e
 		if err := g.awaitOpen(ctx); err != nil {
 			g.stop()
 			r.Error = err.Error()
-			return r, b.backend.awaitClosed(ctx)
+			return r, b.backend.awaitQuiet(ctx)
 		}
 	}
 	if w.kind == idle {
@@ -159,7 +163,7 @@ func (b *bench) measure(ctx context.Context, at int, w workload) (r Round, err e
 	durations := g.stop()
 	r.P50, r.P99, r.P999 = us(durations.quantile(.5)), us(durations.quantile(.99)), us(durations.quantile(.999))
 	r.Max = us(durations.max)
-	return r, errors.Join(err, b.backend.awaitClosed(ctx))
+	return r, errors.Join(err, b.backend.awaitQuiet(ctx))
 }
 
 // holdIdle looks at the memory when the sessions have been idle for a while.
@@ -192,6 +196,10 @@ func (b *bench) work(ctx context.Context, g *generator, i *instance, r *Round) e
 	r.Operations = after.operations - before.operations
 	r.Bytes = after.bytes - before.bytes
 	r.Failures = after.failures - before.failures
+	r.Lost = after.lost - before.lost
+	if g.work.kind.oneWay() {
+		r.Lost = max(0, after.sent-before.sent-r.Operations)
+	}
 	r.ProxyCPU = (after.proxy - before.proxy).Seconds()
 	r.GeneratorCPU = (after.generator - before.generator).Seconds()
 	r.BackendCPU = (after.backend - before.backend).Seconds()
@@ -212,7 +220,7 @@ func (b *bench) await(ctx context.Context, g *generator, i *instance, d time.Dur
 		if m, err = b.look(g, i); err != nil {
 			return m, err
 		}
-		noted := g.phase.Load() < recording || m.durations > 0 || isBulk(g.work.kind)
+		noted := g.phase.Load() < recording || m.durations > 0 || !g.work.kind.timed()
 		if noted && m.done()-since.done() >= g.work.least() || m.at.Sub(since.at) > patience {
 			return m, nil
 		}
@@ -231,9 +239,14 @@ type moment struct {
 func (m moment) done() int64 { return m.operations + m.bytes }
 
 func (b *bench) look(g *generator, i *instance) (m moment, err error) {
-	var errs [4]error
+	var errs [5]error
+	var arrived int64
+	if g.work.kind.oneWay() { // an answer may have to wait for a processor, so this comes first
+		_, arrived, errs[4] = b.backend.counts()
+	}
 	m.proxy, errs[0] = i.process.cpu()
 	m.at, m.totals = time.Now(), g.totals()
+	m.operations += arrived
 	m.generator, errs[1] = processClock(os.Getpid())
 	m.backend, errs[2] = processClock(b.backend.cmd.Process.Pid)
 	m.idle, m.processors, errs[3] = idleTime()
@@ -256,7 +269,22 @@ type backend struct {
 	cmd       *exec.Cmd
 	in        io.WriteCloser
 	out       *bufio.Reader
-	addresses []netip.AddrPort // one for each target
+	addresses []endpoint // one for each target
+}
+
+// endpoint is where a target listens, or the backend for it.
+type endpoint struct{ tcp, udp netip.AddrPort }
+
+func (e endpoint) of(network string) netip.AddrPort {
+	if network == udp {
+		return e.udp
+	}
+	return e.tcp
+}
+
+func loopback(tcpPort, udpPort int) endpoint {
+	host := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	return endpoint{netip.AddrPortFrom(host, uint16(tcpPort)), netip.AddrPortFrom(host, uint16(udpPort))}
 }
 
 func startBackend(loops, ports int) (*backend, error) {
@@ -275,46 +303,51 @@ func startBackend(loops, ports int) (*backend, error) {
 	if err := b.cmd.Start(); err != nil {
 		return nil, err
 	}
-	line, err := b.out.ReadString('\n')
-	if err != nil {
-		b.stop()
-		return nil, fmt.Errorf("reading its ports: %w", err)
-	}
-	for port := range strings.FieldsSeq(line) {
-		address, err := netip.ParseAddrPort("127.0.0.1:" + port)
-		if err != nil {
+	for range ports {
+		var tcpPort, udpPort int
+		if _, err := fmt.Fscan(b.out, &tcpPort, &udpPort); err != nil {
 			b.stop()
-			return nil, err
+			return nil, fmt.Errorf("reading its ports: %w", err)
 		}
-		b.addresses = append(b.addresses, address)
+		b.addresses = append(b.addresses, loopback(tcpPort, udpPort))
 	}
 	return b, nil
 }
 
-// awaitClosed waits until the backend has no connection any more, so that no target pays for the work of the one before.
-func (b *backend) awaitClosed(ctx context.Context) error {
-	deadline := time.Now().Add(closeTimeout)
+// counts asks how many connections are open, and how many datagrams have arrived so far.
+func (b *backend) counts() (open, datagrams int64, err error) {
+	if _, err := io.WriteString(b.in, "\n"); err != nil {
+		return 0, 0, fmt.Errorf("backend: %w", err)
+	}
+	if _, err := fmt.Fscan(b.out, &open, &datagrams); err != nil {
+		return 0, 0, fmt.Errorf("backend: %w", err)
+	}
+	return open, datagrams, nil
+}
+
+// awaitQuiet waits until the backend has no connection any more and gets no datagrams, so that no target pays for the work
+// of the one before.
+func (b *backend) awaitQuiet(ctx context.Context) error {
+	deadline := time.Now().Add(quietTimeout)
+	last := int64(-1)
 	for {
-		if _, err := io.WriteString(b.in, "\n"); err != nil {
-			return fmt.Errorf("backend: %w", err)
-		}
-		line, err := b.out.ReadString('\n')
-		if err != nil {
-			return fmt.Errorf("backend: %w", err)
-		}
-		switch line = strings.TrimSpace(line); {
-		case line == "0":
+		open, datagrams, err := b.counts()
+		switch {
+		case err != nil:
+			return err
+		case open == 0 && datagrams == last:
 			return nil
 		case time.Now().After(deadline):
-			return fmt.Errorf("%v after the clients have left, %s connections to the backend are open", closeTimeout, line)
+			return fmt.Errorf("%v after the clients have left, %d connections to the backend are open, or datagrams still arrive", quietTimeout, open)
 		}
+		last = datagrams
 		if err := sleep(ctx, 5*time.Millisecond); err != nil {
 			return err
 		}
 	}
 }
 
-const closeTimeout = 20 * time.Second
+const quietTimeout = 20 * time.Second
 
 // stop ends the backend, which ends with its stdin.
 func (b *backend) stop() {

@@ -86,9 +86,29 @@ func discard(fd, limit int) (int, syscall.Errno) {
 	return int(n), errno
 }
 
-// connect starts a connection. It may be complete when connect returns; a first send tells.
-func connect(to *syscall.RawSockaddrInet4) (int, syscall.Errno) {
-	fd, _, errno := syscall.RawSyscall(syscall.SYS_SOCKET, syscall.AF_INET, syscall.SOCK_STREAM|nonBlocking, 0)
+// receiveFrom takes one datagram and notes who has sent it.
+func receiveFrom(fd int, buffer []byte, from *syscall.RawSockaddrInet4) (int, syscall.Errno) {
+	size := uint32(unsafe.Sizeof(*from))
+	n, _, errno := syscall.RawSyscall6(syscall.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&buffer[0])),
+		uintptr(len(buffer)), syscall.MSG_DONTWAIT, uintptr(unsafe.Pointer(from)), uintptr(unsafe.Pointer(&size)))
+	return int(n), errno
+}
+
+// sendTo sends one datagram, or drops it where there is no room.
+func sendTo(fd int, data []byte, to *syscall.RawSockaddrInet4) {
+	_, _, _ = syscall.RawSyscall6(syscall.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(&data[0])),
+		uintptr(len(data)), noSignal, uintptr(unsafe.Pointer(to)), unsafe.Sizeof(*to))
+}
+
+// nap lets the thread sleep for as short as the kernel's timers do, which is about 0.1 ms.
+func nap() {
+	t := syscall.Timespec{Nsec: 50_000}
+	_, _, _ = syscall.RawSyscall(syscall.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&t)), 0, 0)
+}
+
+// connect starts a connection of the socket type. It may be complete when connect returns; a first send tells.
+func connect(kind uintptr, to *syscall.RawSockaddrInet4) (int, syscall.Errno) {
+	fd, _, errno := syscall.RawSyscall(syscall.SYS_SOCKET, syscall.AF_INET, kind|nonBlocking, 0)
 	if errno != 0 {
 		return -1, errno
 	}
@@ -136,6 +156,32 @@ func listen() (fd, port int, err error) {
 		return 0, 0, fmt.Errorf("listening on a free port: %w", err)
 	}
 	return fd, port, nil
+}
+
+// listenDatagrams opens a UDP socket on a port of 127.0.0.1 that the kernel picks. It has room for what arrives while the
+// backend waits for a processor: what is lost there would be counted as the proxy's.
+func listenDatagrams() (fd, port int, err error) {
+	const room = 4 << 20
+	fd, err = syscall.Socket(syscall.AF_INET, syscall.SOCK_DGRAM|nonBlocking, 0)
+	if err != nil {
+		return 0, 0, fmt.Errorf("socket: %w", err)
+	}
+	if port, err = bind(fd); err != nil {
+		syscall.Close(fd)
+		return 0, 0, fmt.Errorf("taking a free UDP port: %w", err)
+	}
+	setOption(fd, syscall.SOL_SOCKET, syscall.SO_RCVBUF, room)      // as far as net.core.rmem_max lets it
+	setOption(fd, syscall.SOL_SOCKET, syscall.SO_RCVBUFFORCE, room) // root may have more
+	return fd, port, nil
+}
+
+// freeDatagramPort finds a UDP port for a proxy that is started at once. Nothing else here opens sockets meanwhile.
+func freeDatagramPort() (int, error) {
+	fd, port, err := listenDatagrams()
+	if err != nil {
+		return 0, err
+	}
+	return port, syscall.Close(fd)
 }
 
 // bind gives the socket a free port of 127.0.0.1.

@@ -119,20 +119,27 @@ func (r *Report) row(text *strings.Builder, m metric, workload string, row map[s
 	for _, t := range r.Targets {
 		switch s, ok := row[t]; {
 		case t == direct && !m.direct:
-		case !ok:
+		case !ok && r.ran(workload, t):
 			text.WriteString(" failed |")
+		case !ok:
+			text.WriteString(" – |")
 		default:
 			fmt.Fprintf(text, " %s |", s.Spread)
 		}
 	}
 	for _, ratio := range []*Spread{row[portgate].ToHAProxy, row[portgate].ToBetter} {
 		if ratio == nil {
-			text.WriteString(" |")
+			text.WriteString(" – |")
 		} else {
 			fmt.Fprintf(text, " **%.2f** (%.2f–%.2f) |", ratio.Median, ratio.Min, ratio.Max)
 		}
 	}
 	text.WriteString("\n")
+}
+
+// ran says whether the target was measured with the workload at all.
+func (r *Report) ran(workload, target string) bool {
+	return slices.ContainsFunc(r.Rounds, func(round Round) bool { return round.Workload == workload && round.Target == target })
 }
 
 // remarks say what the tables don't: what failed, and how quiet the machine was.
@@ -144,7 +151,7 @@ func (r *Report) remarks(text *strings.Builder) {
 		if round.Error != "" {
 			what = round.Error
 		} else if round.Failures > 0 {
-			what = fmt.Sprintf("%d connections failed in a round", round.Failures)
+			what = fmt.Sprintf("%d connections or sessions failed in a round", round.Failures)
 		}
 		if what != "" {
 			failed[fmt.Sprintf("%s, %s", round.Target, round.Workload)] = what

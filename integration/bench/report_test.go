@@ -32,7 +32,7 @@ func TestSpread(t *testing.T) {
 // TestRatiosAreTakenWithinRounds: a machine that slows down between two rounds must not show up in a ratio.
 func TestRatiosAreTakenWithinRounds(t *testing.T) {
 	t.Parallel()
-	w := workload{"work", exchanges, 1}
+	w := workload{"work", tcp, exchanges, 1}
 	var rounds []Round
 	for n, slowness := range []float64{1, 4, 2} {
 		for target, cpu := range map[string]float64{portgate: 10, haproxy: 20, nginx: 12} {

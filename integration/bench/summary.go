@@ -30,7 +30,7 @@ type metric struct {
 	name   string
 	more   bool // more is better
 	unit   func(kind) string
-	value  func(kind, Round) float64 // NaN where there is none
+	value  func(workload, Round) float64 // NaN where there is none
 	direct bool                      // there is a value without a proxy as well
 }
 
@@ -38,12 +38,13 @@ const gib = 1 << 30
 
 func metrics() []metric {
 	return []metric{
-		{"CPU of the proxy", false, perUnit, func(k kind, r Round) float64 { return cost(k, r, r.ProxyCPU) }, false},
+		{"CPU of the proxy", false, perUnit, func(w workload, r Round) float64 { return cost(w, r, r.ProxyCPU) }, false},
 		{"Throughput", true, rateUnit, rate, true},
-		{"CPU of the whole machine", false, perUnit, func(k kind, r Round) float64 { return cost(k, r, r.MachineCPU) }, true},
+		{"CPU of the whole machine", false, perUnit, func(w workload, r Round) float64 { return cost(w, r, r.MachineCPU) }, true},
 		{"Duration, median", false, inMicroseconds, durationOf(func(r Round) float64 { return r.P50 }), true},
 		{"Duration, 99th percentile", false, inMicroseconds, durationOf(func(r Round) float64 { return r.P99 }), true},
 		{"Duration, 99.9th percentile", false, inMicroseconds, durationOf(func(r Round) float64 { return r.P999 }), true},
+		{"Datagrams lost", false, func(kind) string { return "%" }, loss, true},
 		{"Memory", false, func(kind) string { return "KiB each" }, memory, false},
 	}
 }
@@ -66,39 +67,46 @@ func rateUnit(k kind) string {
 
 func inMicroseconds(kind) string { return "µs" }
 
-func cost(k kind, r Round, cpu float64) float64 {
+func cost(w workload, r Round, cpu float64) float64 {
 	switch {
-	case k == idle:
+	case w.kind == idle:
 		return math.NaN()
-	case isBulk(k):
+	case isBulk(w.kind):
 		return cpu / (float64(r.Bytes) / gib)
 	default:
 		return cpu * 1e6 / float64(r.Operations)
 	}
 }
 
-func rate(k kind, r Round) float64 {
+func rate(w workload, r Round) float64 {
 	switch {
-	case k == idle:
+	case w.kind == idle:
 		return math.NaN()
-	case isBulk(k):
+	case isBulk(w.kind):
 		return float64(r.Bytes) * 8 / 1e9 / r.Seconds
 	default:
 		return float64(r.Operations) / r.Seconds
 	}
 }
 
-func durationOf(quantile func(Round) float64) func(kind, Round) float64 {
-	return func(k kind, r Round) float64 {
-		if k == idle || isBulk(k) {
+func durationOf(quantile func(Round) float64) func(workload, Round) float64 {
+	return func(w workload, r Round) float64 {
+		if !w.kind.timed() {
 			return math.NaN()
 		}
 		return quantile(r)
 	}
 }
 
-func memory(k kind, r Round) float64 {
-	if k != idle {
+func loss(w workload, r Round) float64 {
+	if w.network != udp || w.kind == idle {
+		return math.NaN()
+	}
+	return 100 * float64(r.Lost) / float64(r.Lost+r.Operations)
+}
+
+func memory(w workload, r Round) float64 {
+	if w.kind != idle {
 		return math.NaN()
 	}
 	return float64(r.ResidentAfter-r.ResidentBefore) / float64(r.Connections)
@@ -141,7 +149,7 @@ func pick(rounds []Round, m metric, w workload, target string) []float64 {
 		if r.Workload != w.name || r.Target != target {
 			continue
 		}
-		value := m.value(w.kind, r)
+		value := m.value(w, r)
 		if r.Error != "" || math.IsInf(value, 0) {
 			value = math.NaN()
 		}
@@ -150,7 +158,7 @@ func pick(rounds []Round, m metric, w workload, target string) []float64 {
 	return values
 }
 
-// betterPeer returns which of HAProxy and nginx has the better median.
+// betterPeer returns which of HAProxy and nginx has the better median, or which has one at all.
 func betterPeer(values map[string][]float64, more bool) string {
 	a, b := spreadOf(values[haproxy]), spreadOf(values[nginx])
 	if a == nil || b != nil && (b.Median > a.Median) == more {

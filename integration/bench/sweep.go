@@ -22,7 +22,7 @@ func (b *bench) runSweep(ctx context.Context) ([]Round, error) {
 		if n > b.sweepMost {
 			break
 		}
-		work = append(work, workload{fmt.Sprintf("%d-byte exchanges, %d connections", exchangeBytes, n), exchanges, n})
+		work = append(work, workload{fmt.Sprintf("%d-byte exchanges, %d connections", exchangeBytes, n), tcp, exchanges, n})
 	}
 	s := *b
 	s.duration = b.sweepDuration
@@ -31,7 +31,7 @@ func (b *bench) runSweep(ctx context.Context) ([]Round, error) {
 
 // plotSweep draws two panels over the same axis: throughput above, and the 99th percentile below.
 func plotSweep(path string, rounds []Round) error {
-	throughput, err := panel(rounds, "exchanges per second", func(r Round) float64 { return rate(exchanges, r) })
+	throughput, err := panel(rounds, "exchanges per second", func(r Round) float64 { return rate(workload{kind: exchanges}, r) })
 	if err != nil {
 		return err
 	}

@@ -21,15 +21,21 @@ type target struct {
 	version func(programs) string
 	// command writes the configuration into dir and returns what to start; nil: the client talks to the backend itself.
 	command func(c start) ([]string, error)
+	udp     bool // it forwards UDP as well
+}
+
+// does says whether the target can be measured with the workload.
+func (t target) does(w workload) bool {
+	return (w.network == tcp || t.udp) && (w.kind != idle || t.command != nil)
 }
 
 // start is what a proxy needs to know.
 type start struct {
 	programs
-	dir      string
-	port     int
-	backend  netip.AddrPort
-	sessions int // the most there will be, as the limit of open files allows
+	listen   endpoint
+	backend  endpoint
+	sessions int    // the most there will be, as the limit of open files allows
+	dir      string // the proxy's own
 }
 
 // programs are the paths of what is compared.
@@ -47,15 +53,11 @@ const (
 // targets returns all of them. None writes an access log, and each ends a session after 10 minutes of silence, as far as it can.
 func targets() []target {
 	return []target{
-		{portgate, caddyVersion, caddyCommand("gate+tcp", func(backend string) object {
-			return object{"handler": "forward", "to": []string{backend}, "idle_timeout": "10m"}
-		})},
-		{haproxy, haproxyVersion, haproxyCommand},
-		{nginx, nginxVersion, nginxCommand},
-		{caddyL4, caddyL4Version, caddyCommand("tcp", func(backend string) object {
-			return object{"handler": "proxy", "upstreams": []object{{"dial": []string{backend}}}}
-		})},
-		{direct, func(programs) string { return "no proxy" }, nil},
+		{portgate, caddyVersion, portgateCommand, true},
+		{haproxy, haproxyVersion, haproxyCommand, false},
+		{nginx, nginxVersion, nginxCommand, true},
+		{caddyL4, caddyL4Version, caddyL4Command, true},
+		{direct, func(programs) string { return "no proxy" }, nil, true},
 	}
 }
 
@@ -79,24 +81,49 @@ func findPrograms(caddy string) (programs, error) {
 
 type object map[string]any
 
-// caddyCommand runs the binary under test with one server on the network and one handler.
-func caddyCommand(network string, handler func(backend string) object) func(start) ([]string, error) {
-	return func(c start) ([]string, error) {
-		server := object{
-			"listen": []string{fmt.Sprintf("%s/127.0.0.1:%d", network, c.port)},
-			"routes": []object{{"handle": []object{handler(c.backend.String())}}},
-		}
-		config, err := json.MarshalIndent(object{
-			"admin":   object{"disabled": true, "config": object{"persist": false}},
-			"logging": object{"logs": object{"default": object{"level": "WARN", "exclude": []string{"layer4.log.access"}}}},
-			"apps":    object{"layer4": object{"servers": object{"bench": server}}},
-		}, "", "\t")
-		if err != nil {
-			return nil, err
-		}
-		path, err := writeConfig(c.dir, string(config))
-		return []string{c.caddy, "run", "--config", path}, err
+// portgateCommand has its clients share one address, and lifts the cap on the UDP sessions that one may have.
+func portgateCommand(c start) ([]string, error) {
+	forward := func(listen string, to string) object {
+		return serve(listen, object{"handler": "forward", "to": []string{to}, "idle_timeout": "10m"})
 	}
+	return caddyCommand(c, object{
+		"portgate": object{"udp_max_sessions_per_client": c.sessions},
+		"layer4": object{"servers": object{
+			tcp: forward(fmt.Sprint("gate+tcp/", c.listen.tcp), c.backend.tcp.String()),
+			udp: forward(fmt.Sprint("gate+udp/", c.listen.udp), fmt.Sprint("udp/", c.backend.udp)),
+		}},
+	})
+}
+
+func caddyL4Command(c start) ([]string, error) {
+	proxy := func(network string, listen, to netip.AddrPort) object {
+		server := serve(fmt.Sprint(network, "/", listen), object{"handler": "proxy", "upstreams": []object{{"dial": []string{fmt.Sprint(network, "/", to)}}}})
+		server["idle_timeout"] = "10m" // of UDP sessions
+		return server
+	}
+	return caddyCommand(c, object{"layer4": object{"servers": object{
+		tcp: proxy(tcp, c.listen.tcp, c.backend.tcp),
+		udp: proxy(udp, c.listen.udp, c.backend.udp),
+	}}})
+}
+
+// serve returns a server with one handler.
+func serve(listen string, handler object) object {
+	return object{"listen": []string{listen}, "routes": []object{{"handle": []object{handler}}}}
+}
+
+// caddyCommand runs the binary under test.
+func caddyCommand(c start, apps object) ([]string, error) {
+	config, err := json.MarshalIndent(object{
+		"admin":   object{"disabled": true, "config": object{"persist": false}},
+		"logging": object{"logs": object{"default": object{"level": "WARN", "exclude": []string{"layer4.log.access"}}}},
+		"apps":    apps,
+	}, "", "\t")
+	if err != nil {
+		return nil, err
+	}
+	path, err := writeConfig(c.dir, string(config))
+	return []string{c.caddy, "run", "--config", path}, err
 }
 
 func haproxyCommand(c start) ([]string, error) {
@@ -110,11 +137,11 @@ defaults
   timeout client 10m
   timeout server 10m
 frontend in
-  bind 127.0.0.1:%d
+  bind %s
   default_backend out
 backend out
   server backend %s
-`, c.sessions, c.port, c.backend))
+`, c.sessions, c.listen.tcp, c.backend.tcp))
 	return []string{c.haproxy, "-db", "-f", path}, err
 }
 
@@ -133,14 +160,18 @@ pid nginx.pid;
 error_log stderr;
 events { worker_connections %d; }
 stream {
+  proxy_connect_timeout 3s;
+  proxy_timeout 10m;
   server {
-    listen 127.0.0.1:%d reuseport;
+    listen %s reuseport;
     proxy_pass %s;
-    proxy_connect_timeout 3s;
-    proxy_timeout 10m;
+  }
+  server {
+    listen %s udp reuseport;
+    proxy_pass %s;
   }
 }
-`, load, runtime.NumCPU(), 2*c.sessions, c.port, c.backend))
+`, load, runtime.NumCPU(), 2*c.sessions, c.listen.tcp, c.backend.tcp, c.listen.udp, c.backend.udp))
 	return []string{c.nginx, "-p", c.dir, "-c", path, "-e", "stderr"}, err
 }
 
@@ -152,12 +183,12 @@ func writeConfig(dir, text string) (string, error) {
 // instance is a running target.
 type instance struct {
 	target
-	address netip.AddrPort
+	address endpoint
 	process *process // nil for direct
 	dir     string
 }
 
-// launch starts the target and waits until a byte makes its way through it and back.
+// launch starts the target and waits until a byte makes its way through it and back, on each network.
 func (t target) launch(ctx context.Context, c start) (*instance, error) {
 	i := &instance{target: t, address: c.backend}
 	if t.command == nil {
@@ -183,7 +214,7 @@ func (i *instance) launch(ctx context.Context, c start) (err error) {
 		return err
 	}
 	c.dir = i.dir
-	i.address = netip.AddrPortFrom(c.backend.Addr(), uint16(c.port))
+	i.address = c.listen
 	command, err := i.command(c)
 	if err != nil {
 		return err
@@ -201,7 +232,10 @@ func (i *instance) awaitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	for {
-		err := probe(ctx, i.address)
+		err := probe(ctx, tcp, i.address)
+		if err == nil && i.udp {
+			err = probe(ctx, udp, i.address)
+		}
 		if err == nil {
 			return nil
 		}
@@ -216,8 +250,8 @@ func (i *instance) awaitReady(ctx context.Context) error {
 }
 
 // probe sends one byte and wants it back.
-func probe(ctx context.Context, address netip.AddrPort) error {
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address.String())
+func probe(ctx context.Context, network string, address endpoint) error {
+	conn, err := new(net.Dialer).DialContext(ctx, network, address.of(network).String())
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,6 @@
 package main
 
-// kind is what the connections of a workload do once they are open.
+// kind is what the connections of a workload, or its UDP sessions, do once they are open.
 type kind int
 
 const (
@@ -10,42 +10,67 @@ const (
 	closes                // one byte and its echo, the backend closes, then the client does, and opens the next one
 	resets                // the same, but the client ends it with a reset
 	idle                  // nothing
+	flood                 // the client sends datagrams as fast as it can, the backend counts those that arrive
+	paced                 // the same, at a rate that every proxy can keep up with
 )
 
 // churns says whether connections come and go.
 func (k kind) churns() bool { return k == closes || k == resets }
 
+// oneWay says whether datagrams are counted where they arrive.
+func (k kind) oneWay() bool { return k == flood || k == paced }
+
+// timed says whether there is a duration of each operation.
+func (k kind) timed() bool { return k == exchanges || k.churns() }
+
+// The networks, as package net names them.
+const (
+	tcp = "tcp"
+	udp = "udp"
+)
+
 // workload is one row of the tables.
 type workload struct {
 	name        string
+	network     string
 	kind        kind
 	connections int // at the same time
 }
 
-const exchangeBytes = 64
+const (
+	exchangeBytes = 64
+	oneWayBytes   = 200
+
+	// pacedPerSecond takes a quarter to a half of a processor, so that what one datagram costs shows also where it wakes somebody.
+	pacedPerSecond = 50_000
+)
 
 // workloads returns the rows in the order in which they run and are shown.
 func workloads(idleSessions int) []workload {
 	return []workload{
-		{"bulk up, 4 connections", bulkUp, 4},
-		{"bulk down, 4 connections", bulkDown, 4},
-		{"64-byte exchanges, 1 connection", exchanges, 1},
-		{"64-byte exchanges, 4 connections", exchanges, 4},
-		{"64-byte exchanges, 64 connections", exchanges, 64},
-		{"64-byte exchanges, 1,000 connections", exchanges, 1000},
-		{"connect, 1 byte, close", closes, 32},
-		{"connect, 1 byte, reset", resets, 32},
-		{whole(float64(idleSessions)) + " idle sessions", idle, idleSessions},
+		{"bulk up, 4 connections", tcp, bulkUp, 4},
+		{"bulk down, 4 connections", tcp, bulkDown, 4},
+		{"64-byte exchanges, 1 connection", tcp, exchanges, 1},
+		{"64-byte exchanges, 4 connections", tcp, exchanges, 4},
+		{"64-byte exchanges, 64 connections", tcp, exchanges, 64},
+		{"64-byte exchanges, 1,000 connections", tcp, exchanges, 1000},
+		{"connect, 1 byte, close", tcp, closes, 32},
+		{"connect, 1 byte, reset", tcp, resets, 32},
+		{whole(float64(idleSessions)) + " idle sessions", tcp, idle, idleSessions},
+		{"UDP: 64-byte exchanges, 32 sessions", udp, exchanges, 32},
+		{"UDP: 200 bytes one way, flood, 8 sessions", udp, flood, 8},
+		{"UDP: 200 bytes one way, " + whole(pacedPerSecond) + "/s, 8 sessions", udp, paced, 8},
+		{"UDP: " + whole(float64(idleSessions)) + " idle sessions", udp, idle, idleSessions},
 	}
 }
 
 // sweepPoints are the numbers of connections in the plot.
 var sweepPoints = []int{1, 4, 16, 64, 256, 1000, 2000, 4000, 8000}
 
-// mode is what the backend is asked for.
+// mode is what the backend is asked for. A UDP session begins with an echo in any case.
 func (w workload) mode() byte {
 	switch w.kind {
-	case bulkUp:
+	case bulkUp, flood, paced:
 		return modeSink
 	case bulkDown:
 		return modeSource
@@ -56,11 +81,13 @@ func (w workload) mode() byte {
 	}
 }
 
-// messageBytes is the size of a connection's first message, of what comes back for it, and of each exchange.
+// messageBytes is the size of a connection's first message, of what comes back for it, and of each exchange or datagram.
 func (w workload) messageBytes() int {
 	switch w.kind {
 	case exchanges, idle:
 		return exchangeBytes
+	case flood, paced:
+		return oneWayBytes
 	default:
 		return 1
 	}
