@@ -26,7 +26,7 @@ const chunk = 128 << 10
 // backendCounts is what the backend tells.
 type backendCounts struct {
 	open      atomic.Int64 // connections
-	datagrams atomic.Int64 // that have arrived
+	datagrams atomic.Int64 // of modeSink that have arrived
 }
 
 // runBackend is the backend process. It prints the ports that it listens on, a TCP and a UDP port for each target so that
@@ -200,18 +200,20 @@ func (l *backendLoop) serve(fd int32, mode byte) {
 func (l *backendLoop) datagrams(fd int) {
 	const most = 64
 	var from syscall.RawSockaddrInet4
-	taken := 0
-	for taken < most {
+	sunk := 0
+	for range most {
 		n, errno := receiveFrom(fd, l.buffer, &from)
 		if errno != 0 { // nothing more, or an ICMP error that concerns one client
 			break
 		}
-		taken++
-		if n > 0 && l.buffer[0] == modeEcho {
+		switch {
+		case n > 0 && l.buffer[0] == modeEcho:
 			sendTo(fd, l.buffer[:n], &from)
+		case n == oneWayBytes && l.buffer[0] == modeSink: // what is cut has not arrived
+			sunk++
 		}
 	}
-	l.counts.datagrams.Add(int64(taken))
+	l.counts.datagrams.Add(int64(sunk))
 }
 
 // answer sends all at once or gives the connection up: nobody has more than one small message on its way.

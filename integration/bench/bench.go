@@ -26,7 +26,8 @@ type Round struct {
 	Operations int64   `json:"operations"` // exchanges, connections opened and closed, or datagrams that have arrived
 	Bytes      int64   `json:"bytes"`      // of bulk transfers
 	Failures   int64   `json:"failures"`
-	Lost       int64   `json:"lost"` // exchanges without an answer in time, or datagrams that have not arrived
+	Lost       int64   `json:"lost"` // exchanges that had no answer in time, or datagrams that never arrived
+	Sent       int64   `json:"sent"` // what may have been lost: exchanges, or datagrams, those of the warm-up included
 
 	// CPU seconds. The machine's includes the other three, kernel threads, and whatever else was running.
 	ProxyCPU     float64 `json:"proxy_cpu"`
@@ -144,6 +145,10 @@ func (b *bench) measure(ctx context.Context, at int, w workload) (r Round, err e
 			return r, err
 		}
 	}
+	_, arrived, err := b.backend.counts()
+	if err != nil {
+		return r, err
+	}
 	g, err := newGenerator(w, i.address.of(w.network), b.loops())
 	if err != nil {
 		return r, err
@@ -152,7 +157,8 @@ func (b *bench) measure(ctx context.Context, at int, w workload) (r Round, err e
 		if err := g.awaitOpen(ctx); err != nil {
 			g.stop()
 			r.Error = err.Error()
-			return r, b.backend.awaitQuiet(ctx)
+			_, err = b.backend.awaitQuiet(ctx)
+			return r, err
 		}
 	}
 	if w.kind == idle {
@@ -163,7 +169,12 @@ func (b *bench) measure(ctx context.Context, at int, w workload) (r Round, err e
 	durations := g.stop()
 	r.P50, r.P99, r.P999 = us(durations.quantile(.5)), us(durations.quantile(.99)), us(durations.quantile(.999))
 	r.Max = us(durations.max)
-	return r, errors.Join(err, b.backend.awaitQuiet(ctx))
+	all, quietErr := b.backend.awaitQuiet(ctx)
+	if w.kind.oneWay() { // those that were on their way when the round ended are not lost
+		r.Sent = g.totals().sent
+		r.Lost = r.Sent - (all - arrived)
+	}
+	return r, errors.Join(err, quietErr)
 }
 
 // holdIdle looks at the memory when the sessions have been idle for a while.
@@ -197,9 +208,7 @@ func (b *bench) work(ctx context.Context, g *generator, i *instance, r *Round) e
 	r.Bytes = after.bytes - before.bytes
 	r.Failures = after.failures - before.failures
 	r.Lost = after.lost - before.lost
-	if g.work.kind.oneWay() {
-		r.Lost = max(0, after.sent-before.sent-r.Operations)
-	}
+	r.Sent = r.Operations + r.Lost
 	r.ProxyCPU = (after.proxy - before.proxy).Seconds()
 	r.GeneratorCPU = (after.generator - before.generator).Seconds()
 	r.BackendCPU = (after.backend - before.backend).Seconds()
@@ -314,7 +323,7 @@ func startBackend(loops, ports int) (*backend, error) {
 	return b, nil
 }
 
-// counts asks how many connections are open, and how many datagrams have arrived so far.
+// counts asks how many connections are open, and how many one-way datagrams have arrived so far.
 func (b *backend) counts() (open, datagrams int64, err error) {
 	if _, err := io.WriteString(b.in, "\n"); err != nil {
 		return 0, 0, fmt.Errorf("backend: %w", err)
@@ -326,23 +335,23 @@ func (b *backend) counts() (open, datagrams int64, err error) {
 }
 
 // awaitQuiet waits until the backend has no connection any more and gets no datagrams, so that no target pays for the work
-// of the one before.
-func (b *backend) awaitQuiet(ctx context.Context) error {
+// of the one before. It returns how many datagrams there were.
+func (b *backend) awaitQuiet(ctx context.Context) (datagrams int64, err error) {
 	deadline := time.Now().Add(quietTimeout)
 	last := int64(-1)
 	for {
 		open, datagrams, err := b.counts()
 		switch {
 		case err != nil:
-			return err
+			return 0, err
 		case open == 0 && datagrams == last:
-			return nil
+			return datagrams, nil
 		case time.Now().After(deadline):
-			return fmt.Errorf("%v after the clients have left, %d connections to the backend are open, or datagrams still arrive", quietTimeout, open)
+			return 0, fmt.Errorf("%v after the clients have left, %d connections to the backend are open, or datagrams still arrive", quietTimeout, open)
 		}
 		last = datagrams
-		if err := sleep(ctx, 5*time.Millisecond); err != nil {
-			return err
+		if err := sleep(ctx, 10*time.Millisecond); err != nil {
+			return 0, err
 		}
 	}
 }

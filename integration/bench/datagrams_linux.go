@@ -48,7 +48,7 @@ func newDatagramLoop(p *poller, g *generator, sessions int) *datagramLoop {
 		poller: p, g: g, conns: make([]datagramConn, sessions),
 		message: bytes.Repeat([]byte{modeEcho}, exchangeBytes), buffer: make([]byte, 2*exchangeBytes),
 		load: g.message,
-		pace: pace{perSecond: float64(pacedPerSecond) * float64(sessions) / float64(g.work.connections)},
+		pace: pace{perSecond: int64(pacedPerSecond * sessions / g.work.connections)},
 	}
 }
 
@@ -225,15 +225,14 @@ func (l *datagramLoop) finish() {
 
 // pace says when to send.
 type pace struct {
-	perSecond float64
-	sent      int64
+	perSecond, sent int64
 }
 
 // paceMemory is for how long a client that was held up makes up for it: it would else send a burst that no pace has.
 const paceMemory = 2 * time.Millisecond
 
 // at returns how many datagrams there are from the epoch until now.
-func (p *pace) at(now time.Duration) int64 { return int64(p.perSecond * now.Seconds()) }
+func (p *pace) at(now time.Duration) int64 { return p.perSecond * now.Microseconds() / 1e6 }
 
 // due returns how many to send now, as if they were sent.
 func (p *pace) due(now time.Duration) int {

@@ -73,6 +73,30 @@ func TestBetterPeer(t *testing.T) {
 	}
 }
 
+// TestWhoDoesNoUDP: HAProxy has dashes, and Portgate is compared with nginx.
+func TestWhoDoesNoUDP(t *testing.T) {
+	t.Parallel()
+	r := Report{
+		Targets: []string{portgate, haproxy, nginx, caddyL4}, Workloads: []string{"work"},
+		Rounds: []Round{
+			{Workload: "work", Target: portgate, Seconds: 1, Operations: 1_000_000, ProxyCPU: 3, Sent: 1_250_000, Lost: 250_000},
+			{Workload: "work", Target: nginx, Seconds: 1, Operations: 1_000_000, ProxyCPU: 4, Sent: 1_000_000},
+			{Workload: "work", Target: caddyL4, Error: "broken"},
+		},
+	}
+	r.Summary = summarize(r.Rounds, []workload{{"work", udp, flood, 1}}, r.Targets)
+	text := r.markdown()
+	for _, want := range []string{
+		"| work | µs each | 3.00 | – | 4.00 | failed | – | **0.75** (0.75–0.75) |",
+		"| work | /s | 1,000,000 | – | 1,000,000 | failed | – | **1.00** (1.00–1.00) |",
+		"| work | % | 20.0 | – | 0 | failed | – | – |",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the tables have no line %q:\n%s", want, text)
+		}
+	}
+}
+
 func TestNumber(t *testing.T) {
 	t.Parallel()
 	for value, want := range map[float64]string{

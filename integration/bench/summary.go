@@ -31,10 +31,13 @@ type metric struct {
 	more   bool // more is better
 	unit   func(kind) string
 	value  func(workload, Round) float64 // NaN where there is none
-	direct bool                      // there is a value without a proxy as well
+	direct bool                          // there is a value without a proxy as well
 }
 
-const gib = 1 << 30
+const (
+	gib      = 1 << 30
+	lostName = "Datagrams lost"
+)
 
 func metrics() []metric {
 	return []metric{
@@ -44,7 +47,7 @@ func metrics() []metric {
 		{"Duration, median", false, inMicroseconds, durationOf(func(r Round) float64 { return r.P50 }), true},
 		{"Duration, 99th percentile", false, inMicroseconds, durationOf(func(r Round) float64 { return r.P99 }), true},
 		{"Duration, 99.9th percentile", false, inMicroseconds, durationOf(func(r Round) float64 { return r.P999 }), true},
-		{"Datagrams lost", false, func(kind) string { return "%" }, loss, true},
+		{lostName, false, func(kind) string { return "%" }, loss, true},
 		{"Memory", false, func(kind) string { return "KiB each" }, memory, false},
 	}
 }
@@ -102,7 +105,7 @@ func loss(w workload, r Round) float64 {
 	if w.network != udp || w.kind == idle {
 		return math.NaN()
 	}
-	return 100 * float64(r.Lost) / float64(r.Lost+r.Operations)
+	return 100 * float64(r.Lost) / float64(r.Sent)
 }
 
 func memory(w workload, r Round) float64 {
