@@ -1,5 +1,5 @@
 // Command bench compares Portgate with HAProxy, nginx (stream) and caddy-l4's own proxy handler, end to end: real processes,
-// real TCP connections over loopback. docs/performance.md says how to read what it prints. It runs on Linux.
+// real TCP connections and UDP sessions over loopback. docs/performance.md says how to read what it prints. It runs on Linux.
 //
 //	bench -caddy bin/caddy -json bench.json -sweep bench.png
 //
