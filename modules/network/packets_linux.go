@@ -74,6 +74,7 @@ type packetListener struct {
 	wildcard bool // the local addresses of datagrams are told
 
 	batch   *batch // nil while there is nothing to receive
+	flow    flow   // of the datagram that is being delivered
 	deliver func(f *flow, b []byte, truncated bool)
 	try     func(fd uintptr) bool
 	err     error
@@ -157,14 +158,14 @@ func (l *packetListener) tryReceive(fd uintptr) bool {
 }
 
 func (l *packetListener) deliverAll(b *batch, n int) {
-	var f flow
+	f := &l.flow
 	for i := range n {
 		m := &b.messages[i]
 		f.read(&b.names[i])
 		if l.wildcard {
 			f.local = b.controls[i].localAddress(int(m.Controllen))
 		}
-		l.deliver(&f, b.buffers[i][:m.size], m.Flags&unix.MSG_TRUNC != 0)
+		l.deliver(f, b.buffers[i][:m.size], m.Flags&unix.MSG_TRUNC != 0)
 		b.reset(i)
 	}
 }

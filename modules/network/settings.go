@@ -51,10 +51,10 @@ func (*Settings) CaddyModule() caddy.ModuleInfo {
 // Provision sets up the app.
 func (s *Settings) Provision(caddy.Context) error {
 	s.limits = defaultLimits
-	return errors.Join(
-		override(&s.limits.total, "udp_max_sessions", s.UDPMaxSessions),
-		override(&s.limits.perClient, "udp_max_sessions_per_client", s.UDPMaxSessionsPerClient),
-	)
+	if err := override(&s.limits.total, "udp_max_sessions", s.UDPMaxSessions); err != nil {
+		return err
+	}
+	return override(&s.limits.perClient, "udp_max_sessions_per_client", s.UDPMaxSessionsPerClient)
 }
 
 func override(limit *int, name string, option *int) error {

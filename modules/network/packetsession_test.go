@@ -1,0 +1,526 @@
+package network
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/portgate/caddy-portgate/modules/internal/session"
+)
+
+var lastListener atomic.Int32
+
+// newTestSocket returns a socket without a descriptor, with counts of its own.
+func newTestSocket(limits sessionLimits) *packetSocket {
+	counts := session.DatagramsOf(fmt.Sprintf("test:%d", lastListener.Add(1)))
+	s := newPacketSocket(&terms{limits: limits, counts: counts})
+	s.listener = &packetListener{addr: &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 53}}
+	return s
+}
+
+// from is a client.
+func from(n int) *flow { return &flow{client: mappedTo(byte(n)), port: uint32(1000 + n)} }
+
+// arrive is a datagram from the client. It returns the new session if it began one.
+func (s *packetSocket) arrive(n int, b []byte) *PacketSession {
+	s.deliver(from(n), b, false)
+	select {
+	case c := <-s.accepted:
+		c.counts = s.terms.Load().counts
+		c.remote, c.local = c.flow.remoteAddr(), s.listener.addr
+		return c
+	default:
+		return nil
+	}
+}
+
+func (s *packetSocket) dropped(reason session.DropReason) int64 {
+	return s.terms.Load().counts.Dropped[reason].Load()
+}
+
+func expectRead(t *testing.T, c *PacketSession, size int, want string) {
+	t.Helper()
+	b := make([]byte, size)
+	if n, err := c.Read(b); err != nil || string(b[:n]) != want {
+		t.Errorf("got %q, %v, want %q", b[:n], err, want)
+	}
+}
+
+func TestReadKeepsBoundaries(t *testing.T) {
+	t.Parallel()
+	s := newTestSocket(defaultLimits)
+	c := s.arrive(1, []byte("first"))
+	for _, b := range []string{"", "second", "third"} {
+		s.arrive(1, []byte(b))
+	}
+	expectRead(t, c, 100, "first")
+	expectRead(t, c, 100, "")
+	expectRead(t, c, 4, "seco")
+	expectRead(t, c, 100, "nd")
+	expectRead(t, c, 100, "third")
+}
+
+func TestAttachGivesAgainWhatWasRead(t *testing.T) {
+	t.Parallel()
+	s := newTestSocket(defaultLimits)
+	c := s.arrive(1, []byte("first"))
+	s.arrive(1, nil)
+	s.arrive(1, []byte("third"))
+	expectRead(t, c, 100, "first")
+	expectRead(t, c, 100, "")
+	expectRead(t, c, 2, "th")
+	var got []string
+	receive := func(b []byte) { got = append(got, string(b)) }
+	if !c.Attach(receive, func(string) {}) {
+		t.Fatal("not attached")
+	}
+	if c.Attach(receive, func(string) {}) {
+		t.Error("attached twice")
+	}
+	s.arrive(1, []byte("fourth"))
+	if want := "first,,third,fourth"; strings.Join(got, ",") != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if n, err := c.Read(make([]byte, 10)); n != 0 || err != io.EOF {
+		t.Errorf("a read beside: %d, %v", n, err)
+	}
+	_ = c.Close()
+	s.arrive(1, []byte("fifth"))
+	if len(got) != 4 {
+		t.Error("received after the close")
+	}
+	if held := s.held.Load(); held != 5 {
+		t.Errorf("%d bytes are held, want those of the new session", held)
+	}
+}
+
+func TestAttachAfterTooMuchWasRead(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		size, count int
+		attaches    bool
+	}{
+		"what matchers may read": {2048, 9, true},
+		"more bytes":             {2048, 11, false},
+		"many":                   {1, 64, true},
+		"too many":               {1, 65, false},
+	} {
+		s := newTestSocket(defaultLimits)
+		c := s.arrive(1, make([]byte, test.size))
+		for i := range test.count {
+			if i > 0 {
+				s.arrive(1, make([]byte, test.size))
+			}
+			expectRead(t, c, test.size, string(make([]byte, test.size)))
+		}
+		if c.Attach(func([]byte) {}, func(string) {}) != test.attaches {
+			t.Errorf("%s: attached: %v", name, !test.attaches)
+		}
+		if !test.attaches && s.held.Load() != 0 {
+			t.Errorf("%s: %d bytes are held", name, s.held.Load())
+		}
+	}
+}
+
+func TestInboxIsBounded(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct{ first, size, fit int }{
+		"datagrams":           {1, 1, 64},
+		"empty ones":          {0, 0, 64},
+		"bytes":               {1 << 15, 1 << 15, 4},
+		"a large one is last": {1, 65507, 3},
+		"or alone":            {65507, 65507, 2},
+	} {
+		s := newTestSocket(defaultLimits)
+		c := s.arrive(1, make([]byte, test.first))
+		for range 99 {
+			s.arrive(1, make([]byte, test.size))
+		}
+		if got := s.dropped(session.DropQueueFull); got != int64(100-test.fit) {
+			t.Errorf("%s: %d were dropped, want %d", name, got, 100-test.fit)
+		}
+		received := 0
+		c.Attach(func([]byte) { received++ }, func(string) {})
+		if received != test.fit {
+			t.Errorf("%s: received %d, want %d", name, received, test.fit)
+		}
+	}
+}
+
+func TestInboxesTogetherAreBounded(t *testing.T) {
+	t.Parallel()
+	s := newTestSocket(sessionLimits{total: 1 << 20, perClient: 1 << 20})
+	large := make([]byte, 65000)
+	var sessions []*PacketSession
+	for n := range maxNew {
+		s.deliver(&flow{port: uint32(n)}, large, false)
+		s.deliver(&flow{port: uint32(n)}, large, false)
+		sessions = append(sessions, <-s.accepted)
+	}
+	if held := s.held.Load(); held > maxHeldBytes+int64(len(large))*maxNew || s.dropped(session.DropQueueFull) < 100 {
+		t.Errorf("%d bytes are held, %d datagrams were dropped", held, s.dropped(session.DropQueueFull))
+	}
+	for _, c := range sessions {
+		_ = c.Close()
+	}
+	if held := s.held.Load(); held != 0 {
+		t.Errorf("%d bytes are held when all is closed", held)
+	}
+}
+
+// The larger part of a flood finds its place taken by what comes after it, but never that of a client which was seen to receive.
+func TestFloodEvictsNoEstablishedSession(t *testing.T) {
+	t.Parallel()
+	s := newTestSocket(sessionLimits{total: 100, perClient: 100})
+	var ended []string
+	receiveNothing := func([]byte) {}
+	for n := range 3 {
+		c := s.arrive(n, []byte("hello"))
+		c.Attach(receiveNothing, func(reason string) { ended = append(ended, fmt.Sprint(n, " ", reason)) })
+		if n > 0 {
+			c.Answered()
+		}
+		if n > 1 {
+			s.arrive(n, []byte("thanks"))
+		}
+	}
+	for port := range 10_000 {
+		s.deliver(&flow{client: [16]byte{0: 0x20, 7: byte(port), 6: byte(port >> 8)}, port: uint32(port)}, nil, false)
+		if c := <-s.accepted; c.ended.Load() {
+			t.Fatal("the youngest has ended")
+		} else if port%2 == 0 {
+			c.Answered() // half of the flood even gets replies
+			if port > 5000 {
+				_ = c.Close()
+			}
+		}
+		if len(s.table.sessions) > 100 {
+			t.Fatalf("%d sessions", len(s.table.sessions))
+		}
+		if s.refs > 1100 { // those that have ended are closed by their handlers
+			break
+		}
+	}
+	if got := strings.Join(ended, ","); got != "0 evicted,1 evicted" {
+		t.Errorf("ended: %q", got)
+	}
+	if evicted := s.terms.Load().counts.Evicted.Load(); evicted < 500 {
+		t.Errorf("%d were counted", evicted)
+	}
+}
+
+func TestOneClientKeepsToItsOwn(t *testing.T) {
+	t.Parallel()
+	s := newTestSocket(sessionLimits{total: 100, perClient: 3})
+	other := s.arrive(1, nil)
+	var own []*PacketSession
+	for port := range uint32(5) {
+		s.deliver(&flow{client: mappedTo(2), port: port}, nil, false)
+		own = append(own, <-s.accepted)
+	}
+	for i, c := range append(own, other) {
+		if ended := c.ended.Load(); ended != (i < 2) {
+			t.Errorf("%d: ended: %v", i, ended)
+		}
+	}
+	for port := range uint32(5) { // all speak after a reply
+		if c := own[port]; !c.ended.Load() {
+			c.Answered()
+			s.deliver(&c.flow, nil, false)
+		}
+	}
+	s.deliver(&flow{client: mappedTo(2), port: 99}, nil, false)
+	if len(s.accepted) != 0 || s.dropped(session.DropClientLimit) != 1 {
+		t.Error("a fourth session of a client whose three are established")
+	}
+}
+
+func TestNewSessionsAreBounded(t *testing.T) {
+	t.Parallel()
+	s := newTestSocket(sessionLimits{total: 10_000, perClient: 10_000})
+	for port := range uint32(maxNew + 5) {
+		s.deliver(&flow{port: port}, nil, false) // would block if the queue were not looked at
+	}
+	if got := s.dropped(session.DropAcceptQueue); got != 5 || len(s.table.sessions) != maxNew {
+		t.Errorf("%d were dropped, and there are %d sessions", got, len(s.table.sessions))
+	}
+}
+
+// Handlers that take their time with sessions that have ended are not given more and more of them.
+func TestEndingSessionsAreBounded(t *testing.T) {
+	t.Parallel()
+	s := newTestSocket(sessionLimits{total: 10, perClient: 10})
+	var taken []*PacketSession
+	for port := range uint32(5000) {
+		s.deliver(&flow{port: port}, nil, false)
+		select {
+		case c := <-s.accepted:
+			taken = append(taken, c)
+		default:
+		}
+	}
+	if want := 10 + maxNew; len(taken) != want || s.dropped(session.DropSessionLimit) != int64(5000-want) {
+		t.Errorf("%d were taken, want %d; %d were dropped", len(taken), want, s.dropped(session.DropSessionLimit))
+	}
+	for _, c := range taken {
+		_ = c.Close()
+	}
+	if s.deliver(&flow{port: 1}, nil, false); len(s.accepted) != 1 {
+		t.Error("no new session when all are closed")
+	}
+}
+
+func TestClosedSessionMakesWay(t *testing.T) {
+	t.Parallel()
+	s := newTestSocket(defaultLimits)
+	c := s.arrive(1, []byte("one"))
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := c.Close(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("a second close: %v", err)
+	}
+	if n, err := c.Write([]byte("late")); n != 0 || !errors.Is(err, net.ErrClosed) {
+		t.Errorf("a write: %d, %v", n, err)
+	}
+	if c.Attach(func([]byte) {}, func(string) {}) {
+		t.Error("attached to a closed session")
+	}
+	next := s.arrive(1, []byte("two"))
+	if next == nil || next == c {
+		t.Fatal("no new session")
+	}
+	expectRead(t, next, 10, "two")
+}
+
+func TestClosedMayClose(t *testing.T) {
+	t.Parallel()
+	s := newTestSocket(sessionLimits{total: 1, perClient: 1})
+	c := s.arrive(1, nil)
+	ends := 0
+	c.Attach(func([]byte) {}, func(reason string) {
+		ends++
+		_ = c.Close()
+	})
+	s.arrive(2, nil)
+	s.arrive(3, nil)
+	if ends != 1 {
+		t.Errorf("ended %d times", ends)
+	}
+	if s.refs != 3 { // the socket, the session of 2 that has ended and that of 3
+		t.Errorf("%d references", s.refs)
+	}
+}
+
+func TestDetachedConnStays(t *testing.T) {
+	t.Parallel()
+	s := newTestSocket(defaultLimits)
+	c := s.arrive(1, nil)
+	conn := c.forServer().(*PacketConn)
+	detached, ok := conn.Detach()
+	if !ok || detached != net.Conn(c) {
+		t.Errorf("got %v, %v", detached, ok)
+	}
+	if err := conn.Close(); !errors.Is(err, net.ErrClosed) || c.ended.Load() {
+		t.Errorf("the close: %v", err)
+	}
+	_ = c.Close()
+
+	conn = s.arrive(2, nil).forServer().(*PacketConn)
+	if err := conn.Close(); err != nil || !conn.session.ended.Load() {
+		t.Errorf("the close of one that was not detached: %v", err)
+	}
+	if _, ok := conn.Detach(); ok {
+		t.Error("detached after the close")
+	}
+}
+
+func TestReadDeadline(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestSocket(defaultLimits)
+		c := s.arrive(1, []byte("x"))
+		b := make([]byte, 10)
+		start := time.Now()
+		_ = c.SetReadDeadline(start.Add(3 * time.Second))
+		expectRead(t, c, 10, "x")
+		if _, err := c.Read(b); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) != 3*time.Second {
+			t.Errorf("got %v after %v", err, time.Since(start))
+		}
+		var timeout net.Error
+		if _, err := c.Read(b); !errors.As(err, &timeout) || !timeout.Timeout() {
+			t.Errorf("the second time: %v", err)
+		}
+
+		// A deadline that is set wakes all who read, and one that is taken back lets them wait.
+		var readers sync.WaitGroup
+		_ = c.SetReadDeadline(time.Time{})
+		for range 3 {
+			readers.Go(func() {
+				if _, err := c.Read(b[:0]); !errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("got %v", err)
+				}
+			})
+		}
+		synctest.Wait()
+		_ = c.SetDeadline(time.Now())
+		readers.Wait()
+		_ = c.SetReadDeadline(time.Time{})
+		s.arrive(1, []byte("y"))
+		expectRead(t, c, 10, "y")
+	})
+}
+
+func TestIdleSessionEnds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestSocket(defaultLimits)
+		c := s.arrive(1, nil)
+		start := time.Now()
+		expectRead(t, c, 10, "")
+		go func() {
+			time.Sleep(50 * time.Second)
+			s.arrive(1, []byte("still there"))
+		}()
+		expectRead(t, c, 100, "still there")
+		if n, err := c.Read(make([]byte, 10)); n != 0 || err != io.EOF || time.Since(start) != 110*time.Second {
+			t.Errorf("got %d, %v after %v", n, err, time.Since(start))
+		}
+		if s.arrive(1, nil) == nil {
+			t.Error("no new session")
+		}
+		_ = c.Close()
+	})
+}
+
+func TestEndWakesReaders(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(*PacketSession){
+		"close":   func(c *PacketSession) { _ = c.Close() },
+		"evicted": func(c *PacketSession) { c.end("evicted") },
+		"attach":  func(c *PacketSession) { c.Attach(func([]byte) {}, func(string) {}) },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newTestSocket(defaultLimits)
+			c := s.arrive(1, nil)
+			expectRead(t, c, 10, "")
+			var readers sync.WaitGroup
+			for range 3 {
+				readers.Go(func() {
+					if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+						t.Errorf("%s: %v", name, err)
+					}
+				})
+			}
+			synctest.Wait()
+			start := time.Now()
+			end(c)
+			readers.Wait()
+			if time.Since(start) != 0 {
+				t.Errorf("%s: only after %v", name, time.Since(start))
+			}
+		})
+	}
+}
+
+// TestSessionsInAnyOrder has everything that may happen to sessions happen at the same time.
+func TestSessionsInAnyOrder(t *testing.T) {
+	t.Parallel()
+	s := newTestSocket(sessionLimits{total: 8, perClient: 4})
+	var handlers sync.WaitGroup
+	var received, given atomic.Int64
+	handle := func(c *PacketSession, kind int) {
+		defer func() { _ = c.Close() }()
+		b := make([]byte, 100)
+		_ = c.SetReadDeadline(time.Now().Add(time.Duration(kind%3) * time.Millisecond))
+		if kind%2 == 0 {
+			n, _ := c.Read(b)
+			if n > 0 && !bytes.Equal(b[:n], bytes.Repeat(b[:1], n)) {
+				t.Errorf("got %q", b[:n])
+			}
+		}
+		closed := make(chan string, 2)
+		var in atomic.Bool
+		ok := c.Attach(func(b []byte) {
+			if in.Swap(true) {
+				t.Error("received two at a time")
+			}
+			received.Add(1)
+			in.Store(false)
+		}, func(reason string) { closed <- reason })
+		if !ok {
+			return
+		}
+		c.Answered()
+		if kind%5 == 0 {
+			<-closed
+		}
+	}
+	go func() {
+		defer close(s.stopped)
+		defer close(s.accepted)
+		for n := range 20_000 {
+			s.deliver(&flow{client: mappedTo(byte(n % 7)), port: uint32(n % 5)}, bytes.Repeat([]byte{'a' + byte(n%20)}, n%90), false)
+			given.Add(1)
+		}
+		s.mu.Lock()
+		sessions := s.table.sessions
+		s.table = newTable()
+		s.mu.Unlock()
+		for _, c := range sessions {
+			c.end("drain")
+		}
+	}()
+	kind := 0
+	for c := range s.accepted {
+		kind++
+		this := kind
+		handlers.Go(func() { handle(c, this) })
+	}
+	handlers.Wait()
+	if s.refs != 1 || s.held.Load() != 0 {
+		t.Errorf("%d references, %d bytes are left", s.refs, s.held.Load())
+	}
+	if received.Load() == 0 {
+		t.Error("nothing was received")
+	}
+}
+
+func TestErrorsDoNotEndTheReceiveLoop(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestSocket(defaultLimits)
+		var pauses []time.Duration
+		last := time.Now()
+		go s.loop(func() error {
+			pauses = append(pauses, time.Since(last))
+			last = time.Now()
+			if len(pauses) == 5 {
+				return nil // something was received
+			}
+			return syscall.ENOMEM
+		})
+		time.Sleep(time.Second)
+		close(s.stop) // ends the pause too
+		start := time.Now()
+		<-s.stopped
+		if time.Since(start) != 0 {
+			t.Errorf("stopped after %v", time.Since(start))
+		}
+		for i, want := range []time.Duration{0, 0, 5, 10, 20, 0, 0, 5, 10, 20, 40, 80, 100, 100} {
+			if pauses[i] != want*time.Millisecond {
+				t.Errorf("before %d: a pause of %v, want %dms", i, pauses[i], want)
+			}
+		}
+	})
+}
