@@ -21,12 +21,11 @@ type port struct {
 func (p packetPair) newPort(t testing.TB) port {
 	t.Helper()
 	own := p.listen(t)
-	dialer := net.Dialer{Control: shared}
-	holder, err := dialer.Dial("udp", own.LocalAddr().String())
+	holder, err := net.DialUDP("udp", nil, own.LocalAddr().(*net.UDPAddr))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { holder.Close() })
+	reserve(t, holder)
 	return port{holder.LocalAddr().(*net.UDPAddr), p}
 }
 

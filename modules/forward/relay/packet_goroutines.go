@@ -146,6 +146,7 @@ func (g *packetGoroutines) sendUp(b []byte) {
 	switch {
 	case err == nil:
 		g.sentUp(n)
+	case g.ctx.Err() != nil: // cut
 	case errors.Is(err, syscall.ECONNREFUSED):
 		g.refused(err)
 	default:

@@ -107,11 +107,13 @@ func (c *queuedClient) run() {
 	defer close(c.over)
 	buf := make([]byte, packetSize)
 	for {
-		n, _, err := c.sock.ReadFromUDPAddrPort(buf)
+		n, from, err := c.sock.ReadFromUDPAddrPort(buf)
 		if err != nil {
 			return
 		}
-		c.deliver(buf[:n])
+		if from == c.remote { // a port is soon given to somebody else
+			c.deliver(buf[:n])
+		}
 	}
 }
 

@@ -81,3 +81,17 @@ func shared(_, _ string, raw syscall.RawConn) (err error) {
 	}
 	return err
 }
+
+// reserve keeps a port that a socket has from others, but not from sockets that are shared.
+func reserve(t testing.TB, holder *net.UDPConn) {
+	t.Helper()
+	t.Cleanup(func() { holder.Close() })
+	raw, err := holder.SyscallConn()
+	if err == nil {
+		// Not before it has its port: the kernel might give it one that others share.
+		err = shared("", "", raw)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -17,5 +17,7 @@ func listenDeaf(t testing.TB) net.Listener {
 
 func unread(testing.TB, syscall.Conn) int { return 1 }
 
-// shared does nothing: others might get the port meanwhile.
+// shared and reserve do nothing here: others might get the port meanwhile.
 func shared(_, _ string, _ syscall.RawConn) error { return nil }
+
+func reserve(_ testing.TB, holder *net.UDPConn) { holder.Close() }
