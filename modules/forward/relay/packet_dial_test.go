@@ -122,7 +122,7 @@ func TestPacketUpstreamThatMoves(t *testing.T) {
 			s.knock()
 			return n.calls() == 4
 		})
-		for i := 2; i < 4; i++ {
+		for i := 1; i < 4; i++ {
 			if pause := n.at[i].Sub(n.at[i-1]); pause < askInterval {
 				t.Errorf("asked again after %s", pause)
 			}

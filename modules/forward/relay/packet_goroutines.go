@@ -99,7 +99,7 @@ func (g *packetGoroutines) use(conn *net.UDPConn) bool {
 	if cut {
 		former = conn
 	} else {
-		g.state.upstream = conn
+		g.state.upstream, g.state.nextAsk = conn, g.age()+askInterval
 	}
 	g.state.Unlock()
 	if former != nil {

@@ -251,7 +251,11 @@ func TestMaxRepliesCountsWhatWasSent(t *testing.T) {
 func TestPacketSocketIsNotItsOwnUpstream(t *testing.T) {
 	t.Parallel()
 	addr := packetEngines[0].newPort(t).addr
-	for range 300_000 {
+	attempts := 300_000
+	if raceDetector {
+		attempts = 100_000
+	}
+	for range attempts {
 		fd, err := connectPackets(addr)
 		if err != nil {
 			t.Fatal(err)
