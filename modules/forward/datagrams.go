@@ -28,6 +28,8 @@ func (h *Handler) datagrams(sess *session.Session, client net.Conn, walk func() 
 		Limits:        h.datagramLimits,
 		MaxReplies:    int64(h.maxReplies),
 		MaxReplyRatio: h.maxReplyRatio,
+		AllowUp:       sess.Limits().AllowUp,
+		AllowDown:     sess.Limits().AllowDown,
 		Name:          sess.ID,
 		Done: func(result relay.PacketResult) {
 			line.remove(sess)
@@ -49,6 +51,7 @@ var dropReasons = map[relay.Drop]session.DropReason{
 	relay.DropQueueFull:       session.DropQueueFull,
 	relay.DropUpstreamFull:    session.DropUpstreamFull,
 	relay.DropUpstreamRefused: session.DropUpstreamRefused,
+	relay.DropLimited:         session.DropLimited,
 	relay.DropReplyRatio:      session.DropReplyRatio,
 	relay.DropSendFailed:      session.DropSendFailed,
 }

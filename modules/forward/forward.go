@@ -209,6 +209,8 @@ func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, client net.C
 		},
 		Limits:    h.limits,
 		KeepAlive: h.keepAlive,
+		PaceUp:    sess.Limits().PaceUp,
+		PaceDown:  sess.Limits().PaceDown,
 		Name:      sess.ID,
 		Done:      func(result relay.Result) { sess.End(ended(result.Reason, result.Connect, result.Err)) },
 	})

@@ -20,6 +20,7 @@ const (
 	DropTruncated                         // larger than a datagram can be received
 	DropUpstreamFull                      // the upstream socket takes no more
 	DropUpstreamRefused                   // nobody listens at the upstream's address
+	DropLimited                           // a rate limit
 	DropReplyRatio                        // more replies than an unproven client may get
 	DropSendFailed                        // the system did not send it to the client
 	dropReasons
@@ -28,7 +29,7 @@ const (
 func (r DropReason) String() string {
 	return [...]string{
 		"queue_full", "accept_queue", "session_limit", "client_limit", "truncated",
-		"upstream_full", "upstream_refused", "reply_ratio", "send_failed",
+		"upstream_full", "upstream_refused", "limited", "reply_ratio", "send_failed",
 	}[r]
 }
 
