@@ -113,7 +113,8 @@ type PacketResult struct {
 	// Err is why there was no upstream. It is nil where there was one.
 	Err error
 
-	// Connect is the time from NewPacket until the upstream was known, or given up.
+	// Connect is the time from NewPacket until the upstream was known, or given up. It is zero where the relay
+	// was closed before, unless Err says that it was while Next was called.
 	Connect time.Duration
 
 	PacketStats

@@ -115,7 +115,9 @@ func TestPacketCloseBeforeRun(t *testing.T) {
 		s.relay.Close(adminClosed)
 		s.relay.Close("later")
 		s.run()
-		s.want(adminClosed)
+		if r := s.want(adminClosed); r.Err == nil && r.Connect != 0 {
+			t.Errorf("connected: %+v", r)
+		}
 	})
 }
 
@@ -196,8 +198,8 @@ func TestPacketEviction(t *testing.T) {
 			})
 			s.network.evict()
 			s.run()
-			if r := s.want(Evicted); r.Err != nil {
-				t.Errorf("error: %v", r.Err)
+			if r := s.want(Evicted); r.Err != nil || r.Connect != 0 {
+				t.Errorf("result: %+v", r)
 			}
 		})
 		t.Run("while Next blocks", func(t *testing.T) {

@@ -38,14 +38,15 @@ func (r *PacketRelay) runGoroutines() {
 	}
 	g.schedule()
 	conn, err := g.dial(nil)
-	r.connect = r.age()
 	if err != nil {
+		g.connect = g.age()
 		g.because(connectReason(err))
 		g.end(err)
 		return
 	}
 	g.touch(g.age())
 	if g.use(conn) {
+		g.connect = g.age()
 		g.schedule()
 		var down sync.WaitGroup
 		down.Go(g.down)

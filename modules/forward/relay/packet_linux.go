@@ -72,7 +72,6 @@ func (r *PacketRelay) runLoop() bool {
 	if !client.Attach(f.receive, f.clientClosed) {
 		f.cancel()
 		_ = client.Close()
-		r.connect = r.age()
 		r.done(Evicted, nil)
 		return true
 	}

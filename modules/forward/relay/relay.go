@@ -13,6 +13,9 @@
 // In both, each direction adapts: small messages go through a buffer that is held only while there
 // is something to move, bulk between two sockets goes through splice(2) where the system has it.
 // A connection that is not a socket (TLS, for example) is read into a pooled buffer.
+//
+// A [PacketRelay] does the same for a session of datagrams, with the same loops for clients that are a
+// [PacketClient].
 package relay
 
 import (
