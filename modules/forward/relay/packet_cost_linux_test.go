@@ -35,19 +35,7 @@ func TestPacketDescriptorsComeBack(t *testing.T) {
 			t.Run("warm up", func(t *testing.T) { p.open(t) })
 			before := len(descriptors(t))
 			for name, end := range packetEnds {
-				t.Run(name, func(t *testing.T) {
-					for range 50 {
-						var l Limits
-						if end == nil {
-							l.Idle = time.Millisecond
-						}
-						s := p.open(t, packetLimits(l))
-						if end != nil {
-							end(s)
-						}
-						s.result()
-					}
-				})
+				t.Run(name, func(t *testing.T) { openAndEndPackets(t, p, 50, end) })
 			}
 			t.Run("no upstream", func(t *testing.T) {
 				for range 50 {
@@ -66,6 +54,23 @@ func TestPacketDescriptorsComeBack(t *testing.T) {
 			})
 			eventually(t, "all descriptors closed", func() bool { return len(descriptors(t)) <= before })
 		})
+	}
+}
+
+func openAndEndPackets(t *testing.T, p packetPair, n int, end func(*packetSession)) {
+	var l Limits
+	if end == nil {
+		l.Idle, end = time.Second, func(*packetSession) {}
+	}
+	sessions := make([]*packetSession, n)
+	for i := range sessions {
+		sessions[i] = p.open(t, packetLimits(l))
+	}
+	for _, s := range sessions {
+		end(s)
+	}
+	for _, s := range sessions {
+		s.result()
 	}
 }
 

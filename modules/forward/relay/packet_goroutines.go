@@ -198,11 +198,18 @@ func (g *packetGoroutines) refused(err error) {
 	g.drop(DropUpstreamRefused)
 	g.state.Lock()
 	defer g.state.Unlock()
-	if g.state.asking || g.age() < g.state.nextAsk {
+	if g.state.asking {
 		return
 	}
 	g.state.asking = true
-	g.asks.Go(func() { g.ask(err) })
+	pause := g.state.nextAsk - g.age()
+	g.asks.Go(func() {
+		select {
+		case <-time.After(pause):
+			g.ask(err)
+		case <-g.ctx.Done():
+		}
+	})
 }
 
 func (g *packetGoroutines) ask(failed error) {
