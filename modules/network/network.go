@@ -1,11 +1,15 @@
-// Package network provides gate+tcp, a network for listen addresses: gate+tcp/127.0.0.1:8080 is what
-// tcp/127.0.0.1:8080 is, made safe to reload and to attack.
+// Package network provides gate+tcp and gate+udp, networks for listen addresses: gate+tcp/127.0.0.1:8080 is
+// what tcp/127.0.0.1:8080 is, made safe to reload and to attack.
 //
-//   - All configs share one listening socket per address, so no reload throws an accept queue away.
+//   - All configs share one socket per address, so no reload throws an accept queue, or what waits in a receive
+//     buffer, away.
 //   - Each config has a generation of the listener. The oldest one that lives accepts, so a config that is
 //     rejected after it has opened its listeners has accepted nothing.
 //   - No error ends the accepting before the listener is closed: when descriptors or memory run out, the
 //     address answers again as soon as there are some.
+//
+// A listener of gate+udp accepts sessions of clients. Its receive loop never blocks, and what it remembers of
+// clients is bounded.
 //
 // The socket has no SO_REUSEPORT: a second process gets "address already in use" instead of a share of the
 // connections.

@@ -79,7 +79,7 @@ func dialUDP(t testing.TB, to net.Addr) *net.UDPConn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	return conn.(*net.UDPConn)
 }
 
@@ -154,7 +154,7 @@ func TestSessionsPerLocalAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = client.Close() }()
-	_ = client.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = client.SetDeadline(time.Now().Add(time.Minute))
 	for _, host := range []byte{2, 3} {
 		to := &net.UDPAddr{IP: net.IPv4(127, 0, 0, host), Port: int(port(g.Addr()))}
 		if _, err := client.WriteTo([]byte{host}, to); err != nil {
@@ -182,14 +182,14 @@ func TestReceiveLoopNeverBlocks(t *testing.T) {
 	_ = accept(t, g) // the pending one, which nobody reads either
 	conn := accept(t, g)
 	hear(t, conn, "x")
-	for i := range 1000 {
+	for i := range 200 {
 		say(t, silent, "x")
 		say(t, pending, "x")
 		want := fmt.Sprint(i)
 		say(t, client, want)
 		hear(t, conn, want)
 	}
-	if dropped := g.terms.counts.Dropped[session.DropQueueFull].Load(); dropped != 2*(1001-maxWaiting) {
+	if dropped := g.terms.counts.Dropped[session.DropQueueFull].Load(); dropped != 2*(201-maxWaiting) {
 		t.Errorf("%d were dropped", dropped)
 	}
 }
@@ -333,7 +333,7 @@ func TestBurstsStayInOrder(t *testing.T) {
 		select {
 		case b := <-got:
 			received = append(received, b)
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("only %v arrived", received)
 		}
 	}
