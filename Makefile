@@ -63,7 +63,7 @@ test-bench: test-deps ## check that the benchmark measures everything it should
 	cd integration/bench && $(static) go test -count=1 -timeout 10m ./...
 
 # For docs/performance.md: BENCHFLAGS='-markdown docs/performance.md -sweep docs/performance.png'.
-bench: build ## compare with HAProxy, nginx and caddy-l4, in about 8 minutes; BENCHFLAGS=-help
+bench: build ## compare with HAProxy, nginx and caddy-l4, in about 9 minutes; BENCHFLAGS=-help
 	./scripts/test-deps.sh haproxy libnginx-mod-stream nginx
 	cd integration/bench && $(static) go build -o ../../bin/bench .
 	./bin/bench -caddy bin/caddy -json bin/bench.json -sweep bin/bench.png $(BENCHFLAGS)

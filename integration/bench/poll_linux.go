@@ -161,7 +161,7 @@ func listen() (fd, port int, err error) {
 // listenDatagrams opens a UDP socket on a port of 127.0.0.1 that the kernel picks. It has room for what arrives while the
 // backend waits for a processor: what is lost there would be counted as the proxy's.
 func listenDatagrams() (fd, port int, err error) {
-	const room = 4 << 20
+	const room = 32 << 20
 	fd, err = syscall.Socket(syscall.AF_INET, syscall.SOCK_DGRAM|nonBlocking, 0)
 	if err != nil {
 		return 0, 0, fmt.Errorf("socket: %w", err)
