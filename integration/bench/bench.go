@@ -157,7 +157,7 @@ func (b *bench) measure(ctx context.Context, at int, w workload) (r Round, err e
 		if err := g.awaitOpen(ctx); err != nil {
 			g.stop()
 			r.Error = err.Error()
-			_, err = b.backend.awaitQuiet(ctx)
+			_, err = b.backend.awaitQuiet(ctx, arrived)
 			return r, err
 		}
 	}
@@ -169,10 +169,10 @@ func (b *bench) measure(ctx context.Context, at int, w workload) (r Round, err e
 	durations := g.stop()
 	r.P50, r.P99, r.P999 = us(durations.quantile(.5)), us(durations.quantile(.99)), us(durations.quantile(.999))
 	r.Max = us(durations.max)
-	all, quietErr := b.backend.awaitQuiet(ctx)
+	sent := g.totals().sent
+	all, quietErr := b.backend.awaitQuiet(ctx, arrived+sent)
 	if w.kind.oneWay() { // those that were on their way when the round ended are not lost
-		r.Sent = g.totals().sent
-		r.Lost = r.Sent - (all - arrived)
+		r.Sent, r.Lost = sent, arrived+sent-all
 	}
 	return r, errors.Join(err, quietErr)
 }
@@ -334,29 +334,34 @@ func (b *backend) counts() (open, datagrams int64, err error) {
 	return open, datagrams, nil
 }
 
-// awaitQuiet waits until the backend has no connection any more and gets no datagrams, so that no target pays for the work
-// of the one before. It returns how many datagrams there were.
-func (b *backend) awaitQuiet(ctx context.Context) (datagrams int64, err error) {
-	deadline := time.Now().Add(quietTimeout)
-	last := int64(-1)
+// awaitQuiet waits until the backend has no connection any more, and all datagrams, or none that comes for a while, so that no
+// target pays for the work of the one before. It returns how many datagrams there were.
+func (b *backend) awaitQuiet(ctx context.Context, all int64) (datagrams int64, err error) {
+	began := time.Now()
+	last, since := int64(-1), began
 	for {
 		open, datagrams, err := b.counts()
+		if datagrams != last {
+			last, since = datagrams, time.Now()
+		}
 		switch {
 		case err != nil:
 			return 0, err
-		case open == 0 && datagrams == last:
+		case open == 0 && (datagrams >= all || time.Since(since) > quietTime):
 			return datagrams, nil
-		case time.Now().After(deadline):
+		case time.Since(began) > quietTimeout:
 			return 0, fmt.Errorf("%v after the clients have left, %d connections to the backend are open, or datagrams still arrive", quietTimeout, open)
 		}
-		last = datagrams
-		if err := sleep(ctx, 10*time.Millisecond); err != nil {
+		if err := sleep(ctx, 5*time.Millisecond); err != nil {
 			return 0, err
 		}
 	}
 }
 
-const quietTimeout = 20 * time.Second
+const (
+	quietTimeout = 20 * time.Second
+	quietTime    = 200 * time.Millisecond // a busy machine may leave a proxy or the backend without a processor for so long
+)
 
 // stop ends the backend, which ends with its stdin.
 func (b *backend) stop() {
