@@ -41,7 +41,7 @@ const (
 	exchangeBytes = 64
 	oneWayBytes   = 200
 
-	// pacedPerSecond takes a quarter to a half of a processor, so that what one datagram costs shows also where it wakes somebody.
+	// pacedPerSecond takes a proxy less than a processor, so that what one datagram costs shows also where it wakes somebody.
 	pacedPerSecond = 50_000
 )
 
