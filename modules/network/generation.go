@@ -89,6 +89,7 @@ func (g *generation) Accept() (net.Conn, error) {
 	}
 	g.accepting.Lock()
 	defer g.accepting.Unlock()
+	network, arrival := g.socket.Addr().Network(), new(session.Arrival)
 	for {
 		conn, err := g.socket.acceptFor(g)
 		if err != nil {
@@ -97,9 +98,8 @@ func (g *generation) Accept() (net.Conn, error) {
 		if g.steps == nil {
 			return conn.forServer(), nil
 		}
-		direct.Serve(g.steps, &session.Arrival{
-			Conn: conn, Network: g.socket.Addr().Network(), Listener: g.address, Client: conn.client(),
-		})
+		*arrival = session.Arrival{Conn: conn, Network: network, Listener: g.address, Client: conn.client()}
+		direct.Serve(g.steps, arrival)
 	}
 }
 

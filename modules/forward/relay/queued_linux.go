@@ -2,6 +2,7 @@ package relay
 
 import (
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,7 +14,9 @@ func queued(raw syscall.RawConn) (bytes int) {
 }
 
 func queuedFD(fd int) int {
-	bytes, _ := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+	var n int32
+	_, _, _ = syscall.RawSyscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCOUTQ, uintptr(unsafe.Pointer(&n)))
+	bytes := int(n)
 	if bytes == 0 {
 		return 0
 	}
