@@ -100,10 +100,9 @@ func certificate(t testing.TB) (cert, key string, pool *x509.CertPool) {
 func withTLS(t testing.TB, config gate.JSON) (gate.JSON, *tls.Config) {
 	t.Helper()
 	cert, key, pool := certificate(t)
-	apps := config["apps"].(gate.JSON).With("tls", gate.JSON{
+	return config.WithApp("tls", gate.JSON{
 		"certificates": gate.JSON{"load_pem": []gate.JSON{{"certificate": cert, "key": key}}},
-	})
-	return config.With("apps", apps), &tls.Config{RootCAs: pool, ServerName: "localhost"}
+	}), &tls.Config{RootCAs: pool, ServerName: "localhost"}
 }
 
 // startTLS forwards what the tls handler has decrypted, and opens a session.

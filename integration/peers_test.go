@@ -99,7 +99,12 @@ func dial(t testing.TB, addr string) *net.TCPConn {
 }
 
 // port is the client's port, by which the access log is searched.
-func port(conn net.Conn) int { return conn.LocalAddr().(*net.TCPAddr).Port }
+func port(conn net.Conn) int {
+	if udp, ok := conn.LocalAddr().(*net.UDPAddr); ok {
+		return udp.Port
+	}
+	return conn.LocalAddr().(*net.TCPAddr).Port
+}
 
 // messageSize is how many bytes an exchange sends each way.
 const messageSize = len("message ") + 16

@@ -16,6 +16,11 @@ func (j JSON) With(name string, value any) JSON {
 	return j
 }
 
+// WithApp returns a copy of a config with one more app.
+func (j JSON) WithApp(name string, app JSON) JSON {
+	return j.With("apps", j["apps"].(JSON).With(name, app))
+}
+
 // Server is a server of the layer4 app.
 type Server struct {
 	Listen          []string `json:"listen"`
@@ -41,6 +46,9 @@ func Listen(addr string, handlers ...JSON) Server {
 	}
 	return Server{Listen: []string{addr}, Routes: []Route{{Handle: handlers}}}
 }
+
+// ListenUDP is Listen for a gate+udp address.
+func ListenUDP(addr string, handlers ...JSON) Server { return Listen("gate+udp/"+addr, handlers...) }
 
 // Layer4 is a config with these servers and no other app.
 func Layer4(servers ...Server) JSON {

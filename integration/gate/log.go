@@ -20,6 +20,8 @@ type Session struct {
 	Upstream        string  `json:"upstream"`
 	BytesUp         int64   `json:"bytes_up"`
 	BytesDown       int64   `json:"bytes_down"`
+	DatagramsUp     int64   `json:"datagrams_up"`   // of UDP
+	DatagramsDown   int64   `json:"datagrams_down"` // of UDP
 	Duration        float64 `json:"duration"`
 	ConnectDuration float64 `json:"connect_duration"`
 	Status          int     `json:"status"`

@@ -13,7 +13,8 @@ import (
 // a load test leave hardly two free ports in a row for the minute that they stay in TIME_WAIT.
 const lowestPort, highestPort = 12000, 32000
 
-// ReservePort returns a TCP port that nobody else gets until the test is over. See the package comment.
+// ReservePort returns a port that nobody else gets until the test is over. See the package comment. It was free for UDP too, and what
+// it is reserved for there is up to the test: no other test gets it, and UDP clients' ports are in another range.
 func ReservePort(tb testing.TB) int {
 	tb.Helper()
 	return ReserveRange(tb, 1)
@@ -42,6 +43,10 @@ func reserveRange(tb testing.TB, first, n int) bool {
 		}
 	}
 	for port := first; port < first+n; port++ {
+		if !freeForUDP(port) {
+			release()
+			return false
+		}
 		fd, err := reserve(port)
 		if err != nil {
 			release()
@@ -67,6 +72,14 @@ func reserve(port int) (fd int, err error) {
 		syscall.Close(fd)
 	}
 	return fd, err
+}
+
+func freeForUDP(port int) bool {
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{Port: port})
+	if err == nil {
+		conn.Close()
+	}
+	return err == nil
 }
 
 // Loopback returns 127.0.0.1:port.

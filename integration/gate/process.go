@@ -38,7 +38,7 @@ type Process struct {
 type options struct {
 	flavour Flavour
 	files   int               // nofile limit, soft and hard; 0: inherited
-	hosts   string            // path of a file that the process sees as /etc/hosts
+	mounts  map[string]string // files that the process sees in place of the system's, by the path of these
 	env     map[string]string // on top of a small clean environment
 }
 
@@ -55,7 +55,12 @@ func WithFiles(n int) Option { return func(o *options) { o.files = n } }
 func WithEnv(name, value string) Option { return func(o *options) { o.env[name] = value } }
 
 // WithHosts shows the process another /etc/hosts, in a mount namespace of its own. The file may be rewritten (in place) later.
-func WithHosts(path string) Option { return func(o *options) { o.hosts = path } }
+func WithHosts(path string) Option { return func(o *options) { o.mounts["/etc/hosts"] = path } }
+
+// WithResolver is WithHosts for /etc/resolv.conf.
+func WithResolver(path string) Option {
+	return func(o *options) { o.mounts["/etc/resolv.conf"] = path }
+}
 
 // Start runs the config and waits until the admin endpoint shows it.
 func Start(tb testing.TB, config JSON, opts ...Option) *Process {
@@ -101,7 +106,7 @@ func (p *Process) encode(config JSON) []byte {
 
 func (p *Process) launch(opts []Option, args ...string) {
 	p.tb.Helper()
-	o := options{env: map[string]string{"PATH": os.Getenv("PATH"), "HOME": p.dir, "XDG_DATA_HOME": p.dir, "XDG_CONFIG_HOME": p.dir}}
+	o := p.defaults()
 	for _, opt := range opts {
 		opt(&o)
 	}
@@ -124,14 +129,21 @@ func (p *Process) launch(opts []Option, args ...string) {
 	p.tb.Cleanup(p.Stop)
 }
 
+func (p *Process) defaults() options {
+	return options{
+		mounts: make(map[string]string),
+		env:    map[string]string{"PATH": os.Getenv("PATH"), "HOME": p.dir, "XDG_DATA_HOME": p.dir, "XDG_CONFIG_HOME": p.dir},
+	}
+}
+
 // command is the binary itself, or a shell that sets what os/exec can't and then becomes the binary, so that the pid stays.
 func (o *options) command(binary string, args []string) *exec.Cmd {
 	var prepare []string
 	if o.files > 0 {
 		prepare = append(prepare, fmt.Sprintf("ulimit -n %d", o.files))
 	}
-	if o.hosts != "" {
-		prepare = append(prepare, fmt.Sprintf("mount --bind '%s' /etc/hosts", o.hosts))
+	for target, path := range o.mounts {
+		prepare = append(prepare, fmt.Sprintf("mount --bind '%s' %s", path, target))
 	}
 	cmd := exec.Command(binary, args...)
 	if len(prepare) > 0 {
@@ -139,7 +151,7 @@ func (o *options) command(binary string, args []string) *exec.Cmd {
 		cmd = exec.Command("sh", append([]string{"-c", script, binary}, args...)...)
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if o.hosts != "" {
+	if len(o.mounts) > 0 {
 		cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS // Go makes / private in it, so the mount stays inside
 	}
 	for name, value := range o.env {
@@ -246,7 +258,7 @@ func (p *Process) checkOutput() {
 func Run(tb testing.TB, flavour Flavour, args ...string) (stdout, stderr string, code int) {
 	tb.Helper()
 	p := newProcess(tb)
-	o := options{env: map[string]string{"PATH": os.Getenv("PATH"), "HOME": p.dir, "XDG_DATA_HOME": p.dir, "XDG_CONFIG_HOME": p.dir}}
+	o := p.defaults()
 	cmd := o.command(Binary(tb, flavour), args)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs

@@ -1,0 +1,102 @@
+package integration
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/portgate/caddy-portgate/integration/gate"
+)
+
+// hostile is the address of those that the others must not notice.
+const hostile = "127.0.0.66"
+
+// fromHostile is a gate+udp server in which hostile clients get handlers of their own, before others are forwarded.
+func fromHostile(addr, upstream string, handlers ...gate.JSON) gate.Server {
+	server := gate.ListenUDP(addr, gate.Forward(upstream))
+	server.Routes = append([]gate.Route{{Match: []gate.JSON{{"remote_ip": gate.JSON{"ranges": []string{hostile}}}}, Handle: handlers}}, server.Routes...)
+	return server
+}
+
+// FINDINGS F2: a client whose datagrams nobody takes does not block those of others.
+func TestFloodOfOneClientDisturbsNobody(t *testing.T) {
+	const nowhere = "nowhere.invalid:9"
+	silent := func(netip.AddrPort, []byte) []byte { return nil }
+	cases := map[string]struct {
+		handler  gate.JSON
+		resolver func(from netip.AddrPort, query []byte) []byte
+	}{
+		"its route closes":                     {gate.JSON{"handler": "close"}, silent},
+		"its upstream's name does not exist":   {gate.Forward(nowhere), noSuchName},
+		"its upstream's name gets no response": {gate.Forward(nowhere), silent},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			addr := gate.ReserveAddr(t)
+			p := gate.Start(t, gate.Layer4(fromHostile(addr, serveUDP(t, echoUDP), c.handler)), gate.WithoutRace(), withNameServer(t, c.resolver))
+			mustAnswerUDP(t, addr, peerTimeout)
+			friend := startAsking(dialUDP(t, addr), 10*time.Millisecond)
+			<-time.After(500 * time.Millisecond)
+
+			// From one port, and from many.
+			const atOnce, ports = 1000, 50
+			flood(t, addr, atOnce, 1)
+			took := mustAnswerUDP(t, addr, time.Second)
+			flood(t, addr, atOnce/ports, ports)
+			tookAgain := mustAnswerUDP(t, addr, time.Second)
+			if got := p.Metrics().Sum("caddy_portgate_datagrams_total", label("listener", addr), label("direction", "up")); got < 2*atOnce {
+				t.Errorf("%v datagrams have come, want all of the floods' %d", got, 2*atOnce)
+			}
+			<-time.After(500 * time.Millisecond) // what the floods have left behind
+			sent, answers := friend.finish(t)
+			t.Logf("a new client was answered after %v and %v, the other one's %d messages after %v at most", took, tookAgain, sent, answers[len(answers)-1])
+			if lost := sent - len(answers); lost > sent/100 {
+				t.Errorf("%d of %d datagrams of another client are lost, want at most 1 %%", lost, sent)
+			}
+		})
+	}
+}
+
+// flood sends datagrams back to back from each of so many ports.
+func flood(t testing.TB, addr string, n, ports int) {
+	t.Helper()
+	for range ports {
+		conn := dialUDPFrom(t, hostile, addr)
+		for i := range n {
+			if _, err := conn.Write(messageOf(uint64(i))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		conn.Close()
+	}
+}
+
+// withNameServer gives the process a name server that answers like this.
+func withNameServer(t testing.TB, handle func(from netip.AddrPort, query []byte) []byte) gate.Option {
+	t.Helper()
+	const dns = 53 // resolv.conf has no place for a port
+	var conn *net.UDPConn
+	for last := byte(1); conn == nil; last++ {
+		conn, _ = net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 53, 53, last), Port: dns})
+		if last == 255 {
+			t.Fatal("no 127.53.53.1 to 254 to listen on port 53: this test runs a name server there, run it as root")
+		}
+	}
+	conn.SetDeadline(time.Now().Add(peerTimeout))
+	answerUDP(t, conn, handle)
+	ip := conn.LocalAddr().(*net.UDPAddr).IP
+	return gate.WithResolver(writeFile(t, "resolv.conf", "nameserver "+ip.String()+"\n"))
+}
+
+// noSuchName answers a query of DNS that the name does not exist.
+func noSuchName(_ netip.AddrPort, query []byte) []byte {
+	const response, nxDomain = 0x80, 3 // RFC 1035, section 4.1.1
+	if len(query) < 12 {
+		return nil
+	}
+	query[2] |= response
+	query[3] = nxDomain
+	return query
+}
