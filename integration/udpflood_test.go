@@ -3,6 +3,7 @@ package integration
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -84,7 +85,6 @@ func withNameServer(t testing.TB, handle func(from netip.AddrPort, query []byte)
 			t.Fatal("no 127.53.53.1 to 254 to listen on port 53: this test runs a name server there, run it as root")
 		}
 	}
-	conn.SetDeadline(time.Now().Add(peerTimeout))
 	answerUDP(t, conn, handle)
 	ip := conn.LocalAddr().(*net.UDPAddr).IP
 	return gate.WithResolver(writeFile(t, "resolv.conf", "nameserver "+ip.String()+"\n"))
@@ -99,4 +99,36 @@ func noSuchName(_ netip.AddrPort, query []byte) []byte {
 	query[2] |= response
 	query[3] = nxDomain
 	return query
+}
+
+// addressOf answers a query of DNS for the address of a name.
+func addressOf(query []byte, ip netip.Addr) []byte {
+	const (
+		header               = 12
+		queries, answers     = 4, 6 // offsets of the counts
+		typeA                = 1
+		response, recursion  = 0x80, 0x80
+		nameAtHeader, tclass = 0xc0, 1
+	)
+	if len(query) < header {
+		return nil
+	}
+	end := header
+	for end < len(query) && query[end] != 0 {
+		end += 1 + int(query[end])
+	}
+	end += 1 + 4 // the root, type and class
+	if end > len(query) {
+		return nil
+	}
+	answer := slices.Clone(query[:end])
+	answer[2], answer[3] = answer[2]|response, recursion
+	clear(answer[queries:header])
+	answer[queries+1] = 1
+	if query[end-3] == typeA {
+		answer[answers+1] = 1
+		answer = append(answer, nameAtHeader, header, 0, typeA, 0, tclass, 0, 0, 0, 0, 0, 4)
+		answer = append(answer, ip.AsSlice()...)
+	}
+	return answer
 }

@@ -26,7 +26,6 @@ func listenUDP(t testing.TB, addr string) *net.UDPConn {
 	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(addr)))
 	must(t, err)
 	t.Cleanup(func() { conn.Close() })
-	conn.SetDeadline(time.Now().Add(peerTimeout))
 	return conn
 }
 
@@ -211,10 +210,12 @@ func (a *asker) receive() {
 func (a *asker) fail(err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.err == nil && !errors.Is(err, syscall.ECONNREFUSED) {
+	if a.err == nil && !isRefused(err) {
 		a.err = err
 	}
 }
+
+func isRefused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
 
 // finish stops, waits for at most a second for answers that are missing, and returns how many messages were sent and how long each
 // answer took, sorted.

@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -46,7 +45,7 @@ func TestReloadsKeepUpstreamSocketsOfUDPSessions(t *testing.T) {
 	)
 	addr, other := gate.ReserveAddr(t), gate.ReserveAddr(t)
 	var seen sources
-	forward := gate.Forward("udp/" + serveUDP(t, seen.echo)).With("idle_timeout", "30s")
+	forward := gate.Forward("udp/"+serveUDP(t, seen.echo)).With("idle_timeout", "30s")
 	config := gate.Layer4(gate.ListenUDP(addr, forward))
 	more := gate.Layer4(gate.ListenUDP(other, forward), gate.ListenUDP(addr, forward)).
 		WithApp("portgate", gate.JSON{"udp_max_sessions": 20})
@@ -124,7 +123,7 @@ func TestReloadGivesUDPSessionsToTheNewConfig(t *testing.T) {
 		p, addr, client, _ := start(t)
 		p.Load(gate.Layer4())
 		mustHaveDrained(t, p, client)
-		if _, _, err := ask(client, "message"); !errors.Is(err, syscall.ECONNREFUSED) {
+		if _, _, err := ask(client, "message"); !isRefused(err) {
 			t.Errorf("got %v, want the refusal of a port that is closed", err)
 		}
 		p.Load(gate.Layer4(gate.ListenUDP(addr, a)))

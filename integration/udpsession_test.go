@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/portgate/caddy-portgate/integration/gate"
 )
@@ -28,6 +29,7 @@ func mustArriveWhole(t testing.TB, size int, send func(b []byte) (int, error), t
 		t.Fatalf("sending %d bytes: %v", size, err)
 	}
 	got := make([]byte, maxDatagram)
+	to.SetReadDeadline(time.Now().Add(peerTimeout))
 	n, from, err := to.ReadFromUDPAddrPort(got)
 	if err != nil {
 		t.Fatalf("after %d bytes were sent: %v", size, err)
@@ -97,6 +99,7 @@ func TestRepliesLeaveFromTheAddressThatWasHit(t *testing.T) {
 	}
 	// One port of one client is another session for each address that it sends to.
 	one := listenUDP(t, "127.0.0.1:0")
+	one.SetReadDeadline(time.Now().Add(peerTimeout))
 	for _, ip := range []string{"127.0.0.1", "127.0.0.2"} {
 		to := netip.MustParseAddrPort(net.JoinHostPort(ip, number))
 		if _, err := one.WriteToUDPAddrPort([]byte("message"), to); err != nil {
