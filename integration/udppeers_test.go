@@ -139,14 +139,16 @@ func mustAnswerUDP(t testing.TB, addr string, timeout time.Duration) time.Durati
 
 // asker sends a message at intervals, whether there is an answer to the last or not, and notes what is answered.
 type asker struct {
-	conn *net.UDPConn
-	stop chan struct{}
-	done sync.WaitGroup
+	conn               *net.UDPConn
+	stop               chan struct{}
+	sending, receiving sync.WaitGroup
 
 	mu   sync.Mutex
 	sent []time.Time
 	took map[uint64]time.Duration
-	err  error
+
+	refused int // times that nobody has listened
+	err     error
 }
 
 // messageOf is what an asker sends: a number in a datagram of 64 bytes.
@@ -159,8 +161,8 @@ func messageOf(number uint64) []byte {
 // startAsking asks an upstream that answers with an echo.
 func startAsking(conn *net.UDPConn, every time.Duration) *asker {
 	a := &asker{conn: conn, stop: make(chan struct{}), took: make(map[uint64]time.Duration)}
-	a.done.Go(a.receive)
-	a.done.Go(func() { a.send(every) })
+	a.receiving.Go(a.receive)
+	a.sending.Go(func() { a.send(every) })
 	return a
 }
 
@@ -206,11 +208,13 @@ func (a *asker) receive() {
 	}
 }
 
-// fail notes the first error. That nobody listens at the moment is none: it is answered by nobody.
+// fail notes the first error. That nobody listens at the moment is none for everybody.
 func (a *asker) fail(err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.err == nil && !isRefused(err) {
+	if isRefused(err) {
+		a.refused++
+	} else if a.err == nil {
 		a.err = err
 	}
 }
@@ -222,12 +226,13 @@ func isRefused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
 func (a *asker) finish(t testing.TB) (sent int, took []time.Duration) {
 	t.Helper()
 	close(a.stop)
+	a.sending.Wait()
 	deadline := time.Now().Add(time.Second)
 	for a.missing() > 0 && time.Now().Before(deadline) {
 		<-time.After(time.Millisecond)
 	}
 	a.conn.SetReadDeadline(time.Unix(1, 0))
-	a.done.Wait()
+	a.receiving.Wait()
 	a.conn.SetReadDeadline(time.Now().Add(peerTimeout))
 	if a.err != nil {
 		t.Errorf("a client that asks at intervals: %v", a.err)
