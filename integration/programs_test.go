@@ -35,8 +35,8 @@ func program(t testing.TB, name string) string {
 	return path
 }
 
-// server runs a real server until the test is over, and waits until it accepts on addr.
-func server(t testing.TB, addr string, cmd *exec.Cmd) {
+// startProgram runs a program until the test is over. Before that it must not end: alive fails the test where it has.
+func startProgram(t testing.TB, cmd *exec.Cmd) (alive func()) {
 	t.Helper()
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
@@ -62,12 +62,22 @@ func server(t testing.TB, addr string, cmd *exec.Cmd) {
 			t.Logf("%s said:\n%s", filepath.Base(cmd.Path), output.String())
 		}
 	})
-	gate.Eventually(t, 30*time.Second, func() error {
+	return func() {
+		t.Helper()
 		select {
 		case <-exited:
 			t.Fatalf("%s ended while starting: %v\n%s", filepath.Base(cmd.Path), cmd.ProcessState, output.String())
 		default:
 		}
+	}
+}
+
+// server runs a real server until the test is over, and waits until it accepts on addr.
+func server(t testing.TB, addr string, cmd *exec.Cmd) {
+	t.Helper()
+	alive := startProgram(t, cmd)
+	gate.Eventually(t, 30*time.Second, func() error {
+		alive()
 		conn, err := net.Dial("tcp", addr)
 		if err == nil {
 			conn.Close()

@@ -2,7 +2,6 @@ package integration
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -15,32 +14,13 @@ import (
 	"github.com/portgate/caddy-portgate/integration/gate"
 )
 
-// blackhole makes a network namespace whose nft ruleset drops SYNs, and returns an address in it. It needs root, as the
-// package comment says of everything that a test needs.
+// blackhole makes a network namespace whose nft ruleset drops SYNs, and returns an address in it.
 func blackhole(t testing.TB) string {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("this test makes a network namespace: run it as root")
-	}
-	// 198.18.0.0/15 is for tests of network devices (RFC 2544), so it is nobody's real address.
-	id := rand.IntN(64 << 8)
-	third, fourth := id>>6, id&63<<2
-	outside, inside := fmt.Sprintf("198.18.%d.%d", third, fourth+1), fmt.Sprintf("198.18.%d.%d", third, fourth+2)
-	namespace := fmt.Sprintf("gate%d", id)
-	near, far := namespace+"a", namespace+"b" // at most 15 characters
-
-	ip, nft := program(t, "ip"), program(t, "nft")
-	run(t, ip, "netns", "add", namespace)
-	t.Cleanup(func() { run(t, ip, "netns", "delete", namespace) })
-	run(t, ip, "link", "add", near, "type", "veth", "peer", "name", far, "netns", namespace)
-	t.Cleanup(func() { run(t, ip, "link", "delete", near) })
-	run(t, ip, "address", "add", outside+"/30", "dev", near)
-	run(t, ip, "link", "set", near, "up")
-	run(t, ip, "-n", namespace, "address", "add", inside+"/30", "dev", far)
-	run(t, ip, "-n", namespace, "link", "set", far, "up")
-	run(t, ip, "netns", "exec", namespace, nft,
+	n := newNamespace(t)
+	run(t, program(t, "ip"), "netns", "exec", n.name, program(t, "nft"),
 		"add table inet gate; add chain inet gate in { type filter hook input priority 0; }; add rule inet gate in tcp flags syn drop")
-	return net.JoinHostPort(inside, "9")
+	return net.JoinHostPort(n.inside, "9")
 }
 
 // run runs a command that must succeed.

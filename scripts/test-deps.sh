@@ -10,10 +10,13 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 # Debian package, and a command or a file (pattern) by which one sees that it is there.
 wanted='
+bind9-dnsutils       dig
 make                 make
 gcc                  gcc
 libc6-dev            /usr/include/stdlib.h
 curl                 curl
+dnsmasq-base         dnsmasq
+dnsperf              dnsperf
 haproxy              haproxy
 iperf3               iperf3
 iproute2             ip
@@ -24,11 +27,14 @@ nginx                nginx
 openssh-client       sftp
 openssh-server       sshd
 openssl              openssl
+openvpn              openvpn
 postgresql           /usr/lib/postgresql/*/bin/initdb
 postgresql-contrib   /usr/lib/postgresql/*/bin/pgbench
 procps               ps
 redis-server         redis-server
 redis-tools          redis-benchmark
+snmp                 snmpbulkwalk
+snmpd                snmpd
 socat                socat
 strace               strace
 wrk                  wrk
