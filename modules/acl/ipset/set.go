@@ -1,0 +1,87 @@
+// Package ipset holds sets of IP addresses that are made of prefixes and ranges, up to millions of them, and
+// reads the lists that they come in.
+//
+// What is added to a set one at a time is in a routing table (github.com/gaissmai/bart, a popcount-compressed
+// trie), of which a changed copy shares all but a few nodes with the one before. A list that is loaded as a whole is
+// frozen into sorted ranges instead, because such lists are long: a million scattered IPv4 addresses take 8 MiB
+// and two cache misses there, 90 MiB and six in the table.
+package ipset
+
+import (
+	"net/netip"
+
+	"github.com/gaissmai/bart"
+)
+
+// Set is a set of addresses. It never changes, so any number of goroutines may read it. The nil set is empty.
+type Set struct {
+	v4    frozen4
+	v6    frozen6
+	table *bart.Lite // what With has added
+	size  int
+}
+
+// Contains tells whether the address is in the set. It may have any form, see [Canonical].
+func (s *Set) Contains(addr netip.Addr) bool {
+	if s == nil {
+		return false
+	}
+	addr = Canonical(addr)
+	switch {
+	case addr.Is4():
+		return s.v4.contains(number4(addr)) || s.table.Contains(addr)
+	case addr.Is6():
+		return s.v6.contains(number6(addr)) || s.table.Contains(addr)
+	default:
+		return false
+	}
+}
+
+// Len is how many entries the set was made of.
+func (s *Set) Len() int {
+	if s == nil {
+		return 0
+	}
+	return s.size
+}
+
+// With returns a set that also has the prefix. The two share all but a few nodes.
+func (s *Set) With(prefix netip.Prefix) *Set {
+	if s == nil {
+		s = new(Builder).Set()
+	}
+	if s.table.Get(prefix) {
+		return s
+	}
+	return &Set{s.v4, s.v6, s.table.InsertPersist(prefix), s.size + 1}
+}
+
+// Without returns a set without a prefix that [Set.With] has added.
+func (s *Set) Without(prefix netip.Prefix) *Set {
+	if s == nil || !s.table.Get(prefix) {
+		return s
+	}
+	return &Set{s.v4, s.v6, s.table.DeletePersist(prefix), s.size - 1}
+}
+
+// Builder makes a set of many entries. The zero value is ready to use.
+type Builder struct {
+	v4 []span[uint32]
+	v6 []span[uint128]
+}
+
+// Add adds the addresses of a range.
+func (b *Builder) Add(r Range) {
+	if r.First.Is4() {
+		b.v4 = append(b.v4, span[uint32]{number4(r.First), number4(r.Last)})
+	} else {
+		b.v6 = append(b.v6, span[uint128]{number6(r.First), number6(r.Last)})
+	}
+}
+
+// Set returns the set, and leaves the builder empty.
+func (b *Builder) Set() *Set {
+	s := &Set{v4: freeze4(b.v4), v6: freeze6(b.v6), table: new(bart.Lite), size: len(b.v4) + len(b.v6)}
+	*b = Builder{}
+	return s
+}

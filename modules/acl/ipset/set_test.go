@@ -1,0 +1,222 @@
+package ipset
+
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+)
+
+// oracle is a set that is obviously right.
+type oracle []Range
+
+func (o oracle) contains(addr netip.Addr) bool {
+	addr = Canonical(addr)
+	for _, r := range o {
+		if r.First.BitLen() == addr.BitLen() && !addr.Less(r.First) && !r.Last.Less(addr) {
+			return true
+		}
+	}
+	return false
+}
+
+// randomRange returns mostly small ranges in a corner of the addresses, so that they overlap and touch.
+func randomRange(random *rand.Rand) Range {
+	if random.IntN(2) == 0 {
+		first := uint32(10<<24 | random.IntN(1<<18))
+		last := first + uint32(random.IntN(1<<random.IntN(12)))
+		if random.IntN(100) == 0 {
+			last = 0xffffffff
+		}
+		return Range{addr4(first), addr4(last)}
+	}
+	first := uint64(random.IntN(1 << 18))
+	return Range{addr6(first), addr6(first + uint64(random.IntN(1<<random.IntN(12))))}
+}
+
+func addr4(n uint32) netip.Addr {
+	var bytes [4]byte
+	binary.BigEndian.PutUint32(bytes[:], n)
+	return netip.AddrFrom4(bytes)
+}
+
+func addr6(n uint64) netip.Addr {
+	bytes := netip.MustParseAddr("2001:db8::").As16()
+	binary.BigEndian.PutUint64(bytes[8:], n)
+	return netip.AddrFrom16(bytes)
+}
+
+// probes are the addresses at which a set with these ranges may be wrong.
+func (o oracle) probes() []netip.Addr {
+	all := []netip.Addr{netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("255.255.255.255"), netip.MustParseAddr("::"), {}}
+	for _, r := range o {
+		all = append(all, r.First, r.Last, r.First.Prev(), r.Last.Next())
+	}
+	return all
+}
+
+func (o oracle) check(t *testing.T, s *Set) {
+	t.Helper()
+	for _, addr := range o.probes() {
+		if got, want := s.Contains(addr), o.contains(addr); got != want {
+			t.Fatalf("%d ranges: %v: %t, want %t", len(o), addr, got, want)
+		}
+	}
+}
+
+func TestSetAgainstOracle(t *testing.T) {
+	t.Parallel()
+	random := rand.New(rand.NewPCG(3, 4))
+	for _, size := range []int{0, 1, 2, 10, 100, 1000} {
+		for range 20 {
+			var builder Builder
+			var want oracle
+			for range size {
+				r := randomRange(random)
+				builder.Add(r)
+				want = append(want, r)
+			}
+			set := builder.Set()
+			if set.Len() != size {
+				t.Fatalf("%d entries, want %d", set.Len(), size)
+			}
+			want.check(t, set)
+		}
+	}
+}
+
+// A long list has an index, a short one has not, and both find what they have.
+func TestIndexedRanges(t *testing.T) {
+	t.Parallel()
+	random := rand.New(rand.NewPCG(5, 6))
+	for _, size := range []int{indexed - 1, indexed, 3 * indexed} {
+		has := make(map[uint32]bool)
+		var builder Builder
+		for len(has) < size {
+			n := random.Uint32() &^ 1 // apart from each other
+			if !has[n] {
+				has[n] = true
+				builder.Add(Range{addr4(n), addr4(n)})
+			}
+		}
+		set := builder.Set()
+		if got := set.v4.index != nil; got != (size >= indexed) {
+			t.Fatalf("%d ranges: index: %t", size, got)
+		}
+		for n := range has {
+			for _, probe := range []uint32{n - 1, n, n + 1, n ^ 1<<16} {
+				if set.Contains(addr4(probe)) != has[probe] {
+					t.Fatalf("%d ranges: %v: want %t", size, addr4(probe), has[probe])
+				}
+			}
+		}
+	}
+}
+
+// A range that reaches over many parts of the index is found from each of them.
+func TestIndexedWideRange(t *testing.T) {
+	t.Parallel()
+	var builder Builder
+	builder.Add(Range{addr4(0x0a000000), addr4(0x7fffffff)})
+	for n := uint32(0x80000001); n < 0x80000001+4*indexed; n += 2 {
+		builder.Add(Range{addr4(n), addr4(n)})
+	}
+	set := builder.Set()
+	for n, want := range map[uint32]bool{0x09ffffff: false, 0x0a000000: true, 0x40123456: true, 0x7fffffff: true, 0x80000000: false, 0x80000001: true, 0xffffffff: false} {
+		if set.Contains(addr4(n)) != want {
+			t.Errorf("%v: want %t", addr4(n), want)
+		}
+	}
+}
+
+// What is added one at a time makes new sets, and leaves those before as they were.
+func TestWithAndWithout(t *testing.T) {
+	t.Parallel()
+	random := rand.New(rand.NewPCG(7, 8))
+	var base Builder
+	always := Range{addr4(1), addr4(3)}
+	base.Add(always)
+	set := base.Set()
+	type version struct {
+		set  *Set
+		want oracle
+	}
+	var versions []version
+	entries := make(map[netip.Prefix]bool)
+	for range 500 {
+		prefix := netip.PrefixFrom(addr4(uint32(random.IntN(64))<<2), 30)
+		if random.IntN(2) == 0 {
+			prefix = netip.PrefixFrom(addr6(uint64(random.IntN(64))<<2), 126)
+		}
+		if prefix.Addr() == addr4(0) {
+			continue
+		}
+		if entries[prefix] {
+			delete(entries, prefix)
+			set = set.Without(prefix).Without(prefix)
+		} else {
+			entries[prefix] = true
+			set = set.With(prefix).With(prefix)
+		}
+		want := oracle{always}
+		for prefix := range entries {
+			want = append(want, Of(prefix))
+		}
+		if set.Len() != len(want) {
+			t.Fatalf("%d entries, want %d", set.Len(), len(want))
+		}
+		versions = append(versions, version{set, want})
+	}
+	for _, v := range versions {
+		v.want.check(t, v.set)
+	}
+}
+
+func TestNilSet(t *testing.T) {
+	t.Parallel()
+	var set *Set
+	prefix := netip.MustParsePrefix("10.0.0.0/8")
+	if set.Contains(addr4(1)) || set.Len() != 0 || set.Without(prefix) != nil {
+		t.Error("the nil set is not empty")
+	}
+	if !set.With(prefix).Contains(netip.MustParseAddr("10.1.2.3")) {
+		t.Error("what was added to the nil set is not there")
+	}
+}
+
+// Whatever form an address comes in, it is the same client.
+func TestEveryFormOfAnAddress(t *testing.T) {
+	t.Parallel()
+	for _, rule := range []string{"192.0.2.0/24", "::ffff:192.0.2.0/120", "192.0.2.0-192.0.2.255", "fe80::/10", "fe80::1%eth0", "2001:db8::/32"} {
+		var builder Builder
+		r, err := Parse(rule)
+		if err != nil {
+			t.Fatal(err)
+		}
+		builder.Add(r)
+		set := builder.Set()
+		forms := []netip.Addr{r.First}
+		if r.First.Is4() {
+			forms = append(forms, netip.AddrFrom16(r.First.As16()), netip.AddrFrom16(r.First.As16()).WithZone("eth0"))
+		} else {
+			forms = append(forms, r.First.WithZone("eth0"), r.First.WithZone("3"))
+		}
+		for _, form := range forms {
+			if !set.Contains(form) {
+				t.Errorf("%s does not have %v", rule, form)
+			}
+		}
+	}
+}
+
+func TestContainsAllocatesNothing(t *testing.T) {
+	set := million(t, 4)
+	addrs := []netip.Addr{addr4(12345), netip.MustParseAddr("::ffff:10.1.2.3"), netip.MustParseAddr("fe80::1%eth0"), addr6(9)}
+	if n := testing.AllocsPerRun(100, func() {
+		for _, addr := range addrs {
+			set.Contains(addr)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
