@@ -58,6 +58,17 @@ func Unmarshal(d *caddyfile.Dispenser, inline func(args []string) error, options
 	return nil
 }
 
+// Choose applies the option that the first of the values names to the others, as in `deny file <path>`. It reports
+// false where none has that name.
+func Choose(args []string, options ...Option) (bool, error) {
+	for _, option := range options {
+		if option.Name == args[0] {
+			return true, option.apply(args[1:])
+		}
+	}
+	return false, nil
+}
+
 func find(options []Option, name string) (Option, error) {
 	names := make([]string, len(options))
 	for i, option := range options {

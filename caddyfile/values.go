@@ -2,7 +2,9 @@ package caddyfile
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 )
@@ -29,6 +31,18 @@ func ParseCount(s string, lo, hi int) (int, error) {
 		return 0, errExpected(s, fmt.Sprintf("a whole number from %d to %d", lo, hi))
 	}
 	return n, nil
+}
+
+// OneOf refuses a value that is not among those that are known.
+func OneOf(s string, known ...string) error {
+	if slices.Contains(known, s) {
+		return nil
+	}
+	if len(known) == 1 {
+		return errExpected(s, known[0])
+	}
+	last := len(known) - 1
+	return errExpected(s, strings.Join(known[:last], ", ")+" or "+known[last])
 }
 
 func errNegative(value string) error { return errExpected(value, "a duration of 0 or more") }

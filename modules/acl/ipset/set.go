@@ -8,6 +8,7 @@
 package ipset
 
 import (
+	"iter"
 	"net/netip"
 
 	"github.com/gaissmai/bart"
@@ -17,7 +18,7 @@ import (
 type Set struct {
 	v4    frozen4
 	v6    frozen6
-	table *bart.Lite // what With has added
+	table *bart.Lite // what New and With have added
 	size  int
 }
 
@@ -45,10 +46,19 @@ func (s *Set) Len() int {
 	return s.size
 }
 
+// New returns a set of prefixes that [Set.Without] can take out again.
+func New(prefixes iter.Seq[netip.Prefix]) *Set {
+	table := new(bart.Lite)
+	for prefix := range prefixes {
+		table.Insert(prefix)
+	}
+	return &Set{table: table, size: table.Size()}
+}
+
 // With returns a set that also has the prefix. The two share all but a few nodes.
 func (s *Set) With(prefix netip.Prefix) *Set {
 	if s == nil {
-		s = new(Builder).Set()
+		s = New(func(func(netip.Prefix) bool) {})
 	}
 	if s.table.Get(prefix) {
 		return s
@@ -56,7 +66,7 @@ func (s *Set) With(prefix netip.Prefix) *Set {
 	return &Set{s.v4, s.v6, s.table.InsertPersist(prefix), s.size + 1}
 }
 
-// Without returns a set without a prefix that [Set.With] has added.
+// Without returns a set without a prefix that [Set.With] or [New] has added.
 func (s *Set) Without(prefix netip.Prefix) *Set {
 	if s == nil || !s.table.Get(prefix) {
 		return s

@@ -42,6 +42,13 @@ func (p *Pool[K, V]) Acquire(key K, construct func() (V, error)) (*Ref[V], error
 	return &Ref[V]{value: value.(V), release: sync.OnceValue(release)}, nil
 }
 
+// Each calls f with every value there is, until f returns false. f may not use the pool.
+func (p *Pool[K, V]) Each(f func(key K, value V) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.usage.Range(func(key, value any) bool { return f(key.(K), value.(V)) })
+}
+
 // Ref is one reference to a value in a pool.
 type Ref[V any] struct {
 	value   V

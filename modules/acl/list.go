@@ -1,0 +1,120 @@
+package acl
+
+import (
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+
+	"github.com/portgate/caddy-portgate/modules/acl/ipset"
+	"github.com/portgate/caddy-portgate/modules/internal/state"
+)
+
+// list is a set of addresses that may change while handlers use it.
+type list struct {
+	name string // what it is called in logs and metrics, such as "file /etc/portgate/bad"
+	set  atomic.Pointer[ipset.Set]
+
+	mu      sync.Mutex
+	waiting map[chan<- struct{}]int // by how many rules of one acl
+	failed  string                  // what was wrong when it was last loaded
+}
+
+func (l *list) contains(addr netip.Addr) bool { return l.set.Load().Contains(addr) }
+
+// replace gives the list a new content, which every lookup from now on finds, and tells those who wait for it.
+func (l *list) replace(set *ipset.Set) {
+	l.set.Store(set)
+	collectors.entries.WithLabelValues(l.name).Set(float64(set.Len()))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for changed := range l.waiting {
+		select {
+		case changed <- struct{}{}:
+		default: // it has been told and did not look yet
+		}
+	}
+}
+
+// watch has changed told when the content changes. Its capacity must be 1.
+func (l *list) watch(changed chan<- struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.waiting == nil {
+		l.waiting = make(map[chan<- struct{}]int)
+	}
+	l.waiting[changed]++
+}
+
+func (l *list) unwatch(changed chan<- struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.waiting[changed]--; l.waiting[changed] == 0 {
+		delete(l.waiting, changed)
+	}
+}
+
+// loaded is called after the content was read from where it comes from.
+func (l *list) loaded(set *ipset.Set, report ipset.Report) {
+	collectors.loaded.WithLabelValues(l.name).Set(float64(time.Now().UnixMilli()) / 1000)
+	l.succeeded()
+	l.logBadLines(report)
+	caddy.Log().Named("acl").Info("list loaded", zap.String("list", l.name), zap.Int("entries", set.Len()))
+	l.replace(set)
+}
+
+// succeeded ends a failure: the next one is logged again.
+func (l *list) succeeded() {
+	l.mu.Lock()
+	l.failed = ""
+	l.mu.Unlock()
+}
+
+func (l *list) logBadLines(report ipset.Report) {
+	if report.Bad == 0 {
+		return
+	}
+	first := make([]string, len(report.First))
+	for i, bad := range report.First {
+		first[i] = bad.Error()
+	}
+	caddy.Log().Named("acl").Warn("list has bad lines, which are left out", zap.String("list", l.name),
+		zap.Int("bad", report.Bad), zap.Int("lines", report.Lines), zap.Strings("first", first))
+}
+
+// keep is called when the list can't be loaded: what it has stays. A failure that goes on is logged once.
+func (l *list) keep(err error) {
+	collectors.loadErrors.WithLabelValues(l.name).Inc()
+	l.mu.Lock()
+	again := l.failed == err.Error()
+	l.failed = err.Error()
+	l.mu.Unlock()
+	if again {
+		return
+	}
+	caddy.Log().Named("acl").Error("list can't be loaded, its last good content stays in use",
+		zap.String("list", l.name), zap.Int("entries", l.set.Load().Len()), zap.Error(err))
+}
+
+// forget removes the list from the metrics.
+func (l *list) forget() { collectors.forget(l.name) }
+
+// source is where the content of a list comes from. It is shared by all handlers of all configs that name it, so that it
+// is loaded once.
+type source interface {
+	caddy.Destructor
+	content() *list
+}
+
+// sourceKey tells sources apart.
+type sourceKey struct {
+	kind     string // "file", "url", "country", "asn"
+	location string
+	values   string        // of a country or asn rule
+	interval time.Duration // of a url
+}
+
+var sources = state.NewPool[sourceKey, source]()

@@ -1,0 +1,198 @@
+package acl
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	caddycaddyfile "github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/portgate/caddy-portgate/caddyfile"
+)
+
+// UnmarshalCaddyfile sets up the handler from Caddyfile tokens. Syntax:
+//
+//	acl {
+//		deny|allow <prefix>...
+//		deny|allow file <path>
+//		deny|allow url <url> [<interval>]
+//		deny|allow list <name>
+//		deny|allow country <code>...
+//		deny|allow asn <number>...
+//		default          allow|deny
+//		country_database <path>
+//		asn_database     <path>
+//		on_deny          close|reset|drop|tarpit <duration>|respond <text>
+//		enforce          all|new
+//	}
+func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
+	options := append(judgeOptions(&h.Rules, &h.Default, &h.CountryDatabase, &h.ASNDatabase),
+		caddyfile.Option{Name: "on_deny", Min: 1, Max: 2, Set: func(args []string) error {
+			h.OnDeny = args
+			_, err := parseReaction(args)
+			return err
+		}},
+		value("enforce", func(arg string) error {
+			h.Enforce = arg
+			return caddyfile.OneOf(arg, enforceAll, enforceNew)
+		}),
+	)
+	if err := caddyfile.Unmarshal(d, nil, options...); err != nil {
+		return err
+	}
+	return checkSomething(d, h.Rules, h.Default)
+}
+
+// UnmarshalCaddyfile sets up the matcher from Caddyfile tokens. Syntax: that of the handler, without on_deny and enforce.
+func (m *Matcher) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
+	err := caddyfile.Unmarshal(d, nil, judgeOptions(&m.Rules, &m.Default, &m.CountryDatabase, &m.ASNDatabase)...)
+	if err != nil {
+		return err
+	}
+	return checkSomething(d, m.Rules, m.Default)
+}
+
+// judgeOptions are those by which a client is judged.
+func judgeOptions(rules *[]Rule, fallback, countryDatabase, asnDatabase *string) []caddyfile.Option {
+	path := func(name string, to *string) caddyfile.Option {
+		return value(name, func(arg string) error {
+			*to = arg
+			return nil
+		})
+	}
+	return []caddyfile.Option{
+		{Name: deny, Min: 1, Max: -1, Repeat: true, Set: func(args []string) error {
+			*rules = append(*rules, Rule{Deny: args})
+			return checkRule(args)
+		}},
+		{Name: allow, Min: 1, Max: -1, Repeat: true, Set: func(args []string) error {
+			*rules = append(*rules, Rule{Allow: args})
+			return checkRule(args)
+		}},
+		value("default", func(arg string) error {
+			*fallback = arg
+			return caddyfile.OneOf(arg, allow, deny)
+		}),
+		path("country_database", countryDatabase),
+		path("asn_database", asnDatabase),
+	}
+}
+
+func value(name string, set func(arg string) error) caddyfile.Option {
+	return caddyfile.Option{Name: name, Min: 1, Max: 1, Set: func(args []string) error { return set(args[0]) }}
+}
+
+// checkRule finds what can be found wrong before the placeholders are known.
+func checkRule(values []string) error {
+	if strings.Contains(strings.Join(values, ""), "{") {
+		return nil
+	}
+	_, err := parseRule(values)
+	return err
+}
+
+var errNothing = errors.New("expected at least one rule, or a default")
+
+func checkSomething(d *caddycaddyfile.Dispenser, rules []Rule, fallback string) error {
+	if len(rules) == 0 && fallback == "" {
+		return d.Errf("acl: %w", errNothing)
+	}
+	return nil
+}
+
+// What may happen to a connection that is denied.
+const (
+	onClose   = "close"
+	onReset   = "reset"
+	onDrop    = "drop"
+	onTarpit  = "tarpit"
+	onRespond = "respond"
+)
+
+// reaction is what happens to a connection that is denied.
+type reaction struct {
+	action   string
+	duration time.Duration // of tarpit
+	text     []byte        // of respond
+}
+
+// maxText bounds what a client is told, so that it fits into the empty send buffer of a socket, and into a datagram.
+const maxText = 1024
+
+func parseReaction(values []string) (reaction, error) {
+	if len(values) == 0 {
+		return reaction{action: onClose}, nil
+	}
+	r := reaction{action: values[0]}
+	nothing := func([]string) error { return nil }
+	known, err := caddyfile.Choose(values,
+		caddyfile.Option{Name: onClose, Set: nothing},
+		caddyfile.Option{Name: onReset, Set: nothing},
+		caddyfile.Option{Name: onDrop, Set: nothing},
+		value(onTarpit, func(arg string) error {
+			parsed, err := caddyfile.ParseDuration(arg)
+			r.duration = time.Duration(parsed)
+			return err
+		}),
+		value(onRespond, func(arg string) error {
+			if r.text = []byte(arg); len(arg) > maxText {
+				return fmt.Errorf("expected at most %d bytes", maxText)
+			}
+			return nil
+		}),
+	)
+	if !known {
+		err = caddyfile.OneOf(values[0], onClose, onReset, onDrop, onTarpit, onRespond)
+	}
+	return r, err
+}
+
+// Whom a change of a list concerns.
+const (
+	enforceAll = "all" // living sessions, too
+	enforceNew = "new" // those that come from now on
+)
+
+// UnmarshalJSON decodes the options and refuses unknown ones.
+func (h *Handler) UnmarshalJSON(data []byte) error {
+	type options Handler
+	if err := caddyfile.UnmarshalJSON(data, (*options)(h)); err != nil {
+		return err
+	}
+	if h.Default != "" {
+		if err := caddyfile.OneOf(h.Default, allow, deny); err != nil {
+			return fmt.Errorf("default: %w", err)
+		}
+	}
+	if h.Enforce != "" {
+		if err := caddyfile.OneOf(h.Enforce, enforceAll, enforceNew); err != nil {
+			return fmt.Errorf("enforce: %w", err)
+		}
+	}
+	return nil
+}
+
+// UnmarshalJSON decodes the options and refuses unknown ones.
+func (m *Matcher) UnmarshalJSON(data []byte) error {
+	type options Matcher
+	if err := caddyfile.UnmarshalJSON(data, (*options)(m)); err != nil {
+		return err
+	}
+	if m.Default != "" {
+		if err := caddyfile.OneOf(m.Default, allow, deny); err != nil {
+			return fmt.Errorf("default: %w", err)
+		}
+	}
+	return nil
+}
+
+// Interface guards
+var (
+	_ caddycaddyfile.Unmarshaler = (*Handler)(nil)
+	_ caddycaddyfile.Unmarshaler = (*Matcher)(nil)
+	_ json.Unmarshaler           = (*Handler)(nil)
+	_ json.Unmarshaler           = (*Matcher)(nil)
+)

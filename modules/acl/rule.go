@@ -1,0 +1,346 @@
+package acl
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/portgate/caddy-portgate/caddyfile"
+	"github.com/portgate/caddy-portgate/modules/acl/ipset"
+)
+
+// Rule denies or allows the addresses of one source. It has either of the two, with the values that stand behind the
+// option in a Caddyfile:
+//
+//   - prefixes, addresses and ranges: `"10.0.0.0/8"`, `"192.0.2.7"`, `"192.0.2.10-192.0.2.19"`
+//   - `"file", "/path"`: a file with one of these a line
+//   - `"url", "https://...", "1h"`: a list that is fetched from there at this interval (default 1h)
+//   - `"list", "name"`: a list that is edited at run time through the admin API
+//   - `"country", "CN", "RU"`: the networks of these countries, by `country_database`
+//   - `"asn", "64496"`: the networks of these autonomous systems, by `asn_database`
+type Rule struct {
+	Deny  []string `json:"deny,omitempty"`
+	Allow []string `json:"allow,omitempty"`
+}
+
+// UnmarshalJSON decodes a rule and refuses what is not one.
+func (r *Rule) UnmarshalJSON(data []byte) error {
+	type options Rule
+	if err := caddyfile.UnmarshalJSON(data, (*options)(r)); err != nil {
+		return err
+	}
+	if (r.Deny == nil) == (r.Allow == nil) {
+		return errors.New(`expected either "deny" or "allow" with a list of strings`)
+	}
+	return nil
+}
+
+const (
+	allow = "allow"
+	deny  = "deny"
+)
+
+// action returns what the rule does, and its values.
+func (r *Rule) action() (action string, values []string) {
+	if r.Allow != nil {
+		return allow, r.Allow
+	}
+	return deny, r.Deny
+}
+
+// spec says where the addresses of a rule come from.
+type spec struct {
+	sourceKey          // zero where they are given in the config or in a dynamic list
+	dynamic   string   // name of a dynamic list
+	prefixes  []string // as configured
+	set       *ipset.Set
+	countries []string
+	systems   []uint32
+}
+
+// parseRule reads the values of a rule.
+func parseRule(values []string) (spec, error) {
+	var s spec
+	if len(values) == 0 {
+		return s, errors.New("expected at least 1 value")
+	}
+	known, err := caddyfile.Choose(values,
+		caddyfile.Option{Name: "file", Min: 1, Max: 1, Set: func(args []string) error {
+			s.sourceKey = sourceKey{kind: "file", location: args[0]}
+			return nil
+		}},
+		caddyfile.Option{Name: "url", Min: 1, Max: 2, Set: s.setURL},
+		caddyfile.Option{Name: "list", Min: 1, Max: 1, Set: func(args []string) error {
+			s.dynamic = args[0]
+			return checkListName(args[0])
+		}},
+		caddyfile.Option{Name: "country", Min: 1, Max: -1, Set: s.setCountries},
+		caddyfile.Option{Name: "asn", Min: 1, Max: -1, Set: s.setSystems},
+	)
+	if !known {
+		s.prefixes = values
+		s.set, err = parsePrefixes(values)
+	}
+	return s, err
+}
+
+func parsePrefixes(values []string) (*ipset.Set, error) {
+	var builder ipset.Builder
+	for _, value := range values {
+		r, err := ipset.Parse(value)
+		if err != nil {
+			return nil, err
+		}
+		builder.Add(r)
+	}
+	return builder.Set(), nil
+}
+
+func (s *spec) setURL(args []string) error {
+	location, err := url.Parse(args[0])
+	if err != nil || location.Host == "" || location.Scheme != "http" && location.Scheme != "https" {
+		return fmt.Errorf("%q: expected a URL that begins with https:// or http://", args[0])
+	}
+	s.sourceKey = sourceKey{kind: "url", location: args[0], interval: defaultInterval}
+	if len(args) > 1 {
+		interval, err := caddyfile.ParseDuration(args[1])
+		if err != nil {
+			return err
+		}
+		if s.interval = time.Duration(interval); s.interval < minInterval {
+			return fmt.Errorf("%q: expected at least %s", args[1], minInterval)
+		}
+	}
+	return nil
+}
+
+func (s *spec) setCountries(args []string) error {
+	for _, code := range args {
+		if len(code) != 2 || strings.ToUpper(code) != code || strings.Trim(code, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != "" {
+			return fmt.Errorf("%q: expected a country code of two capital letters, such as CN", code)
+		}
+	}
+	s.countries = args
+	s.sourceKey = sourceKey{kind: "country", values: strings.Join(slices.Sorted(slices.Values(args)), " ")}
+	return nil
+}
+
+func (s *spec) setSystems(args []string) error {
+	for _, arg := range args {
+		number, err := strconv.ParseUint(arg, 10, 32)
+		if err != nil || number == 0 {
+			return fmt.Errorf("%q: expected the number of an autonomous system, such as 64496", arg)
+		}
+		s.systems = append(s.systems, uint32(number))
+	}
+	slices.Sort(s.systems)
+	s.sourceKey = sourceKey{kind: "asn", values: strings.Trim(fmt.Sprint(s.systems), "[]")}
+	return nil
+}
+
+const maxListName = 64
+
+// checkListName refuses names that would mean something else in a path.
+func checkListName(name string) error {
+	for _, c := range name {
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_') {
+			name = ""
+			break
+		}
+	}
+	if name == "" || len(name) > maxListName {
+		return fmt.Errorf("%q: expected a name of letters, digits, - and _", name)
+	}
+	return nil
+}
+
+// label is what the rule is called in the access log and the metrics. It comes from the config alone.
+func (s *spec) label(action string) string {
+	switch {
+	case s.dynamic != "":
+		return action + " list " + s.dynamic
+	case s.kind != "":
+		return action + " " + s.name()
+	case len(s.prefixes) > 1:
+		return fmt.Sprintf("%s %s and %d more", action, s.prefixes[0], len(s.prefixes)-1)
+	default:
+		return action + " " + s.prefixes[0]
+	}
+}
+
+// name is what the source is called. A URL may have a password or a key in it, which is nobody's business there.
+func (k *sourceKey) name() string {
+	switch k.kind {
+	case "url":
+		location, err := url.Parse(k.location)
+		if err != nil {
+			return k.kind
+		}
+		return "url " + location.Scheme + "://" + location.Host + location.Path
+	case "file":
+		return "file " + k.location
+	default:
+		return k.kind + " " + k.values
+	}
+}
+
+// rule is a rule that is ready to judge.
+type rule struct {
+	allow bool
+	label string
+	list  *list
+}
+
+// rules are in order: the first one that has the client decides.
+type rules struct {
+	all      []rule
+	fallback rule
+	release  []func() error
+}
+
+// judge returns the rule that decides about a client. One without an address, as on a unix socket, is in no list.
+func (rs *rules) judge(client netip.Addr) *rule {
+	if client.IsValid() {
+		client = ipset.Canonical(client)
+		for i := range rs.all {
+			if rs.all[i].list.contains(client) {
+				return &rs.all[i]
+			}
+		}
+	}
+	return &rs.fallback
+}
+
+// config is what handler and matcher have in common.
+type config struct {
+	Rules           []Rule
+	Default         string
+	CountryDatabase string
+	ASNDatabase     string
+}
+
+// compile loads what the rules need. After an error, too, close gives back what it has acquired.
+func (rs *rules) compile(ctx caddy.Context, c config) error {
+	repl := caddy.NewReplacer()
+	for i := range c.Rules {
+		action, values := c.Rules[i].action()
+		known := make([]string, len(values))
+		for i, value := range values {
+			known[i] = repl.ReplaceKnown(value, "")
+		}
+		s, err := parseRule(known)
+		if err == nil {
+			err = s.complete(c, repl)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", action, err)
+		}
+		loaded, err := rs.load(ctx, &s)
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.label(action), err)
+		}
+		rs.all = append(rs.all, rule{action == allow, s.label(action), loaded})
+	}
+	return rs.setDefault(c.Default)
+}
+
+// complete adds the database that the rule needs.
+func (s *spec) complete(c config, repl *caddy.Replacer) error {
+	switch {
+	case s.kind == "country" && c.CountryDatabase == "":
+		return errors.New("country: expected the option country_database with the path of a database")
+	case s.kind == "asn" && c.ASNDatabase == "":
+		return errors.New("asn: expected the option asn_database with the path of a database")
+	case s.kind == "country":
+		s.location = repl.ReplaceKnown(c.CountryDatabase, "")
+	case s.kind == "asn":
+		s.location = repl.ReplaceKnown(c.ASNDatabase, "")
+	}
+	return nil
+}
+
+// setDefault says what happens to those whom no rule has: the opposite of what the rules do, unless they do both.
+func (rs *rules) setDefault(given string) error {
+	var allows, denies string
+	for _, r := range rs.all {
+		if r.allow && allows == "" {
+			allows = r.label
+		} else if !r.allow && denies == "" {
+			denies = r.label
+		}
+	}
+	switch {
+	case given != "":
+	case allows != "" && denies != "":
+		return fmt.Errorf(`default: expected allow or deny, because there are both "%s" and "%s"`, denies, allows)
+	case allows != "":
+		given = deny
+	case denies != "":
+		given = allow
+	default:
+		return errNothing
+	}
+	rs.fallback = rule{allow: given == allow, label: "default " + given}
+	return nil
+}
+
+// load returns the list of a rule, which all handlers share that have the same source.
+func (rs *rules) load(ctx caddy.Context, s *spec) (*list, error) {
+	switch {
+	case s.dynamic != "":
+		ref, err := dynamicLists.Acquire(s.dynamic, func() (*dynamic, error) { return openDynamic(s.dynamic, ctx.Storage()) })
+		if err != nil {
+			return nil, err
+		}
+		rs.release = append(rs.release, ref.Release)
+		storage := ctx.Storage()
+		ref.Value().storage.Store(&storage)
+		return ref.Value().content(), nil
+	case s.kind != "":
+		ref, err := sources.Acquire(s.sourceKey, func() (source, error) { return s.open(ctx) })
+		if err != nil {
+			return nil, err
+		}
+		rs.release = append(rs.release, ref.Release)
+		if f, ok := ref.Value().(*feed); ok {
+			storage := ctx.Storage()
+			f.storage.Store(&storage)
+		}
+		return ref.Value().content(), nil
+	default:
+		fixed := new(list)
+		fixed.set.Store(s.set)
+		return fixed, nil
+	}
+}
+
+// open loads a source for the first time.
+func (s *spec) open(ctx caddy.Context) (source, error) {
+	switch s.kind {
+	case "url":
+		return openFeed(s.name(), s.location, s.interval, ctx.Storage())
+	case "country":
+		return openFile(s.name(), s.location, maxDatabase, countries(s.countries))
+	case "asn":
+		return openFile(s.name(), s.location, maxDatabase, systems(s.systems))
+	default:
+		return openFile(s.name(), s.location, ipset.MaxBytes, readList)
+	}
+}
+
+// close gives back what compile has acquired.
+func (rs *rules) close() error {
+	var errs []error
+	for _, release := range rs.release {
+		errs = append(errs, release())
+	}
+	rs.release = nil
+	return errors.Join(errs...)
+}
