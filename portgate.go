@@ -9,6 +9,7 @@ package portgate
 import (
 	_ "github.com/mholt/caddy-l4"
 
+	_ "github.com/portgate/caddy-portgate/modules/acl"
 	_ "github.com/portgate/caddy-portgate/modules/forward"
 	_ "github.com/portgate/caddy-portgate/modules/network"
 )

@@ -53,7 +53,9 @@ type file struct {
 }
 
 // readList parses a file that is a list.
-func readList(data []byte) (*ipset.Set, ipset.Report, error) { return ipset.Read(bytes.NewReader(data)) }
+func readList(data []byte) (*ipset.Set, ipset.Report, error) {
+	return ipset.Read(bytes.NewReader(data))
+}
 
 // openFile reads a list for the first time, where every error is fatal, and then follows its changes.
 func openFile(name, path string, most int64, parse func([]byte) (*ipset.Set, ipset.Report, error)) (*file, error) {

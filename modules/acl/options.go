@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	caddycaddyfile "github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/portgate/caddy-portgate/caddyfile"
@@ -172,7 +171,9 @@ func (h *Handler) UnmarshalJSON(data []byte) error {
 			return fmt.Errorf("enforce: %w", err)
 		}
 	}
-	return nil
+	canonical, err := caddyfile.CanonicalJSON(data)
+	h.canonical = canonical
+	return err
 }
 
 // UnmarshalJSON decodes the options and refuses unknown ones.

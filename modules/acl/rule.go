@@ -47,8 +47,8 @@ const (
 	deny  = "deny"
 )
 
-// action returns what the rule does, and its values.
-func (r *Rule) action() (action string, values []string) {
+// parts returns what the rule does, and its values.
+func (r *Rule) parts() (action string, values []string) {
 	if r.Allow != nil {
 		return allow, r.Allow
 	}
@@ -198,6 +198,13 @@ type rule struct {
 	list  *list
 }
 
+func (r *rule) action() string {
+	if r.allow {
+		return allow
+	}
+	return deny
+}
+
 // rules are in order: the first one that has the client decides.
 type rules struct {
 	all      []rule
@@ -230,7 +237,7 @@ type config struct {
 func (rs *rules) compile(ctx caddy.Context, c config) error {
 	repl := caddy.NewReplacer()
 	for i := range c.Rules {
-		action, values := c.Rules[i].action()
+		action, values := c.Rules[i].parts()
 		known := make([]string, len(values))
 		for i, value := range values {
 			known[i] = repl.ReplaceKnown(value, "")

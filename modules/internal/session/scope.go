@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -23,6 +24,7 @@ type Scope struct {
 	log     *zap.Logger
 	metrics *metrics
 	drained atomic.Bool // DrainTimeout has passed
+	denials denials
 }
 
 // NewScope is called in Provision. It registers the metrics with the config's registry.
@@ -50,6 +52,7 @@ func (sc *Scope) Replaced() {
 	if sc.DrainTimeout > 0 {
 		time.AfterFunc(sc.DrainTimeout, sc.drain)
 	}
+	judgeAgain() // by what the running config has
 }
 
 // drain closes the sessions, and has those closed that begin from now on: their connections were accepted
@@ -85,7 +88,42 @@ func (sc *Scope) logger() *zap.Logger {
 	return sc.log
 }
 
+// denials bounds the entries of clients that are denied, so that a flood of them can't fill the disk. The metrics
+// count them all.
+type denials struct {
+	mu      sync.Mutex
+	left    float64 // entries that may be written now
+	at      time.Time
+	skipped int64 // since the last entry
+}
+
+const (
+	denialsPerSecond = 10
+	denialsBurst     = 100
+)
+
+// take tells whether there may be an entry, and how many there were that could not be.
+func (d *denials) take(now time.Time) (skipped int64, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.left = min(d.left+now.Sub(d.at).Seconds()*denialsPerSecond, denialsBurst)
+	if d.at = now; d.left < 1 {
+		d.skipped++
+		return 0, false
+	}
+	d.left--
+	skipped, d.skipped = d.skipped, 0
+	return skipped, true
+}
+
 func (sc *Scope) logEnd(s *Session, e *End, duration time.Duration) {
+	var skipped int64
+	if e.Status == StatusDenied {
+		var ok bool
+		if skipped, ok = sc.denials.take(time.Now()); !ok {
+			return
+		}
+	}
 	entry := sc.logger().Check(zap.InfoLevel, "session")
 	if entry == nil {
 		return
@@ -119,6 +157,12 @@ func (sc *Scope) logEnd(s *Session, e *End, duration time.Duration) {
 		zap.Int("status", e.Status),
 		zap.String("reason", e.Reason),
 	)
+	if s.rule != "" {
+		fields = append(fields, zap.String("rule", s.rule))
+	}
+	if skipped > 0 {
+		fields = append(fields, zap.Int64("skipped", skipped))
+	}
 	if e.Err != nil {
 		fields = append(fields, zap.NamedError("error", e.Err))
 	}

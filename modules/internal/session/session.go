@@ -19,6 +19,7 @@ import (
 // Status codes as nginx's stream module has them.
 const (
 	StatusDone           = 200
+	StatusDenied         = 403
 	StatusInternal       = 500
 	StatusNoUpstream     = 502
 	StatusConnectTimeout = 504
@@ -26,8 +27,10 @@ const (
 
 // The reasons that do not come from the relay.
 const (
-	ReasonDrain    = "drain"
-	ReasonShutdown = "shutdown"
+	ReasonDenied      = "denied"
+	ReasonDrain       = "drain"
+	ReasonListChanged = "list_changed"
+	ReasonShutdown    = "shutdown"
 )
 
 // ReasonOfConfigsEnd is the reason of sessions that end because their config does: it is replaced, or the process
@@ -59,9 +62,11 @@ type Session struct {
 
 	scope  *Scope
 	limits Limits
+	passes []Pass
 
 	mu       sync.Mutex
 	mover    Mover
+	rule     string   // that has denied the client
 	closing  string   // why to close the mover when there is one
 	label    string   // the upstream as configured
 	upstream net.Addr // nil where it could not be resolved
@@ -99,20 +104,27 @@ func Begin(cx *layer4.Connection, scope *Scope) *Session {
 		return s
 	}
 	network, address := listener(cx)
-	s := newSession(scope, network, address, addrPort(cx.RemoteAddr()))
+	passes, _ := cx.GetVar(passKey).([]Pass)
+	s := newSession(scope, network, address, addrPort(cx.RemoteAddr()), passes)
 	cx.SetVar(varKey, s)
 	return s
 }
 
-func newSession(scope *Scope, network, listener string, client netip.AddrPort) *Session {
+func newSession(scope *Scope, network, listener string, client netip.AddrPort, passes []Pass) *Session {
 	s := &Session{
 		ID: ID(lastID.Add(1)), Network: network, Listener: listener, Client: client,
-		Start: time.Now(), scope: scope,
+		Start: time.Now(), scope: scope, passes: passes,
 	}
 	scope.metrics.active.WithLabelValues(listener).Inc()
 	living.add(s)
 	if scope.drained.Load() {
 		s.Close(ReasonDrain)
+	}
+	for i := range passes {
+		if passes[i].outdated() {
+			judgeAgain()
+			break
+		}
 	}
 	return s
 }
@@ -146,6 +158,15 @@ func (s *Session) SetUpstream(label string, addr net.Addr) {
 		s.up.total, s.down.total = s.scope.metrics.traffic(s.Listener, label)
 	}
 	s.upstream = addr
+}
+
+// SetRule says which rule denies the client.
+func (s *Session) SetRule(label string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.ended {
+		s.rule = label
+	}
 }
 
 // Close asks whoever moves the session's bytes to end it, now or as soon as there is somebody.

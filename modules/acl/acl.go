@@ -1,0 +1,135 @@
+// Package acl keeps unwanted clients out: the handler and the matcher that judge clients by their address, and the lists
+// that they do it by, which may change at any time.
+package acl
+
+import (
+	"fmt"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/mholt/caddy-l4/layer4"
+
+	"github.com/portgate/caddy-portgate/modules/internal/direct"
+	"github.com/portgate/caddy-portgate/modules/internal/session"
+)
+
+func init() {
+	caddy.RegisterModule(new(Handler))
+}
+
+// Handler judges clients by their address: it calls the next handler for those that its rules allow. Addresses are compared
+// without zones, and ::ffff:192.0.2.7 is 192.0.2.7. A client on a unix socket has no address: no rule has it.
+type Handler struct {
+	// Rules are tried in order; the first one that has the client decides.
+	Rules []Rule `json:"rules,omitempty"`
+
+	// Default is what happens to clients that no rule has: `allow` or `deny`. It must be stated where there are both
+	// kinds of rules. Default: `allow` where there are only deny rules, `deny` where there are only allow rules.
+	Default string `json:"default,omitempty"`
+
+	// CountryDatabase is the path of a database in MaxMind's format that has countries. It is read again when it changes.
+	CountryDatabase string `json:"country_database,omitempty"`
+
+	// ASNDatabase is the path of a database in MaxMind's format that has autonomous systems. It is read again when it
+	// changes.
+	ASNDatabase string `json:"asn_database,omitempty"`
+
+	// OnDeny is what happens to a connection that is denied. Default: `"close"`.
+	//
+	//   - `"close"`: it is closed
+	//   - `"reset"`: it is reset
+	//   - `"drop"`: the client is told nothing. On TCP this takes the capability CAP_NET_ADMIN; without it, it is `reset`
+	//   - `"tarpit", "30s"`: it is left open for so long without an answer, and then closed
+	//   - `"respond", "text"`: the client is sent the text, of at most 1,024 bytes, and the connection is closed
+	OnDeny []string `json:"on_deny,omitempty"`
+
+	// Enforce says whom a change of a list concerns: `all`, living sessions too, which are closed within a second where
+	// their client is denied now, or `new`, only those that come from now on. Default: `all`.
+	Enforce string `json:"enforce,omitempty"`
+
+	rules    rules
+	reaction reaction
+	scope    *session.Scope
+	gate     gate
+
+	canonical string // the JSON that this handler was made of
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "layer4.handlers.acl",
+		New: func() caddy.Module { return new(Handler) },
+	}
+}
+
+// Provision loads the lists, and begins to watch over living sessions.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	if err := collectors.register(ctx.GetMetricsRegistry()); err != nil {
+		return err
+	}
+	var err error
+	if h.reaction, err = parseReaction(h.OnDeny); err != nil {
+		return fmt.Errorf("on_deny: %w", err)
+	}
+	if h.reaction.action == onDrop && !canVanish() {
+		ctx.Logger().Warn("on_deny drop needs the capability CAP_NET_ADMIN for TCP, denied clients are reset instead")
+	}
+	if err := h.rules.compile(ctx, config{h.Rules, h.Default, h.CountryDatabase, h.ASNDatabase}); err != nil {
+		return err
+	}
+	if h.scope, err = session.NewScope(ctx, 0, 0); err != nil {
+		return err
+	}
+	if h.Enforce != enforceNew {
+		h.gate.open(ctx, &h.rules, direct.Places(ctx, "acl", h.canonical))
+	}
+	direct.Offer(ctx, h.canonical, h)
+	return nil
+}
+
+// Handle passes the connection on, or denies it.
+func (h *Handler) Handle(cx *layer4.Connection, next layer4.Handler) error {
+	arrival := session.ArrivalOf(cx)
+	if r := h.judge(arrival); !r.allow {
+		h.deny(arrival, r).wait() // layer4 closes the connection when this returns
+		return nil
+	}
+	return next.Handle(cx)
+}
+
+// Serve is Handle for a connection that is only known by its addresses.
+func (h *Handler) Serve(a *session.Arrival) (next bool) {
+	r := h.judge(a)
+	if !r.allow {
+		h.deny(a, r)
+	}
+	return r.allow
+}
+
+// judge returns the rule that decides about the client. The session of one that is let through will know by whom.
+func (h *Handler) judge(a *session.Arrival) *rule {
+	edition := h.gate.edition()
+	r := h.rules.judge(a.Client.Addr())
+	collectors.decisions.WithLabelValues(a.Listener, r.label, r.action()).Inc()
+	if r.allow {
+		h.gate.letThrough(a, edition)
+	}
+	return r
+}
+
+// Cleanup gives the lists back.
+func (h *Handler) Cleanup() error {
+	h.gate.close()
+	if h.scope != nil {
+		h.scope.Replaced()
+	}
+	return h.rules.close()
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner  = (*Handler)(nil)
+	_ caddy.CleanerUpper = (*Handler)(nil)
+	_ layer4.NextHandler = (*Handler)(nil)
+	_ direct.Step        = (*Handler)(nil)
+)

@@ -1,0 +1,272 @@
+package acl
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/portgate/caddy-portgate/caddyfile"
+	"github.com/portgate/caddy-portgate/modules/acl/ipset"
+)
+
+func init() {
+	caddy.RegisterModule(new(adminAPI))
+}
+
+const listsPath = "/portgate/lists"
+
+// maxBody bounds what a request may send: a list of as many entries as there may be, each with a reason.
+const maxBody = 64 << 20
+
+// maxRemark is how long the reason and the name of who added an entry may be.
+const maxRemark = 256
+
+// adminAPI serves the dynamic lists:
+//
+//	GET    /portgate/lists                            names and sizes
+//	GET    /portgate/lists/{name}                     all entries
+//	PUT    /portgate/lists/{name}                     {"entries": [...]} replaces them
+//	DELETE /portgate/lists/{name}                     removes them
+//	GET    /portgate/lists/{name}/entries/{prefix}    one entry
+//	PUT    /portgate/lists/{name}/entries/{prefix}    adds it: {"ttl": "1h", "reason": "...", "by": "..."}
+//	DELETE /portgate/lists/{name}/entries/{prefix}    removes it
+type adminAPI struct{}
+
+// CaddyModule returns the Caddy module information.
+func (*adminAPI) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "admin.api.portgate_lists",
+		New: func() caddy.Module { return new(adminAPI) },
+	}
+}
+
+// Routes returns what the admin endpoint serves.
+func (a *adminAPI) Routes() []caddy.AdminRoute {
+	handler := caddy.AdminHandlerFunc(a.serve)
+	return []caddy.AdminRoute{{Pattern: listsPath, Handler: handler}, {Pattern: listsPath + "/", Handler: handler}}
+}
+
+// summary is what the API tells of a list as a whole.
+type summary struct {
+	Name    string  `json:"name"`
+	Size    int     `json:"size"`
+	Entries []entry `json:"entries,omitempty"`
+}
+
+func (a *adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
+	path := strings.Trim(strings.TrimPrefix(r.URL.Path, listsPath), "/")
+	if path == "" {
+		if r.Method != http.MethodGet {
+			return errMethod(r)
+		}
+		return answer(w, summaries())
+	}
+	name, rest, _ := strings.Cut(path, "/")
+	d := findList(name)
+	if d == nil {
+		return apiError(http.StatusNotFound, "list: %q: expected a list that the running config names", name)
+	}
+	prefix, isEntry := strings.CutPrefix(rest, "entries/")
+	switch {
+	case rest == "" || rest == "entries":
+		return serveList(w, r, name, d)
+	case isEntry:
+		return serveEntry(w, r, d, prefix)
+	default:
+		return apiError(http.StatusNotFound, "%q: expected entries/{prefix}", rest)
+	}
+}
+
+func summaries() []summary {
+	all := []summary{}
+	dynamicLists.Each(func(name string, d *dynamic) bool {
+		all = append(all, summary{Name: name, Size: d.set.Load().Len()})
+		return true
+	})
+	slices.SortFunc(all, func(a, b summary) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+func findList(wanted string) (found *dynamic) {
+	dynamicLists.Each(func(name string, d *dynamic) bool {
+		if name == wanted {
+			found = d
+		}
+		return found == nil
+	})
+	return found
+}
+
+func serveList(w http.ResponseWriter, r *http.Request, name string, d *dynamic) error {
+	switch r.Method {
+	case http.MethodGet:
+	case http.MethodDelete:
+		if err := d.replaceAll(nil); err != nil {
+			return editError(err)
+		}
+	case http.MethodPut:
+		var body struct {
+			Entries []struct {
+				Prefix string `json:"prefix"`
+				options
+			} `json:"entries"`
+		}
+		if err := decode(r, &body); err != nil {
+			return err
+		}
+		if body.Entries == nil {
+			return apiError(http.StatusBadRequest, "entries: expected a list, if only an empty one")
+		}
+		entries := make([]entry, len(body.Entries))
+		for i, given := range body.Entries {
+			e, err := newEntry(given.Prefix, given.options, r)
+			if err != nil {
+				return apiError(http.StatusBadRequest, "entries: %w", err)
+			}
+			entries[i] = e
+		}
+		if err := d.replaceAll(entries); err != nil {
+			return editError(err)
+		}
+	default:
+		return errMethod(r)
+	}
+	entries := d.all()
+	return answer(w, summary{Name: name, Size: len(entries), Entries: entries})
+}
+
+func serveEntry(w http.ResponseWriter, r *http.Request, d *dynamic, path string) error {
+	prefix, err := ipset.ParsePrefix(path)
+	if err != nil {
+		return apiError(http.StatusBadRequest, "prefix: %w", err)
+	}
+	absent := apiError(http.StatusNotFound, "prefix: %q: expected an entry of the list", prefix)
+	switch r.Method {
+	case http.MethodGet:
+		e, ok := d.get(prefix)
+		if !ok {
+			return absent
+		}
+		return answer(w, e)
+	case http.MethodPut:
+		var given options
+		if err := decode(r, &given); err != nil {
+			return err
+		}
+		e, err := newEntry(path, given, r)
+		if err != nil {
+			return apiError(http.StatusBadRequest, "%w", err)
+		}
+		if err := d.add(e); err != nil {
+			return editError(err)
+		}
+		return answer(w, e)
+	case http.MethodDelete:
+		switch ok, err := d.remove(prefix); {
+		case err != nil:
+			return editError(err)
+		case !ok:
+			return absent
+		}
+		w.WriteHeader(http.StatusNoContent)
+		return nil
+	default:
+		return errMethod(r)
+	}
+}
+
+// options of an entry, as they are given.
+type options struct {
+	TTL    string `json:"ttl"`
+	Reason string `json:"reason"`
+	By     string `json:"by"`
+}
+
+func newEntry(text string, given options, r *http.Request) (entry, error) {
+	prefix, err := ipset.ParsePrefix(text)
+	if err != nil {
+		return entry{}, fmt.Errorf("prefix: %w", err)
+	}
+	for name, remark := range map[string]string{"reason": given.Reason, "by": given.By} {
+		if len(remark) > maxRemark {
+			return entry{}, fmt.Errorf("%s: expected at most %d bytes", name, maxRemark)
+		}
+	}
+	e := entry{Prefix: prefix, Added: time.Now().UTC().Truncate(time.Millisecond), Reason: given.Reason, By: given.By}
+	if e.By == "" {
+		e.By = whoAsks(r)
+	}
+	if given.TTL != "" {
+		ttl, err := caddyfile.ParseDuration(given.TTL)
+		if err == nil && ttl == 0 {
+			err = fmt.Errorf("%q: expected a duration of more than 0", given.TTL)
+		}
+		if err != nil {
+			return entry{}, fmt.Errorf("ttl: %w", err)
+		}
+		expires := e.Added.Add(time.Duration(ttl))
+		e.Expires = &expires
+	}
+	return e, nil
+}
+
+// whoAsks names the sender of a request who does not give a name.
+func whoAsks(r *http.Request) string {
+	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+		return r.TLS.PeerCertificates[0].Subject.CommonName
+	}
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return "" // a unix socket
+	}
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return ipset.Canonical(addr).String()
+	}
+	return ""
+}
+
+// decode reads a body, which may be empty.
+func decode(r *http.Request, v any) error {
+	decoder := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxBody))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(v); err != nil && !errors.Is(err, io.EOF) {
+		return apiError(http.StatusBadRequest, "body: %w", err)
+	}
+	return nil
+}
+
+func answer(w http.ResponseWriter, v any) error {
+	w.Header().Set("Content-Type", "application/json")
+	return json.NewEncoder(w).Encode(v)
+}
+
+// editError tells a list that is full from one that can't be stored.
+func editError(err error) error {
+	if errors.Is(err, errFull) {
+		return apiError(http.StatusConflict, "%w", err)
+	}
+	return apiError(http.StatusInternalServerError, "%w", err)
+}
+
+func errMethod(r *http.Request) error {
+	return apiError(http.StatusMethodNotAllowed, "method %s: expected GET, PUT or DELETE", r.Method)
+}
+
+func apiError(status int, format string, args ...any) error {
+	return caddy.APIError{HTTPStatus: status, Err: fmt.Errorf(format, args...)}
+}
+
+// Interface guards
+var (
+	_ caddy.Module      = (*adminAPI)(nil)
+	_ caddy.AdminRouter = (*adminAPI)(nil)
+)
