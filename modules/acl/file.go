@@ -112,8 +112,12 @@ func (f *file) follow(ctx context.Context) {
 			soon = wait <= settled
 			look.Reset(wait)
 			continue
-		case <-events:
-		case <-failures: // too many events at once: some are lost
+		case _, ok := <-events:
+			if !ok {
+				events, failures = nil, nil // from now on only the poll is left
+			}
+		case err := <-failures: // too many events at once: some are lost, and this stands for them
+			caddy.Log().Named("acl").Debug("watching a file", zap.String("list", f.name), zap.Error(err))
 		}
 		// Other files of the directory may change all the time: the look that is due soon is for all events until then.
 		if !soon {

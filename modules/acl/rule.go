@@ -149,13 +149,10 @@ const maxListName = 64
 
 // checkListName refuses names that would mean something else in a path.
 func checkListName(name string) error {
-	for _, c := range name {
-		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_') {
-			name = ""
-			break
-		}
+	strange := func(c rune) bool {
+		return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_')
 	}
-	if name == "" || len(name) > maxListName {
+	if name == "" || len(name) > maxListName || strings.ContainsFunc(name, strange) {
 		return fmt.Errorf("%q: expected a name of letters, digits, - and _", name)
 	}
 	return nil
@@ -243,6 +240,9 @@ func (rs *rules) compile(ctx caddy.Context, c config) error {
 			known[i] = repl.ReplaceKnown(value, "")
 		}
 		s, err := parseRule(known)
+		if err != nil && !slices.Equal(known, values) {
+			err = fmt.Errorf("%q, which is %w", strings.Join(values, " "), err)
+		}
 		if err == nil {
 			err = s.complete(c, repl)
 		}

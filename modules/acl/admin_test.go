@@ -1,0 +1,102 @@
+package acl
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// call sends a request to the API, and returns status and answer.
+func call(t testing.TB, method, path, body string) (int, string) {
+	t.Helper()
+	request := httptest.NewRequest(method, path, strings.NewReader(body))
+	request.RemoteAddr = "[::ffff:127.0.0.1]:1234"
+	recorder := httptest.NewRecorder()
+	err := new(adminAPI).serve(recorder, request)
+	var failed caddy.APIError
+	if errors.As(err, &failed) {
+		return failed.HTTPStatus, failed.Err.Error()
+	}
+	must(t, err)
+	return recorder.Code, strings.TrimSpace(recorder.Body.String())
+}
+
+func TestAdminAPI(t *testing.T) {
+	h, _ := handler(t, `{"rules":[{"deny":["list","api"]}]}`)
+	list := listsPath + "/api"
+	for _, step := range []struct {
+		method, path, body string
+		status             int
+		want               string // the beginning of the answer
+		denied             bool   // 192.0.2.1, afterwards
+	}{
+		{"GET", list, "", 200, `{"name":"api","size":0}`, false},
+		{"PUT", list + "/entries/192.0.2.0/24", `{"ttl":"1h","reason":"scan","by":"me"}`, 200, `{"prefix":"192.0.2.0/24","added":"`, true},
+		{"GET", listsPath, "", 200, `[{"name":"api","size":1}]`, true},
+		{"GET", list + "/entries/192.0.2.0/24", "", 200, `{"prefix":"192.0.2.0/24","added":"`, true},
+		{"GET", list + "/entries/192.0.2.1", "", 404, `prefix: "192.0.2.1/32": expected an entry of the list`, true},
+		{"DELETE", list + "/entries/192.0.2.1", "", 404, `prefix: "192.0.2.1/32": expected an entry of the list`, true},
+		{"DELETE", list + "/entries/::ffff:192.0.2.0/120", "", 204, ``, false},
+		{"PUT", list + "/entries/192.0.2.1", "", 200, `{"prefix":"192.0.2.1/32","added":"`, true},
+		{"PUT", list + "/entries/192.0.2.1/24", "", 400, `prefix: "192.0.2.1/24": expected no bits set behind the prefix: 192.0.2.0/24, or`, true},
+		{"PUT", list + "/entries/x", "", 400, `prefix: "x": expected an address`, true},
+		{"PUT", list + "/entries/192.0.2.9", `{"ttl":"soon"}`, 400, `ttl: "soon": expected a duration such as 30s`, true},
+		{"PUT", list + "/entries/192.0.2.9", `{"ttl":"0s"}`, 400, `ttl: "0s": expected a duration of more than 0`, true},
+		{"PUT", list + "/entries/192.0.2.9", `{"tl":"1h"}`, 400, `body: json: unknown field "tl"`, true},
+		{"PUT", list + "/entries/192.0.2.9", `{`, 400, `body: `, true},
+		{"PUT", list + "/entries/192.0.2.9", `{"reason":"` + strings.Repeat("x", 257) + `"}`, 400, `reason: expected at most 256 bytes`, true},
+		{"POST", list + "/entries/192.0.2.9", "", 405, `method POST: expected GET, PUT or DELETE`, true},
+		{"GET", list, "", 200, `{"name":"api","size":1,"entries":[{"prefix":"192.0.2.1/32","added":"`, true},
+		{"PUT", list, `{"entries":[{"prefix":"10.0.0.0/8"},{"prefix":"10.1.0.0/33"}]}`, 400, `entries: prefix: "10.1.0.0/33": expected a prefix length`, true},
+		{"PUT", list, ``, 400, `entries: expected a list, if only an empty one`, true},
+		{"PUT", list, `{"entries":[{"prefix":"10.0.0.0/8","ttl":"1h"},{"prefix":"::1"}]}`, 200, `{"name":"api","size":2,"entries":[{"prefix":"10.0.0.0/8","added":"`, false},
+		{"PUT", list, `{"entries":[{"prefix":"192.0.2.1"}]}`, 200, `{"name":"api","size":1`, true},
+		{"DELETE", list, "", 200, `{"name":"api","size":0}`, false},
+		{"GET", listsPath + "/none", "", 404, `list: "none": expected a list that the running config names`, false},
+		{"PUT", listsPath + "/none/entries/10.0.0.0/8", "", 404, `list: "none": expected`, false},
+		{"GET", list + "/other", "", 404, `"other": expected entries/{prefix}`, false},
+		{"PUT", listsPath, "", 405, `method PUT`, false},
+		{"PATCH", list, "", 405, `method PATCH`, false},
+	} {
+		what := step.method + " " + step.path + " " + step.body
+		status, got := call(t, step.method, step.path, step.body)
+		if status != step.status || !strings.HasPrefix(got, step.want) {
+			t.Errorf("%s: %d %s\nwant %d %s", what, status, got, step.status, step.want)
+		}
+		if denied := !try(t, h, from(one)); denied != step.denied {
+			t.Errorf("%s: denied %t, want %t", what, denied, step.denied)
+		}
+	}
+}
+
+// Who added an entry is known also where the request does not say.
+func TestAdminAPIKnowsWhoAdded(t *testing.T) {
+	handler(t, `{"rules":[{"deny":["list","who"]}]}`)
+	for body, want := range map[string]string{`{"by":"me"}`: `"by":"me"`, "": `"by":"127.0.0.1"`} {
+		if _, got := call(t, http.MethodPut, listsPath+"/who/entries/192.0.2.1", body); !strings.Contains(got, want) {
+			t.Errorf("%s: %s, want %s", body, got, want)
+		}
+	}
+}
+
+func TestAdminAPIOfAFullList(t *testing.T) {
+	handler(t, `{"rules":[{"deny":["list","full"]}]}`)
+	var body strings.Builder
+	body.WriteString(`{"entries":[`)
+	for n := range maxEntries + 1 {
+		if n > 0 {
+			body.WriteByte(',')
+		}
+		fmt.Fprintf(&body, `{"prefix":"10.%d.%d.%d"}`, n>>16, n>>8&255, n&255)
+	}
+	body.WriteString(`]}`)
+	status, got := call(t, http.MethodPut, listsPath+"/full", body.String())
+	if want := "expected at most 100000 entries in a list"; status != http.StatusConflict || got != want {
+		t.Errorf("%d %s, want 409 %s", status, got, want)
+	}
+}

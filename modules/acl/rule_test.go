@@ -1,0 +1,202 @@
+package acl
+
+import (
+	"encoding/json"
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+func TestRuleLabels(t *testing.T) {
+	t.Parallel()
+	for values, want := range map[string]string{
+		"192.0.2.0/24":                     "deny 192.0.2.0/24",
+		"192.0.2.0/24 ::1 10.0.0.0/8":      "deny 192.0.2.0/24 and 2 more",
+		"file /etc/bad":                    "deny file /etc/bad",
+		"url https://u:p@host/a?key=x 10m": "deny url https://host/a",
+		"list bans":                        "deny list bans",
+		"country RU CN":                    "deny country CN RU",
+		"asn 64497 64496":                  "deny asn 64496 64497",
+	} {
+		s, err := parseRule(strings.Fields(values))
+		if err != nil {
+			t.Errorf("%s: %v", values, err)
+		} else if got := s.label(deny); got != want {
+			t.Errorf("%s: %q, want %q", values, got, want)
+		}
+	}
+}
+
+func TestWrongRules(t *testing.T) {
+	t.Parallel()
+	for values, want := range map[string]string{
+		"":                         "expected at least 1 value",
+		"10.0.0.1/8":               `"10.0.0.1/8": expected no bits set behind the prefix: 10.0.0.0/8, or 10.0.0.1 for the one address`,
+		"10.0.0.0/8 localhost":     `"localhost": expected an address, a prefix such as 10.0.0.0/8, or a range such as 10.0.0.1-10.0.0.9`,
+		"file":                     "file: expected 1 value",
+		"file a b":                 `file: "a b": expected 1 value`,
+		"url":                      "url: expected 1 to 2 values",
+		"url ftp://host/":          `url: "ftp://host/": expected a URL that begins with https:// or http://`,
+		"url https:///x":           `url: "https:///x": expected a URL that begins with https:// or http://`,
+		"url http://h/ soon":       `url: "soon": expected a duration such as 30s`,
+		"url http://h/ 1ms":        `url: "1ms": expected at least 1s`,
+		"list":                     "list: expected 1 value",
+		"list a/b":                 `list: "a/b": expected a name of letters, digits, - and _`,
+		"list ..":                  `list: "..": expected a name of letters, digits, - and _`,
+		"country":                  "country: expected at least 1 value",
+		"country cn":               `country: "cn": expected a country code of two capital letters, such as CN`,
+		"country CHN":              `country: "CHN": expected a country code of two capital letters, such as CN`,
+		"country C1":               `country: "C1": expected a country code of two capital letters, such as CN`,
+		"asn":                      "asn: expected at least 1 value",
+		"asn AS64496":              `asn: "AS64496": expected the number of an autonomous system, such as 64496`,
+		"asn 0":                    `asn: "0": expected the number of an autonomous system, such as 64496`,
+		"asn 4294967296":           `asn: "4294967296": expected the number of an autonomous system, such as 64496`,
+		strings.Repeat("x", 1<<10): `"` + strings.Repeat("x", 64) + `"...: expected an address, a prefix such as 10.0.0.0/8, or a range such as 10.0.0.1-10.0.0.9`,
+	} {
+		if _, err := parseRule(strings.Fields(values)); err == nil || err.Error() != want {
+			t.Errorf("%q:\n got %v\nwant %s", values, err, want)
+		}
+	}
+}
+
+// Without a default, whom no rule has is treated in the other way than those whom a rule has.
+func TestDefault(t *testing.T) {
+	t.Parallel()
+	for config, want := range map[string]string{
+		`{"rules":[{"deny":["192.0.2.0/24"]}]}`:                                            "allow",
+		`{"rules":[{"allow":["192.0.2.0/24"]}]}`:                                           "deny",
+		`{"rules":[{"deny":["192.0.2.0/24"]}],"default":"deny"}`:                           "deny",
+		`{"rules":[{"allow":["192.0.2.0/24"]}],"default":"allow"}`:                         "allow",
+		`{"rules":[{"deny":["192.0.2.0/24"]},{"allow":["10.0.0.0/8"]}],"default":"allow"}`: "allow",
+		`{"default":"deny"}`:  "deny",
+		`{"default":"allow"}`: "allow",
+	} {
+		h, _ := handler(t, config)
+		for _, stranger := range []netip.Addr{addr("198.51.100.1"), addr("2001:db8::1"), {}} {
+			if got := h.rules.judge(stranger); got.action() != want || got.label != "default "+want {
+				t.Errorf("%s: %v: %s, want %s", config, stranger, got.label, want)
+			}
+		}
+	}
+}
+
+// The first rule that has the client decides.
+func TestFirstRuleDecides(t *testing.T) {
+	t.Parallel()
+	h, _ := handler(t, `{"rules":[
+		{"allow":["192.0.2.7","2001:db8::7"]},
+		{"deny":["192.0.2.0/24"]},
+		{"allow":["192.0.0.0/16"]},
+		{"deny":["192.0.2.7","10.0.0.1-10.0.0.9"]}
+	],"default":"allow"}`)
+	for client, want := range map[string]string{
+		"192.0.2.7":   "allow 192.0.2.7 and 1 more",
+		"2001:db8::7": "allow 192.0.2.7 and 1 more",
+		"192.0.2.8":   "deny 192.0.2.0/24",
+		"192.0.3.8":   "allow 192.0.0.0/16",
+		"10.0.0.9":    "deny 192.0.2.7 and 1 more",
+		"10.0.0.10":   "default allow",
+		"2001:db8::8": "default allow",
+	} {
+		if got := h.rules.judge(addr(client)); got.label != want {
+			t.Errorf("%s: %s, want %s", client, got.label, want)
+		}
+	}
+}
+
+// F10: whatever form an address is written in, in the rule or on the socket, it is the same client. Each kind of rule says
+// the same.
+func TestEveryRuleAndEveryFormOfAnAddress(t *testing.T) {
+	t.Parallel()
+	forms := map[string][]string{
+		"192.0.2.1":   {"192.0.2.1", "::ffff:192.0.2.1", "::ffff:192.0.2.1%eth0"},
+		"2001:db8::1": {"2001:db8::1", "2001:db8:0::1", "2001:db8::1%eth0"},
+		"fe80::1":     {"fe80::1", "fe80::1%eth0", "fe80::1%2"},
+	}
+	lists := map[string][]string{
+		"192.0.2.1":   {"192.0.2.1", "192.0.2.0/24", "::ffff:192.0.2.1", "::ffff:192.0.2.0/120", "192.0.2.0-192.0.2.9", "::ffff:192.0.2.0-::ffff:192.0.2.9"},
+		"2001:db8::1": {"2001:db8::1", "2001:db8::/32", "2001:DB8:0:0::1", "2001:db8::-2001:db8::9"},
+		"fe80::1":     {"fe80::1", "fe80::/10", "fe80::1%eth0", "fe80::1%eth1-fe80::9%eth1"},
+	}
+	other := map[string]string{"192.0.2.1": "198.51.100.1", "2001:db8::1": "2001:db9::1", "fe80::1": "fec0::1%eth0"}
+	storage := store(t)
+	for client, texts := range lists {
+		for _, text := range texts {
+			p := publish(t, textAnswer(text))
+			f := open(t, tempFile(t, text))
+			u := follow(t, p.URL, defaultInterval, storage)
+			inline, err := parsePrefixes([]string{text})
+			must(t, err)
+			fixed := new(list)
+			fixed.set.Store(inline)
+			all := map[string]*list{"inline": fixed, "file": f.content(), "url": u.content()}
+			if !strings.Contains(text, "-") {
+				d := openList(t, brokenStorage{})
+				e, err := newEntry(text, options{By: "test"}, nil)
+				must(t, err)
+				_ = d.add(e)
+				all["list"] = d.content()
+			}
+			for kind, l := range all {
+				rs := rules{all: []rule{{label: kind, list: l}}, fallback: rule{allow: true, label: "default"}}
+				for _, form := range forms[client] {
+					if got := rs.judge(addr(form)); got.allow {
+						t.Errorf("%s %s: %s is let in", kind, text, form)
+					}
+				}
+				if got := rs.judge(addr(other[client])); !got.allow {
+					t.Errorf("%s %s: %s is denied", kind, text, other[client])
+				}
+			}
+		}
+	}
+}
+
+func TestWrongConfigs(t *testing.T) {
+	t.Parallel()
+	for config, want := range map[string]string{
+		`{}`: "expected at least one rule, or a default",
+		`{"rules":[{"deny":["192.0.2.0/24"]},{"allow":["10.0.0.0/8"]}]}`: `default: expected allow or deny, because there are both "deny 192.0.2.0/24" and "allow 10.0.0.0/8"`,
+		`{"rules":[{"deny":["file","/none"]}]}`:                          "deny file /none: stat /none: no such file or directory",
+		`{"rules":[{"deny":["country","CN"]}]}`:                          "deny: country: expected the option country_database with the path of a database",
+		`{"rules":[{"allow":["asn","1"]}]}`:                              "allow: asn: expected the option asn_database with the path of a database",
+		`{"rules":[{"deny":["{env.NONE}"]}]}`:                            `deny: "{env.NONE}", which is "": expected an address, a prefix such as 10.0.0.0/8, or a range such as 10.0.0.1-10.0.0.9`,
+		`{"rules":[{"deny":["::1"],"allow":["::2"]}]}`:                   `expected either "deny" or "allow" with a list of strings`,
+		`{"rules":[{}]}`:               `expected either "deny" or "allow" with a list of strings`,
+		`{"rules":[{"drop":["::1"]}]}`: `unknown option "drop": expected one of deny, allow`,
+		`{"default":"drop"}`:           `default: "drop": expected allow or deny`,
+	} {
+		for _, id := range []string{"layer4.handlers.acl", "layer4.matchers.acl"} {
+			_, _, err := tryProvision[any](t, id, config)
+			if err == nil || !strings.HasSuffix(err.Error(), want) {
+				t.Errorf("%s %s:\n got %v\nwant %s", id, config, err, want)
+			}
+		}
+	}
+	if n := pooled(); n != 0 {
+		t.Errorf("%d lists are left", n)
+	}
+}
+
+// pooled counts the lists that somebody uses, of tests that share none with others.
+func pooled() (n int) {
+	sources.Each(func(key sourceKey, _ source) bool {
+		if key.location == "/none" {
+			n++
+		}
+		return true
+	})
+	return n
+}
+
+func TestRuleJSONIsStable(t *testing.T) {
+	t.Parallel()
+	in := `{"rules":[{"deny":["list","bans"]},{"allow":["10.0.0.0/8"]}],"default":"deny","on_deny":["tarpit","30s"],"enforce":"new"}`
+	var h Handler
+	must(t, json.Unmarshal([]byte(in), &h))
+	out, err := json.Marshal(&h)
+	must(t, err)
+	if string(out) != in {
+		t.Errorf("got  %s\nwant %s", out, in)
+	}
+}
