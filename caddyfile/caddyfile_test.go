@@ -143,3 +143,40 @@ func FuzzUnmarshal(f *testing.F) {
 		}
 	})
 }
+
+func TestChoose(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		values string
+		known  bool
+		set    string
+		err    string
+	}{
+		{"file /etc/list", true, "/etc/list", ""},
+		{"file", true, "", "file: expected 1 value"},
+		{"file a b", true, "", `file: "a b": expected 1 value`},
+		{"many a b", true, "a b", ""},
+		{"many wrong", true, "wrong", "many: is wrong"},
+		{"10.0.0.0/8 file", false, "", ""},
+	} {
+		set := ""
+		note := func(args []string) error {
+			set = strings.Join(args, " ")
+			if set == "wrong" {
+				return errors.New("is wrong")
+			}
+			return nil
+		}
+		known, err := caddyfile.Choose(strings.Fields(c.values),
+			caddyfile.Option{Name: "file", Min: 1, Max: 1, Set: note},
+			caddyfile.Option{Name: "many", Min: 1, Max: -1, Set: note},
+		)
+		text := ""
+		if err != nil {
+			text = err.Error()
+		}
+		if known != c.known || set != c.set || text != c.err {
+			t.Errorf("%s: %t %q %q, want %t %q %q", c.values, known, set, text, c.known, c.set, c.err)
+		}
+	}
+}

@@ -68,3 +68,25 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestOneOf(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		value string
+		known []string
+		want  string
+	}{
+		{"b", []string{"a", "b", "c"}, ""},
+		{"d", []string{"a", "b", "c"}, `"d": expected a, b or c`},
+		{"", []string{"a", "b"}, `"": expected a or b`},
+		{"d", []string{"a"}, `"d": expected a`},
+	} {
+		got := ""
+		if err := caddyfile.OneOf(c.value, c.known...); err != nil {
+			got = err.Error()
+		}
+		if got != c.want {
+			t.Errorf("%q of %v: %s, want %s", c.value, c.known, got, c.want)
+		}
+	}
+}

@@ -51,7 +51,20 @@ func (s *step) UnmarshalJSON(data []byte) error {
 	return err
 }
 
+// places is what Places said to the steps with the id 7.
+var places = struct {
+	sync.Mutex
+	found map[string]bool
+}{found: make(map[string]bool)}
+
 func (s *step) Provision(ctx caddy.Context) error {
+	if s.ID == 7 {
+		places.Lock()
+		for _, place := range Places(ctx, "test_step", s.canonical) {
+			places.found[place.String()] = true
+		}
+		places.Unlock()
+	}
 	if !s.Never {
 		Offer(ctx, s.canonical, s)
 	}

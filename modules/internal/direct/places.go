@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/mholt/caddy-l4/layer4"
 
 	"github.com/portgate/caddy-portgate/caddyfile"
 )
@@ -39,7 +38,7 @@ func Places(ctx caddy.Context, name, canonical string) []Place {
 				walk(document, fmt.Sprintf("%d/%d", i, j), func(path string, handler map[string]any) {
 					if handler["handler"] == name && sameHandler(handler, canonical) {
 						nested := strings.Count(path, "/") > 1
-						places = append(places, placesOf(server, path, always && !nested)...)
+						places = append(places, placesOf(server.Listen, path, always && !nested)...)
 					}
 				})
 			}
@@ -72,11 +71,11 @@ func sameHandler(handler map[string]any, canonical string) bool {
 	return err == nil && found == canonical
 }
 
-// placesOf returns one place for each address of the server.
-func placesOf(server *layer4.Server, path string, always bool) []Place {
+// placesOf returns one place for each address that a server listens on.
+func placesOf(addresses []string, path string, always bool) []Place {
 	var places []Place
 	repl := caddy.NewReplacer()
-	for _, listen := range server.Listen {
+	for _, listen := range addresses {
 		addr, err := caddy.ParseNetworkAddress(repl.ReplaceAll(listen, ""))
 		if err != nil {
 			continue // the server's to refuse

@@ -161,3 +161,36 @@ func (e *exclusive) Destruct() error {
 	e.living.Add(-1)
 	return nil
 }
+
+func TestEach(t *testing.T) {
+	t.Parallel()
+	pool := state.NewPool[string, *socket]()
+	var bound atomic.Int32
+	a, b := acquire(t, pool, "a", open(&bound, nil)), acquire(t, pool, "b", open(&bound, nil))
+	again := acquire(t, pool, "a", open(&bound, nil))
+	seen := make(map[string]*socket)
+	pool.Each(func(key string, value *socket) bool {
+		seen[key] = value
+		return true
+	})
+	if len(seen) != 2 || seen["a"] != a.Value() || seen["b"] != b.Value() {
+		t.Errorf("seen: %v", seen)
+	}
+	calls := 0
+	pool.Each(func(string, *socket) bool {
+		calls++
+		return false
+	})
+	if calls != 1 {
+		t.Errorf("%d calls after false", calls)
+	}
+	for _, ref := range []*state.Ref[*socket]{a, b, again} {
+		if err := ref.Release(); err != nil {
+			t.Error(err)
+		}
+	}
+	pool.Each(func(key string, _ *socket) bool {
+		t.Errorf("%s is still there", key)
+		return true
+	})
+}

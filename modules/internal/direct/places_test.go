@@ -1,0 +1,86 @@
+package direct
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	_ "github.com/mholt/caddy-l4/modules/l4subroute"
+)
+
+// A handler finds the places where it stands, whatever the order in which servers and routes are provisioned.
+func TestPlaces(t *testing.T) {
+	for _, c := range []struct {
+		name, servers string
+		want          []string // of the step with id 7
+	}{
+		{
+			name:    "every address of the server",
+			servers: `{"a":{"listen":["test+direct/localhost:1-2","tcp/127.0.0.1:0"],"routes":[{"handle":[{"handler":"test_step","id":7}]}]}}`,
+			want:    []string{"tcp :0 0/0 true", "test+direct :1 0/0 true", "test+direct :2 0/0 true"},
+		},
+		{
+			name:    "not the first handler",
+			servers: `{"a":{"listen":["test+direct/localhost:1"],"routes":[{"handle":[{"handler":"test_step","id":1},{"id":7,"handler":"test_step"}]}]}}`,
+			want:    []string{"test+direct :1 0/1 true"},
+		},
+		{
+			name:    "behind a matcher",
+			servers: `{"a":{"listen":["test+direct/localhost:1"],"routes":[{"match":[{"test_matcher":{}}],"handle":[{"handler":"test_step","id":7}]}]}}`,
+			want:    []string{"test+direct :1 0/0 false"},
+		},
+		{
+			name:    "in the second route",
+			servers: `{"a":{"listen":["test+direct/localhost:1"],"routes":[{"handle":[{"handler":"test_step","id":1}]},{"handle":[{"handler":"test_step","id":7}]}]}}`,
+			want:    []string{"test+direct :1 1/0 false"},
+		},
+		{
+			name:    "in a subroute",
+			servers: `{"a":{"listen":["test+direct/localhost:1"],"routes":[{"handle":[{"handler":"subroute","routes":[{"handle":[{"handler":"test_step","id":7}]}]}]}]}}`,
+			want:    []string{"test+direct :1 0/0/routes/0/handle/0 false"},
+		},
+		{
+			name: "in two servers",
+			servers: `{"a":{"listen":["test+direct/localhost:1"],"routes":[{"handle":[{"handler":"test_step","id":7}]}]},
+				"b":{"listen":["test+direct/localhost:2"],"routes":[{"handle":[{"handler":"test_other","id":7},{"handler":"test_step","id":7}]}]}}`,
+			want: []string{"test+direct :1 0/0 true", "test+direct :2 0/1 true"},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			places.Lock()
+			clear(places.found)
+			places.Unlock()
+			_, unload := load(t, c.servers, "INFO")
+			unload()
+			places.Lock()
+			defer places.Unlock()
+			var got []string
+			for text := range places.found {
+				got = append(got, text)
+			}
+			slices.Sort(got)
+			if !slices.Equal(got, c.want) {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+func (p Place) String() string {
+	return fmt.Sprintf("%s %s %s %t", p.Network, p.Listener, p.Path, p.Always)
+}
+
+func TestPlacesOfGateNetworks(t *testing.T) {
+	t.Parallel()
+	for listen, want := range map[string]string{
+		"gate+tcp/127.0.0.1:80": "tcp 127.0.0.1:80 0/0 true",
+		"gate+udp/:53":          "udp :53 0/0 true",
+		"tcp/127.0.0.1:80":      "tcp :80 0/0 true",
+		"udp/[::1]:53":          "udp :53 0/0 true",
+		"unix//run/a.sock":      "unix /run/a.sock 0/0 true",
+	} {
+		if got := fmt.Sprint(placesOf([]string{listen}, "0/0", true)); got != "["+want+"]" {
+			t.Errorf("%s: %s, want %s", listen, got, want)
+		}
+	}
+}

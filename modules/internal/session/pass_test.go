@@ -1,0 +1,161 @@
+package session
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"go.uber.org/zap/zaptest/observer"
+)
+
+// A session knows what has let it through, in both ways that it may begin.
+func TestSessionKnowsItsPasses(t *testing.T) {
+	t.Parallel()
+	sc, _, _ := newScope(t, 0, 0)
+	first, second := new(Gate), new(Gate)
+	note := func(a *Arrival) {
+		a.NotePass(Pass{Gate: first, Client: netip.MustParseAddr("192.0.2.1")})
+		a.NotePass(Pass{Gate: second, Client: netip.MustParseAddr("192.0.2.2")})
+	}
+	c := conn{local: tcpAddr("127.0.0.1:80"), remote: tcpAddr("192.0.2.1:1")}
+	cx := wrap(c)
+	note(ArrivalOf(cx))
+	accepted := &Arrival{Conn: c, Network: "tcp", Listener: newLabel()}
+	note(accepted)
+	for _, s := range []*Session{Begin(cx, sc), accepted.Begin(sc)} {
+		passes := s.Passes()
+		if len(passes) != 2 || passes[0].Gate != first || passes[1].Gate != second || passes[1].Client.String() != "192.0.2.2" {
+			t.Errorf("%+v", passes)
+		}
+		s.End(End{})
+	}
+	if a := ArrivalOf(cx); a.Begin(sc) != Begin(cx, sc) || a.Client.String() != "192.0.2.1:1" || a.Listener != ":80" || a.Accepted() != c {
+		t.Errorf("%+v", a)
+	}
+}
+
+// told reports whether somebody was told to judge the living sessions.
+func told(due <-chan struct{}) bool {
+	select {
+	case <-due:
+		return true
+	default:
+		return false
+	}
+}
+
+// Those who judge living sessions are told when a config was replaced, and when a session begins that was judged before a
+// change. These tests are not parallel, because all are told.
+func TestGatesAreTold(t *testing.T) {
+	sc, _, unload := newScope(t, 0, 0)
+	due := make(chan struct{}, 1)
+	end := WatchGates(due)
+	gate := new(Gate)
+	arrival := func() *Arrival {
+		a := &Arrival{Network: "tcp", Listener: newLabel()}
+		a.NotePass(Pass{Gate: gate, Edition: gate.Edition()})
+		return a
+	}
+	arrival().Begin(sc).End(End{})
+	if told(due) {
+		t.Error("told of a session that was judged by the lists of now")
+	}
+	late := arrival()
+	gate.Changed()
+	s := late.Begin(sc)
+	if !told(due) {
+		t.Error("not told of a session that was judged before the change")
+	}
+	if s.Replaced() {
+		t.Error("replaced before it was")
+	}
+	unload()
+	sc.Replaced()
+	if !told(due) || !s.Replaced() {
+		t.Error("not told of a config that was replaced")
+	}
+	s.End(End{})
+	end()
+	sc.Replaced()
+	if told(due) {
+		t.Error("told after the end")
+	}
+}
+
+// The entry of a client that is denied has the rule.
+func TestDeniedEntry(t *testing.T) {
+	t.Parallel()
+	sc, logs, _ := newScope(t, 0, 0)
+	s := begin(t, sc)
+	s.SetRule("deny list bans")
+	s.End(End{Status: StatusDenied, Reason: ReasonDenied})
+	s.SetRule("too late")
+	entry := logs.All()[0].ContextMap()
+	if entry["status"] != int64(StatusDenied) || entry["reason"] != ReasonDenied || entry["rule"] != "deny list bans" {
+		t.Errorf("%v", entry)
+	}
+	if _, ok := entry["skipped"]; ok {
+		t.Errorf("%v", entry)
+	}
+}
+
+// A flood of clients that are denied writes few entries, one of which tells how many it stands for. It keeps no entry of
+// another kind away.
+func TestDeniedEntriesAreFew(t *testing.T) {
+	t.Parallel()
+	sc, logs, _ := newScope(t, 0, 0)
+	const flood = 10 * denialsBurst
+	for range flood {
+		begin(t, sc).End(End{Status: StatusDenied, Reason: ReasonDenied})
+	}
+	begin(t, sc).End(End{Status: StatusDone})
+	written := denied(logs)
+	if written < denialsBurst || written > flood/2 {
+		t.Errorf("%d entries of %d", written, flood)
+	}
+	if got := logs.Len() - written; got != 1 {
+		t.Errorf("%d entries of other sessions, want 1", got)
+	}
+}
+
+func denied(logs *observer.ObservedLogs) (n int) {
+	for _, entry := range logs.All() {
+		if entry.ContextMap()["status"] == int64(StatusDenied) {
+			n++
+		}
+	}
+	return n
+}
+
+func TestDenials(t *testing.T) {
+	t.Parallel()
+	var d denials
+	now := time.Now()
+	for n := range denialsBurst {
+		if skipped, ok := d.take(now); !ok || skipped != 0 {
+			t.Fatalf("entry %d: %t, %d skipped", n, ok, skipped)
+		}
+	}
+	for range 7 {
+		if _, ok := d.take(now); ok {
+			t.Fatal("an entry too many")
+		}
+	}
+	now = now.Add(time.Second / denialsPerSecond)
+	if skipped, ok := d.take(now); !ok || skipped != 7 {
+		t.Errorf("after the pause: %t, %d skipped, want 7", ok, skipped)
+	}
+	if _, ok := d.take(now); ok {
+		t.Error("two entries after a pause for one")
+	}
+	now = now.Add(time.Hour)
+	written := 0
+	for range 10 * denialsBurst {
+		if _, ok := d.take(now); ok {
+			written++
+		}
+	}
+	if written != denialsBurst {
+		t.Errorf("%d entries after an hour, want %d", written, denialsBurst)
+	}
+}
