@@ -62,8 +62,25 @@ var errorOrigins = []string{
 	"adapting config using caddyfile adapter: ",
 	"parsing caddyfile tokens for 'layer4': ",
 	"loading config: ", "loading new config: ", "loading layer4 app module: ",
-	"provision layer4: ", "server 'a': ", "server 'srv0': ", "route 0: ", "position 0: ", "loading module 'forward': ",
-	"decoding module config: layer4.handlers.forward: ", "provision layer4.handlers.forward: ",
+	"provision layer4: ", "server 'a': ", "server 'srv0': ", "route 0: ", "position 0: ",
+	"loading module 'forward': ", "decoding module config: layer4.handlers.forward: ", "provision layer4.handlers.forward: ",
+	"loading module 'acl': ", "decoding module config: layer4.handlers.acl: ", "provision layer4.handlers.acl: ",
+}
+
+// fixtured are the handlers that adapt/ has fixtures of.
+var fixtured = []string{"acl", "forward"}
+
+// fixturesOf returns the fixtures of one kind of all handlers.
+func fixturesOf(t *testing.T, kind, listen string) []fixture {
+	t.Helper()
+	var all []fixture
+	for _, handler := range fixtured {
+		for _, f := range fixtures(t, "adapt/"+handler+kind, listen) {
+			f.title = handler + " " + f.title
+			all = append(all, f)
+		}
+	}
+	return all
 }
 
 // refusal is the text of an error that the admin endpoint answered with.
@@ -98,9 +115,13 @@ func startToRefuse(t *testing.T) (p *gate.Process, listen string) {
 // A Caddyfile becomes this JSON.
 func TestAdaptCaddyfile(t *testing.T) {
 	t.Parallel()
-	p := gate.Start(t, gate.Layer4(), gate.WithEnv("GATE_HOST", "127.0.0.1"), gate.WithEnv("GATE_PORT", "9"))
+	list := writeFile(t, "list", "192.0.2.0/24\n")
+	p := gate.Start(t, gate.Layer4(),
+		gate.WithEnv("GATE_HOST", "127.0.0.1"), gate.WithEnv("GATE_PORT", "9"),
+		gate.WithEnv("GATE_LIST", list), gate.WithEnv("GATE_URL", servePage(t, "192.0.2.0/24\n")),
+		gate.WithEnv("GATE_DATABASE", networksDatabase(t)))
 	ports := gate.ReserveRange(t, 3)
-	for _, f := range fixtures(t, "adapt/forward.caddyfiletest", gate.Loopback(ports)) {
+	for _, f := range fixturesOf(t, ".caddyfiletest", gate.Loopback(ports)) {
 		if f.listen == "3 ports" {
 			f.listen = fmt.Sprintf("127.0.0.1:%d-%d", ports, ports+2)
 		}
@@ -151,7 +172,7 @@ func sameJSON(t *testing.T, a, b []byte) bool {
 func TestAdaptWrongCaddyfile(t *testing.T) {
 	t.Parallel()
 	p, listen := startToRefuse(t)
-	for _, f := range fixtures(t, "adapt/forward-wrong.caddyfiletest", listen) {
+	for _, f := range fixturesOf(t, "-wrong.caddyfiletest", listen) {
 		t.Run(f.title, func(t *testing.T) {
 			status, answer, err := p.Post("/adapt", "text/caddyfile", f.caddyfile(p))
 			must(t, err)
@@ -166,7 +187,7 @@ func TestAdaptWrongCaddyfile(t *testing.T) {
 func TestLoadWrongConfig(t *testing.T) {
 	t.Parallel()
 	p, listen := startToRefuse(t)
-	for _, f := range fixtures(t, "adapt/forward-unloadable.caddyfiletest", listen) {
+	for _, f := range fixturesOf(t, "-unloadable.caddyfiletest", listen) {
 		t.Run("Caddyfile "+f.title, func(t *testing.T) {
 			status, answer, err := p.Post("/load", "text/caddyfile", f.caddyfile(p))
 			must(t, err)
@@ -175,7 +196,7 @@ func TestLoadWrongConfig(t *testing.T) {
 			}
 		})
 	}
-	for _, f := range fixtures(t, "adapt/forward-wrong.jsontest", listen) {
+	for _, f := range fixturesOf(t, "-wrong.jsontest", listen) {
 		t.Run("JSON "+f.title, func(t *testing.T) {
 			status, answer, err := p.Post("/load", "application/json", f.json(p))
 			must(t, err)
@@ -190,24 +211,26 @@ func TestLoadWrongConfig(t *testing.T) {
 func TestFixturesCoverEveryOption(t *testing.T) {
 	t.Parallel()
 	p, listen := startToRefuse(t)
-	unknown := fixture{listen: listen, in: "forward {\n\tno_such_option\n}"}
-	status, answer, err := p.Post("/adapt", "text/caddyfile", unknown.caddyfile(p))
-	must(t, err)
-	_, known, found := strings.Cut(refusal(t, status, answer), "expected one of ")
-	known, _, located := strings.Cut(known, ", at Caddyfile")
-	if !found || !located {
-		t.Fatalf("the error does not list the options: %s", answer)
-	}
-	for option := range strings.SplitSeq(known, ", ") {
-		for path, mention := range map[string]string{
-			"adapt/forward.caddyfiletest":       `(?m)^\s*` + option + ` `,
-			"adapt/forward-wrong.caddyfiletest": `(?m)^` + option + `: "`,
-			"adapt/forward-wrong.jsontest":      `(?m)^` + option + `: "`,
-		} {
-			data, err := os.ReadFile(path)
-			must(t, err)
-			if !regexp.MustCompile(mention).Match(data) {
-				t.Errorf("%s has no case for the option %s", path, option)
+	for _, handler := range fixtured {
+		unknown := fixture{listen: listen, in: handler + " {\n\tno_such_option\n}"}
+		status, answer, err := p.Post("/adapt", "text/caddyfile", unknown.caddyfile(p))
+		must(t, err)
+		_, known, found := strings.Cut(refusal(t, status, answer), "expected one of ")
+		known, _, located := strings.Cut(known, ", at Caddyfile")
+		if !found || !located {
+			t.Fatalf("the error does not list the options: %s", answer)
+		}
+		for option := range strings.SplitSeq(known, ", ") {
+			for path, mention := range map[string]string{
+				"adapt/" + handler + ".caddyfiletest":       `(?m)^\s*` + option + ` `,
+				"adapt/" + handler + "-wrong.caddyfiletest": `(?m)^` + option + `: "`,
+				"adapt/" + handler + "-wrong.jsontest":      `(?m)^` + option + `: "`,
+			} {
+				data, err := os.ReadFile(path)
+				must(t, err)
+				if !regexp.MustCompile(mention).Match(data) {
+					t.Errorf("%s has no case for the option %s", path, option)
+				}
 			}
 		}
 	}

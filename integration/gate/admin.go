@@ -79,6 +79,11 @@ func (p *Process) Post(path, contentType string, body []byte) (status int, answe
 	return p.do(http.MethodPost, path, contentType, body)
 }
 
+// Do sends a request with a JSON body, and returns status and answer.
+func (p *Process) Do(method, path, body string) (status int, answer string, err error) {
+	return p.do(method, path, "application/json", []byte(body))
+}
+
 // Load replaces the config, also by one that is equal to it.
 func (p *Process) Load(config JSON) {
 	p.tb.Helper()

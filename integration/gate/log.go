@@ -26,6 +26,8 @@ type Session struct {
 	ConnectDuration float64 `json:"connect_duration"`
 	Status          int     `json:"status"`
 	Reason          string  `json:"reason"`
+	Rule            string  `json:"rule"`
+	Skipped         int     `json:"skipped"`
 	Error           string  `json:"error"`
 
 	// Line is the whole entry.

@@ -133,7 +133,9 @@ func parseReaction(values []string) (reaction, error) {
 		caddyfile.Option{Name: onDrop, Set: nothing},
 		value(onTarpit, func(arg string) error {
 			parsed, err := caddyfile.ParseDuration(arg)
-			r.duration = time.Duration(parsed)
+			if r.duration = time.Duration(parsed); err == nil && parsed == 0 {
+				err = fmt.Errorf("%q: expected a duration of more than 0", arg)
+			}
 			return err
 		}),
 		value(onRespond, func(arg string) error {
