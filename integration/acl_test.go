@@ -290,21 +290,21 @@ func TestACLFileRewrittenUnderLoad(t *testing.T) {
 		})
 	}
 	for n := range rewrites {
-		content := fmt.Sprintf("%s127.0.0.%d\n127.0.0.2\n", strings.Repeat("198.51.100.7\n", n%97), 4+n%200)
-		must(t, rewrite(path, content, n))
-	}
-	gate.Eventually(t, peerTimeout, func() error {
-		if got, err := letIn(fmt.Sprintf("127.0.0.%d", 4+(rewrites-1)%200), addr); got || err != nil {
-			return fmt.Errorf("the last version is not in force (%v)", err)
+		own := fmt.Sprintf("127.0.%d.%d", 1+n/250, 1+n%250)
+		must(t, rewrite(path, strings.Repeat("198.51.100.7\n", n%97)+own+"\n127.0.0.2\n", n))
+		if n%20 > 0 && n < rewrites-1 {
+			continue // most of them follow each other faster than they can be loaded
 		}
-		return nil
-	})
+		gate.Eventually(t, peerTimeout, func() error {
+			if got, err := letIn(own, addr); got || err != nil {
+				return fmt.Errorf("version %d is not in force (%v)", n, err)
+			}
+			return nil
+		})
+	}
 	stop.Store(true)
 	load.Wait()
 	t.Logf("%d denied and %d allowed connections during %d rewrites", tried[0].Load(), tried[1].Load(), rewrites)
-	if loads := strings.Count(p.Output(), `"msg":"list loaded"`); loads < 10 {
-		t.Errorf("only %d versions were loaded", loads)
-	}
 }
 
 // rewrite gives a file a new content, in another way each time.

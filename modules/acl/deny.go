@@ -16,6 +16,7 @@ type held struct {
 	session *session.Session
 	conn    net.Conn
 	timer   *time.Timer
+	count   *atomic.Int64 // of its kind
 	done    chan struct{}
 	once    sync.Once
 }
@@ -24,23 +25,24 @@ type held struct {
 // are closed at once: a tarpit must not take the descriptors away from the clients that are wanted.
 var maxHeld = min(10_000, openFileLimit()/4)
 
-var heldNow atomic.Int64
+var heldNow, mutedNow atomic.Int64
 
 // deny does with the connection what on_deny says. The connection is closed then, or will be: wait tells when.
 func (h *Handler) deny(a *session.Arrival, r *rule) *held {
 	s := a.Begin(h.scope)
 	s.SetRule(r.label)
-	conn, action := a.Accepted(), h.reaction.action
-	if strings.HasPrefix(a.Network, "udp") && action != onRespond {
-		action = onClose // which sends nothing
+	conn := a.Accepted()
+	if strings.HasPrefix(a.Network, "udp") {
+		h.denyDatagrams(s, conn)
+		return nil
 	}
-	switch action {
+	switch h.reaction.action {
 	case onTarpit:
-		if held := hold(s, conn, h.reaction.duration); held != nil {
+		if held := hold(s, conn, h.reaction.duration, &heldNow, maxHeld); held != nil {
 			return held
 		}
 	case onRespond:
-		if held := hold(s, conn, lingerTimeout); held != nil {
+		if held := hold(s, conn, lingerTimeout, &heldNow, maxHeld); held != nil {
 			go held.respond(a.Conn, h.reaction.text)
 			return held
 		}
@@ -56,6 +58,41 @@ func (h *Handler) deny(a *session.Arrival, r *rule) *held {
 	return nil
 }
 
+// muteTime is how long the datagrams of a client that is denied are thrown away unseen: to judge it again for each one would
+// give it more of the processor than it is due. One whose ban is lifted is let in after that time.
+const muteTime = time.Second
+
+// maxMuted bounds the clients whose datagrams are thrown away, because each has a session of its listener. Those beyond it
+// are judged for each datagram.
+const maxMuted = 1000
+
+// muter is a UDP session that can be told to hand its datagrams over; see the package network.
+type muter interface {
+	Attach(receive func([]byte), closed func(reason string)) bool
+}
+
+// denyDatagrams throws a client's datagrams away. Only respond sends anything, and not more than once in muteTime.
+func (h *Handler) denyDatagrams(s *session.Session, conn net.Conn) {
+	if h.reaction.action == onRespond {
+		_, _ = conn.Write(h.reaction.text)
+	}
+	if detacher, ok := conn.(interface{ Detach() (net.Conn, bool) }); ok { // else layer4 would close it
+		if detached, ok := detacher.Detach(); ok {
+			conn = detached
+		}
+	}
+	if m, ok := conn.(muter); ok {
+		if held := hold(s, conn, muteTime, &mutedNow, maxMuted); held != nil {
+			if !m.Attach(func([]byte) {}, held.Close) {
+				held.release()
+			}
+			return
+		}
+	}
+	_ = conn.Close()
+	end(s)
+}
+
 func end(s *session.Session) {
 	s.End(session.End{Status: session.StatusDenied, Reason: session.ReasonDenied})
 }
@@ -67,13 +104,13 @@ func reset(conn net.Conn) {
 	}
 }
 
-// hold keeps the connection open for so long. It returns nil where too many are.
-func hold(s *session.Session, conn net.Conn, duration time.Duration) *held {
-	if heldNow.Add(1) > int64(maxHeld) {
-		heldNow.Add(-1)
+// hold keeps the connection open for so long. It returns nil where as many are as may be.
+func hold(s *session.Session, conn net.Conn, duration time.Duration, count *atomic.Int64, most int) *held {
+	if count.Add(1) > int64(most) {
+		count.Add(-1)
 		return nil
 	}
-	h := &held{session: s, conn: conn, done: make(chan struct{})}
+	h := &held{session: s, conn: conn, count: count, done: make(chan struct{})}
 	h.timer = time.AfterFunc(duration, h.release)
 	s.SetMover(h)
 	return h
@@ -83,7 +120,7 @@ func hold(s *session.Session, conn net.Conn, duration time.Duration) *held {
 func (h *held) release() {
 	h.once.Do(func() {
 		_ = h.conn.Close()
-		heldNow.Add(-1)
+		h.count.Add(-1)
 		end(h.session)
 		close(h.done)
 	})
@@ -99,7 +136,7 @@ func (h *held) wait() {
 // Close, LastActive and Moved make it a [session.Mover].
 func (h *held) Close(string) {
 	if h.timer.Stop() {
-		go h.release() // not in the caller's goroutine, which may be that of a list that changes
+		go h.release() // the caller must not be made to wait for a log
 	}
 }
 
