@@ -272,7 +272,7 @@ func TestACLFilesAtFirstLoad(t *testing.T) {
 func TestACLFileRewrittenUnderLoad(t *testing.T) {
 	const rewrites = 1000
 	path := writeFile(t, "list", "127.0.0.2\n")
-	p, addr := startACL(t, acl("deny file "+path), gate.WithoutRace())
+	_, addr := startACL(t, acl("deny file "+path), gate.WithoutRace())
 	var stop atomic.Bool
 	var load sync.WaitGroup
 	var tried [2]atomic.Int64

@@ -120,7 +120,8 @@ func TestCountriesAndSystems(t *testing.T) {
 		{"none of it", countries([]string{"FR"}), countryDatabase, nil, []string{"192.0.2.1", "2001:db8::1"}},
 		{
 			"one system", systems([]uint32{64496}), asnDatabase,
-			[]string{"192.0.2.127", "2001:db8::1"}, []string{"192.0.2.128", "2001:db9::1"},
+			[]string{"192.0.2.127", "2001:db8::1"},
+			[]string{"192.0.2.128", "2001:db9::1"},
 		},
 		{"a large number", systems([]uint32{1, 4200000000}), asnDatabase, []string{"192.0.2.128"}, []string{"192.0.2.127"}},
 	} {
