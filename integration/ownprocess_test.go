@@ -23,6 +23,7 @@ var ownProcesses = map[string]func(args []string){
 	"drain":  func(args []string) { drainForever(args) },
 	"ender":  func([]string) { endForever(listenAndTell()) },
 	"cycles": cycle,
+	"denied": beDenied,
 }
 
 const ownProcessEnv = "GATE_OWN_PROCESS"

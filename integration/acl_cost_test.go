@@ -1,0 +1,141 @@
+package integration
+
+import (
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/portgate/caddy-portgate/integration/gate"
+)
+
+// Refusing a connection costs about what it costs HAProxy, or less. The bound leaves room for a busy machine.
+func TestACLCostOfADeniedConnection(t *testing.T) {
+	const rounds, connections = 5, 20_000
+	addr := gate.ReserveAddr(t)
+	config := gate.Layer4(gate.Listen(addr, acl("deny 127.0.0.0/8"), gate.Forward(gate.ReserveAddr(t))))
+	config = config.With("logging", gate.JSON{"logs": gate.JSON{"default": gate.JSON{"exclude": []string{"layer4.log.access"}}}})
+	p := gate.Start(t, config, gate.WithoutRace())
+	haproxy, nginx := refusingHAProxy(t), refusingNginx(t)
+	proxies := []struct {
+		name, addr string
+		pid        int
+	}{{"gate", addr, p.PID()}, {"HAProxy", haproxy.addr, haproxy.pid}, {"nginx", nginx.addr, nginx.pid}}
+
+	cost := make(map[string][]float64) // CPU microseconds of each connection
+	for round := range rounds + 1 {
+		for _, proxy := range proxies {
+			before := cpuTime(t, proxy.pid)
+			if said, _ := startOwnProcess(t, "denied", proxy.addr, strconv.Itoa(connections)); said != "done" {
+				t.Fatalf("the client of %s said %q", proxy.name, said)
+			}
+			if spent := cpuTime(t, proxy.pid) - before; round > 0 { // the first one is to warm up
+				cost[proxy.name] = append(cost[proxy.name], float64(spent.Nanoseconds())/1000/connections)
+			}
+		}
+	}
+	median := func(name string) float64 {
+		slices.Sort(cost[name])
+		return cost[name][rounds/2]
+	}
+	ours, theirs := median("gate"), median("HAProxy")
+	t.Logf("CPU of a denied connection, median (least to most) of %d rounds: gate %.1f µs (%.1f–%.1f), HAProxy %.1f (%.1f–%.1f), nginx %.1f (%.1f–%.1f)", rounds,
+		ours, cost["gate"][0], cost["gate"][rounds-1], theirs, cost["HAProxy"][0], cost["HAProxy"][rounds-1],
+		median("nginx"), cost["nginx"][0], cost["nginx"][rounds-1])
+	if ours > 1.25*theirs {
+		t.Errorf("a denied connection costs %.1f µs, HAProxy %.1f", ours, theirs)
+	}
+}
+
+// refusing is a proxy that lets nobody in.
+type refusing struct {
+	addr string
+	pid  int
+}
+
+func refusingHAProxy(t testing.TB) refusing {
+	t.Helper()
+	addr := gate.ReserveAddr(t)
+	path := writeFile(t, "haproxy.cfg", fmt.Sprintf(`defaults
+  mode tcp
+  timeout connect 3s
+  timeout client 10m
+  timeout server 10m
+frontend in
+  bind %s
+  tcp-request connection reject if { src 127.0.0.0/8 }
+  default_backend out
+backend out
+  server backend 127.0.0.1:9
+`, addr))
+	cmd := exec.Command(program(t, "haproxy"), "-db", "-f", path)
+	server(t, addr, cmd)
+	return refusing{addr, cmd.Process.Pid}
+}
+
+func refusingNginx(t testing.TB) refusing {
+	t.Helper()
+	addr := gate.ReserveAddr(t)
+	load := ""
+	if found, _ := filepath.Glob("/usr/lib/nginx/modules/ngx_stream_module.so"); len(found) > 0 { // else it is compiled in
+		load = "load_module " + found[0] + ";"
+	}
+	path := writeFile(t, "nginx.conf", fmt.Sprintf(`%s
+master_process off;
+daemon off;
+pid nginx.pid;
+error_log stderr crit;
+events { worker_connections 4096; }
+stream {
+  server {
+    listen %s;
+    deny 127.0.0.0/8;
+    proxy_pass 127.0.0.1:9;
+  }
+}
+`, load, addr))
+	cmd := exec.Command(program(t, "nginx"), "-p", filepath.Dir(path), "-c", path, "-e", "stderr")
+	server(t, addr, cmd)
+	return refusing{addr, cmd.Process.Pid}
+}
+
+// cpuTime returns what a process has used of the processors so far.
+func cpuTime(t testing.TB, pid int) time.Duration {
+	t.Helper()
+	const schedClock = 2 // a process's clock, as clock_getcpuclockid(3) makes its id
+	var spent unix.Timespec
+	must(t, unix.ClockGettime(int32(^pid<<3|schedClock), &spent))
+	return time.Duration(spent.Nano())
+}
+
+// beDenied is a client that connects again and again, and is closed each time without a byte.
+func beDenied(args []string) {
+	const clients = 16
+	n, err := strconv.Atoi(args[1])
+	check("number", err)
+	var all sync.WaitGroup
+	for range clients {
+		all.Go(func() {
+			to, buf := sockaddr(args[0]), make([]byte, 1)
+			for range n / clients {
+				fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+				check("socket", err)
+				if err := unix.Connect(fd, to); err != nil && err != unix.ECONNRESET {
+					check("connect", err)
+				}
+				if got, errno := blockingRead(fd, buf); got > 0 {
+					check("read", fmt.Errorf("%d bytes, %w", got, errno))
+				}
+				resetFD(fd) // which spares both the TIME_WAIT
+			}
+		})
+	}
+	all.Wait()
+	fmt.Println("done")
+}
