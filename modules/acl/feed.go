@@ -208,6 +208,8 @@ func (f *feed) save(ctx context.Context, body []byte) error {
 
 // restore begins with the last good copy. It reports false where there is none.
 func (f *feed) restore(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
+	defer cancel()
 	value, err := (*f.storage.Load()).Load(ctx, f.key())
 	if errors.Is(err, fs.ErrNotExist) {
 		return false

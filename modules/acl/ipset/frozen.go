@@ -3,6 +3,8 @@ package ipset
 import (
 	"cmp"
 	"encoding/binary"
+	"math/bits"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 )
@@ -99,25 +101,112 @@ func (f *frozen4) contains(addr uint32) bool {
 	return lo > 0 && f.spans[lo-1].last >= addr
 }
 
-// frozen6 has the IPv6 addresses of a list. It has no index: registries have given out so little of the address
-// space that the first bits tell hardly anything.
-type frozen6 struct{ spans []span[uint128] }
+// frozen6 has the IPv6 addresses of a list.
+//
+// The first bits of an address tell little, because registries have given out so little of the address space. The first 48
+// do: one site has one such network (RFC 6177). Where a list is long, the spans that are within one site are found
+// by a hash table, and those that are not, which are few, by a search.
+type frozen6 struct {
+	wide  []span[uint128] // reach over several sites; all spans where there is no table
+	sites []span[uint128] // are each within one
+	table []site          // open addressing, a power of two in size, at most half full
+}
+
+// site is a slot of the table.
+type site struct {
+	tag   uint32 // of the hash, so that most wrong ones are known without a look at their spans
+	after uint32 // one more than the position of its first span; 0 for a slot that is free
+}
 
 func freeze6(all []span[uint128]) frozen6 {
-	return frozen6{merge(all, uint128.compare, func(last, first uint128) bool {
+	all = merge(all, uint128.compare, func(last, first uint128) bool {
 		return last.low+1 == first.low && (last.high == first.high || first.low == 0 && last.high+1 == first.high)
-	})}
+	})
+	if len(all) < indexed {
+		return frozen6{wide: all}
+	}
+	var f frozen6
+	f.sites = all[:0]
+	count, last := 0, ^uint64(0)
+	for _, s := range all {
+		if siteOf(s.first) != siteOf(s.last) {
+			f.wide = append(f.wide, s)
+			continue
+		}
+		f.sites = append(f.sites, s)
+		if at := siteOf(s.first); at != last {
+			count, last = count+1, at
+		}
+	}
+	f.table = make([]site, 1<<bits.Len(uint(2*count)))
+	last = ^uint64(0)
+	for i, s := range f.sites {
+		if at := siteOf(s.first); at != last {
+			last = at
+			slot, tag := f.slotOf(at)
+			for f.table[slot].after != 0 {
+				slot = (slot + 1) & (len(f.table) - 1)
+			}
+			f.table[slot] = site{tag, uint32(i) + 1}
+		}
+	}
+	return f
+}
+
+func siteOf(addr uint128) uint64 { return addr.high >> 16 }
+
+// multiplier is odd and drawn at random, so that nobody can write a list whose sites all have one slot (multiplicative
+// hashing, The Art of Computer Programming, 6.4).
+var multiplier = rand.Uint64() | 1
+
+// slotOf returns where the site is looked for first, and its tag.
+func (f *frozen6) slotOf(at uint64) (slot int, tag uint32) {
+	hash := (at + 1) * multiplier
+	hash ^= hash >> 32
+	hash *= multiplier
+	return int(hash>>32) & (len(f.table) - 1), uint32(hash)
 }
 
 func (f *frozen6) contains(addr uint128) bool {
-	lo, hi := 0, len(f.spans)
+	if covers(f.wide, addr) {
+		return true
+	}
+	if f.table == nil {
+		return false
+	}
+	at := siteOf(addr)
+	for slot, tag := f.slotOf(at); f.table[slot].after != 0; slot = (slot + 1) & (len(f.table) - 1) {
+		if f.table[slot].tag != tag {
+			continue
+		}
+		first := int(f.table[slot].after) - 1
+		if siteOf(f.sites[first].first) == at {
+			return covers(f.ofSite(first, addr), addr)
+		}
+	}
+	return false
+}
+
+// ofSite returns spans from the first one of a site on, with all that may have addr.
+func (f *frozen6) ofSite(first int, addr uint128) []span[uint128] {
+	spans := f.sites[first:]
+	n := 1 // most sites have few
+	for n < len(spans) && spans[n].first.compare(addr) <= 0 {
+		n *= 2
+	}
+	return spans[:min(n, len(spans))]
+}
+
+// covers tells whether one of the spans, which are in order, has addr.
+func covers(spans []span[uint128], addr uint128) bool {
+	lo, hi := 0, len(spans)
 	for lo < hi {
 		middle := int(uint(lo+hi) >> 1)
-		if f.spans[middle].first.compare(addr) <= 0 {
+		if spans[middle].first.compare(addr) <= 0 {
 			lo = middle + 1
 		} else {
 			hi = middle
 		}
 	}
-	return lo > 0 && f.spans[lo-1].last.compare(addr) >= 0
+	return lo > 0 && spans[lo-1].last.compare(addr) >= 0
 }

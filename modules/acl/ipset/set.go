@@ -10,6 +10,7 @@ package ipset
 import (
 	"iter"
 	"net/netip"
+	"slices"
 
 	"github.com/gaissmai/bart"
 )
@@ -76,22 +77,47 @@ func (s *Set) Without(prefix netip.Prefix) *Set {
 
 // Builder makes a set of many entries. The zero value is ready to use.
 type Builder struct {
-	v4 []span[uint32]
-	v6 []span[uint128]
+	v4 chunks[span[uint32]]
+	v6 chunks[span[uint128]]
 }
 
 // Add adds the addresses of a range.
 func (b *Builder) Add(r Range) {
 	if r.First.Is4() {
-		b.v4 = append(b.v4, span[uint32]{number4(r.First), number4(r.Last)})
+		b.v4.add(span[uint32]{number4(r.First), number4(r.Last)})
 	} else {
-		b.v6 = append(b.v6, span[uint128]{number6(r.First), number6(r.Last)})
+		b.v6.add(span[uint128]{number6(r.First), number6(r.Last)})
 	}
 }
 
 // Set returns the set, and leaves the builder empty.
 func (b *Builder) Set() *Set {
-	s := &Set{v4: freeze4(b.v4), v6: freeze6(b.v6), table: new(bart.Lite), size: len(b.v4) + len(b.v6)}
-	*b = Builder{}
-	return s
+	v4, v6 := b.v4.join(), b.v6.join()
+	return &Set{v4: freeze4(v4), v6: freeze6(v6), table: new(bart.Lite), size: len(v4) + len(v6)}
+}
+
+// chunks is a list that grows without being copied: a slice that grows to a million spans leaves five times their size
+// behind.
+type chunks[T any] [][]T
+
+const chunkLen = 1 << 14
+
+func (c *chunks[T]) add(value T) {
+	last := len(*c) - 1
+	if last < 0 || len((*c)[last]) == chunkLen {
+		size := chunkLen
+		if last < 0 {
+			size = 0 // most lists are short
+		}
+		*c = append(*c, make([]T, 0, size))
+		last++
+	}
+	(*c)[last] = append((*c)[last], value)
+}
+
+// join returns all values, and leaves the list empty.
+func (c *chunks[T]) join() []T {
+	all := slices.Concat(*c...)
+	*c = nil
+	return all
 }

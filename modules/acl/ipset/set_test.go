@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
+	"sort"
 	"testing"
 )
 
@@ -127,6 +129,58 @@ func TestIndexedWideRange(t *testing.T) {
 			t.Errorf("%v: want %t", addr4(n), want)
 		}
 	}
+}
+
+// A long IPv6 list has a table of sites, a short one has not. Whatever it is made of, it agrees with a search through all.
+func TestIndexedSites(t *testing.T) {
+	t.Parallel()
+	random := rand.New(rand.NewPCG(9, 10))
+	for _, size := range []int{indexed / 2, indexed, 4 * indexed} {
+		var builder Builder
+		var probes []netip.Addr
+		for range size {
+			// Few sites with many spans, many with few, and some spans that reach over several.
+			high := uint64(0x2001_0db8_0000_0000) | uint64(random.IntN(size/2))<<16 | uint64(random.IntN(4))
+			if random.IntN(4) == 0 {
+				high = 0x2001_0db9_0001_0000 | uint64(random.IntN(1<<16))
+			}
+			low := uint64(random.IntN(1 << 10))
+			first := uint128{high, low}
+			last := uint128{high, low + uint64(random.IntN(8))}
+			if random.IntN(50) == 0 {
+				last.high += uint64(random.IntN(3)) << 16
+			}
+			r := Range{address6(first), address6(last)}
+			builder.Add(r)
+			probes = append(probes, r.First, r.Last, r.First.Prev(), r.Last.Next(), address6(uint128{high ^ 1<<16, low}))
+		}
+		slow := merge(slices.Concat(builder.v6...), uint128.compare, func(uint128, uint128) bool { return false })
+		set := builder.Set()
+		if got := set.v6.table != nil; got != (len(slow) >= indexed) {
+			t.Fatalf("%d spans: table: %t", len(slow), got)
+		}
+		for _, probe := range probes {
+			want := slices.ContainsFunc(near(slow, number6(probe)), func(s span[uint128]) bool {
+				return s.first.compare(number6(probe)) <= 0 && s.last.compare(number6(probe)) >= 0
+			})
+			if set.Contains(probe) != want {
+				t.Fatalf("%d spans: %v: want %t", size, probe, want)
+			}
+		}
+	}
+}
+
+// near returns the spans around the address, so that the test does not look through all of them each time.
+func near(spans []span[uint128], addr uint128) []span[uint128] {
+	at := sort.Search(len(spans), func(i int) bool { return spans[i].first.compare(addr) > 0 })
+	return spans[max(at-2, 0):min(at+2, len(spans))]
+}
+
+func address6(n uint128) netip.Addr {
+	var bytes [16]byte
+	binary.BigEndian.PutUint64(bytes[:8], n.high)
+	binary.BigEndian.PutUint64(bytes[8:], n.low)
+	return netip.AddrFrom16(bytes)
 }
 
 // What is added one at a time makes new sets, and leaves those before as they were.
