@@ -27,7 +27,7 @@ func init() {
 type Handler struct {
 	// To lists the upstreams: `host:port`, `unix//path`, or `host:first-last` where every listen
 	// address of the server is a range of as many ports. Connections are dealt out in turn. Names
-	// are resolved at each dial, and all their addresses tried. Placeholders may stand for any part,
+	// are resolved when a session is dialed, at most once a second, and all their addresses tried. Placeholders may stand for any part,
 	// but those of a connection do not turn a port into a range or into a unix socket.
 	To []string `json:"to,omitempty"`
 

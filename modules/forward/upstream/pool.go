@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -21,6 +23,7 @@ type Upstream struct {
 	Dynamic bool
 
 	fixed *fixed // nil where there is something to look up
+	names *names // nil where there is nothing, or where each session looks up something else
 }
 
 // Pool hands out upstreams in turn (round robin). It is never empty.
@@ -53,6 +56,7 @@ func (u *Upstream) fix() {
 	for offset := range max(u.Addr.Ports(), 1) {
 		stream, ok := u.Addr.fixed(offset, false)
 		if !ok {
+			u.names = new(names)
 			return
 		}
 		datagram, _ := u.Addr.fixed(offset, true)
@@ -155,7 +159,42 @@ func (w *Walk) resolve(ctx context.Context) ([]net.Addr, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, w.LookupTimeout)
 	defer cancel()
-	return addr.resolve(ctx, w.pool.lookup, offset, w.Datagrams)
+	lookup := w.pool.lookup
+	if w.current.names != nil {
+		lookup = w.current.names.remember(lookup)
+	}
+	return addr.resolve(ctx, lookup, offset, w.Datagrams)
+}
+
+// rememberFor is how long what a name was resolved to is used again. Many sessions may begin in a second, or find
+// an upstream gone; and where it has moved, its name says so within a second all the same.
+const rememberFor = time.Second
+
+// names is what the name of an upstream was last resolved to.
+type names struct {
+	mu  sync.Mutex
+	ips []netip.Addr
+	at  time.Time
+}
+
+// remember returns a lookup that does without where the last one was a moment ago. Failures are not remembered.
+func (n *names) remember(lookup lookup) lookup {
+	return func(ctx context.Context, network, host string) ([]netip.Addr, error) {
+		n.mu.Lock()
+		ips, at := n.ips, n.at
+		n.mu.Unlock()
+		if ips != nil && time.Since(at) < rememberFor {
+			return ips, nil
+		}
+		ips, err := lookup(ctx, network, host)
+		if err != nil {
+			return nil, err
+		}
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.ips, n.at = ips, time.Now()
+		return ips, nil
+	}
 }
 
 // checkExpanded refuses what a placeholder must not stand for. Its value may be the client's word.

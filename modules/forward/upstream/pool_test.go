@@ -388,3 +388,41 @@ func TestEmptyPool(t *testing.T) {
 	}()
 	NewPool(nil)
 }
+
+func TestNamesAreLookedUpOnceASecond(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		pool := NewPool([]Upstream{{Name: "a:1", Addr: mustParse(t, "a:1")}, {Name: "{x}", Dynamic: true}})
+		var looked []string
+		var failing error
+		pool.lookup = func(_ context.Context, _, host string) ([]netip.Addr, error) {
+			looked = append(looked, host)
+			return []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(len(looked))})}, failing
+		}
+		next := func(wantLookups int, want string) {
+			t.Helper()
+			walk := pool.Walk()
+			walk.LookupTimeout = time.Second
+			walk.Expand = func(string) string { return "b:2" }
+			addr, err := walk.Next(t.Context(), nil)
+			if len(looked) != wantLookups || err == nil && addr.String() != want || err != nil && want != "" {
+				t.Errorf("%v looked up, got %v, %v, want %d lookups and %s", looked, addr, err, wantLookups, want)
+			}
+		}
+		next(1, "10.0.0.1:1")
+		next(2, "10.0.0.2:2") // what a placeholder expands to is another matter each time
+		next(2, "10.0.0.1:1")
+		next(3, "10.0.0.3:2")
+		time.Sleep(time.Second)
+		next(4, "10.0.0.4:1")
+		next(5, "10.0.0.5:2")
+		time.Sleep(time.Second)
+		failing = errors.New("failing")
+		pool.upstreams = pool.upstreams[:1]
+		next(6, "")
+		next(7, "")
+		failing = nil
+		next(8, "10.0.0.8:1")
+		next(8, "10.0.0.8:1")
+	})
+}
