@@ -219,7 +219,7 @@ func TestProgramsQUICThroughReloads(t *testing.T) {
 	defer cancel()
 	conn, err := quic.DialAddr(ctx, addr, trust, nil)
 	must(t, err)
-	defer conn.CloseWithError(0, "")
+	defer func() { _ = conn.CloseWithError(0, "") }()
 	chat, err := conn.OpenStreamSync(ctx)
 	must(t, err)
 	for range reloads {

@@ -46,7 +46,8 @@ func openPacketSocket(ctx context.Context, addr *net.UDPAddr, cfg net.ListenConf
 	}
 	s := newPacketSocket(terms)
 	s.listener = ln
-	go s.loop(func() error { return ln.receive(s.deliver) })
+	deliver := s.deliver // made once, and not with each batch
+	go s.loop(func() error { return ln.receive(deliver) })
 	return s, nil
 }
 
