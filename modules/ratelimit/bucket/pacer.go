@@ -1,0 +1,35 @@
+package bucket
+
+import "time"
+
+// Pacer holds what moves bytes to limits, each with the bucket of one key. It may be used by one goroutine at
+// a time; the buckets may be shared.
+//
+// Whoever moves bytes moves up to Turn of them, tells Moved, and pauses until the time it returns. Those who
+// share a bucket take turns so: each is told a time that is behind all that was charged before.
+type Pacer struct {
+	store    *Memory
+	requests []Request
+	turn     int
+}
+
+// NewPacer returns a pacer for these buckets, of which there must be one.
+func NewPacer(store *Memory, requests ...Request) *Pacer {
+	p := &Pacer{store: store, requests: requests, turn: maxTurn}
+	for i := range requests {
+		p.turn = min(p.turn, requests[i].Limit.turn)
+	}
+	return p
+}
+
+// Turn is how many bytes may move before Moved is told.
+func (p *Pacer) Turn() int { return p.turn }
+
+// Moved charges n bytes and returns the time until which to pause, which is not after now where there is no
+// need to. With n of 0 it asks whether to pause before anything has moved.
+func (p *Pacer) Moved(now time.Duration, n int) (until time.Duration) {
+	for i := range p.requests {
+		until = max(until, p.store.Charge(now, &p.requests[i], n))
+	}
+	return until
+}
