@@ -86,6 +86,15 @@ func (l *Limit) ID() uint16 { return l.id }
 // Kind returns what the limit counts.
 func (l *Limit) Kind() Kind { return l.kind }
 
+// Max returns how many a Count allows.
+func (l *Limit) Max() int64 { return l.max }
+
+// Times returns what stores elsewhere need to decide as [Memory] does: the time that an event takes from the bucket, the
+// time in which an empty bucket fills, and the longest delay.
+func (l *Limit) Times() (interval, tolerance, maxDelay time.Duration) {
+	return l.interval, l.tolerance, l.maxDelay
+}
+
 // span is the time in which a rate of n per time gives count, rounded up: a limit admits rather less than more.
 func span(count int64, per time.Duration, n int64) time.Duration {
 	hi, lo := bits.Mul64(uint64(count), uint64(per))

@@ -90,9 +90,11 @@ func (k Key) bytes() (b [keyBytes]byte) {
 	return b
 }
 
-func (k Key) form() byte      { return byte(k.a>>56) &^ counts }
-func (k Key) isCount() bool   { return byte(k.a>>56)&counts != 0 }
-func (k Key) limitID() uint16 { return uint16(k.a >> 40) }
+// LimitID returns the ID of the limit.
+func (k Key) LimitID() uint16 { return uint16(k.a >> 40) }
+
+func (k Key) form() byte    { return byte(k.a>>56) &^ counts }
+func (k Key) isCount() bool { return byte(k.a>>56)&counts != 0 }
 
 // String returns the address, the prefix or the text that the key was made of. A text that was too long ends
 // in a tilde and part of a hash.

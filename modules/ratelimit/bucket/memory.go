@@ -183,7 +183,7 @@ func (m *Memory) Nearest(now time.Duration, limits []*Limit, n int) []Usage {
 		s := &m.shards[i]
 		s.mu.Lock()
 		for j := range s.slots {
-			limit := byID[s.keys[j].limitID()]
+			limit := byID[s.keys[j].LimitID()]
 			if s.slots[j].hash == 0 || s.idle(j, now) || limit == nil {
 				continue
 			}

@@ -1,0 +1,188 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/rueidis"
+)
+
+const (
+	// A breaker opens after so many failures in a row. One alone may be chance.
+	opensAfter = 3
+	// While it is open, Redis is tried so often.
+	probeEvery = 250 * time.Millisecond
+	// While this node holds something, it says so often that it lives.
+	heartbeat = leaseTime / 3
+	// How many keys Redis is told of in one call, during which it does nothing else.
+	batch = 64
+)
+
+// health has the breaker, and the goroutine that closes it, and tells Redis what this node holds.
+type health struct {
+	store    *Store
+	open     atomic.Bool
+	failures atomic.Int32 // in a row
+
+	awake chan struct{} // there is something to tell Redis
+	done  chan struct{}
+	end   func() // closes done
+}
+
+func (h *health) init(s *Store) {
+	h.store = s
+	h.open.Store(true) // until Redis has answered
+	h.awake = make(chan struct{}, 1)
+	h.done = make(chan struct{})
+	h.end = sync.OnceFunc(func() { close(h.done) })
+	go h.run()
+}
+
+func (h *health) wake() {
+	select {
+	case h.awake <- struct{}{}:
+	default:
+	}
+}
+
+func (h *health) succeeded() {
+	if h.failures.Load() > 0 {
+		h.failures.Store(0)
+	}
+}
+
+// failed notes that Redis has not answered as it should.
+func (h *health) failed(err error) {
+	if ofOneKey(err) || h.failures.Add(1) < opensAfter && !isBroken(err) {
+		return
+	}
+	if h.open.CompareAndSwap(false, true) {
+		h.store.counts.hush()
+		h.changed(err)
+	}
+}
+
+func (h *health) changed(err error) {
+	if h.store.options.Changed != nil {
+		h.store.options.Changed(err)
+	}
+}
+
+// ofOneKey tells what is wrong with one key from what is wrong with the server: it holds something that Portgate
+// has not put there.
+func ofOneKey(err error) bool {
+	answer, ok := rueidis.IsRedisErr(err)
+	return ok && (strings.Contains(answer.Error(), "WRONGTYPE") || strings.Contains(answer.Error(), "attempt to "))
+}
+
+// isBroken tells a connection that has ended from one on which an answer is late.
+func isBroken(err error) bool {
+	_, answered := rueidis.IsRedisErr(err)
+	return !answered && !errors.Is(err, context.DeadlineExceeded)
+}
+
+// run ends with the store.
+func (h *health) run() {
+	beat := time.NewTicker(heartbeat)
+	defer beat.Stop()
+	probe := time.NewTicker(probeEvery)
+	defer probe.Stop()
+	h.probe()
+	for {
+		select {
+		case <-h.done:
+			h.farewell()
+			h.store.client.close()
+			return
+		case <-probe.C:
+			h.probe()
+		case <-beat.C:
+			if !h.open.Load() && h.store.counts.refresh() {
+				h.tell()
+			}
+		case <-h.awake:
+			if !h.open.Load() {
+				h.tell()
+			}
+		}
+	}
+}
+
+// probe closes the breaker if Redis answers in time, and knows what this node holds. The node takes another
+// name: what it said under the old one, and what is still on its way to Redis, counts no more.
+func (h *health) probe() {
+	if !h.open.Load() {
+		return
+	}
+	client, err := h.store.client.connect()
+	if err != nil {
+		return
+	}
+	old := h.store.counts.rename()
+	ctx, cancel := context.WithTimeout(context.Background(), h.store.options.Timeout)
+	defer cancel()
+	err = client.Do(ctx, client.B().Zrem().Key(h.store.nodesKey()).Member(old).Build()).Error()
+	if err == nil {
+		_, err = h.publish(client, true) // which also shows that Redis takes writes
+	}
+	if err != nil {
+		h.store.counts.hush()
+		return
+	}
+	h.failures.Store(0)
+	h.open.Store(false)
+	h.changed(nil)
+	h.tell()
+}
+
+// tell tells Redis all the news.
+func (h *health) tell() {
+	client := h.store.client.get()
+	for first := true; client != nil; first = false {
+		known, err := h.publish(client, first)
+		if err != nil {
+			h.failed(err)
+			return
+		}
+		if !known {
+			h.store.counts.forgotten()
+		}
+		if !h.store.counts.anyNews() {
+			return
+		}
+	}
+}
+
+// publish tells Redis a batch of news, and that this node lives, of which it may be all. It reports whether
+// Redis knew this node.
+func (h *health) publish(client rueidis.Client, evenNone bool) (known bool, err error) {
+	node, news := h.store.counts.take(batch)
+	if len(news) == 0 && !evenNone {
+		return true, nil
+	}
+	keys, args := h.store.statement(node, news)
+	ctx, cancel := context.WithTimeout(context.Background(), h.store.options.Timeout)
+	defer cancel()
+	answer, err := h.store.exec(ctx, client, keys, args).AsInt64()
+	if err != nil {
+		h.store.counts.missed(news)
+		return false, err
+	}
+	h.store.counts.told(news)
+	return answer == 1, nil
+}
+
+// farewell takes back what this node holds: without it, Redis would notice when the lease is over.
+func (h *health) farewell() {
+	client := h.store.client.get()
+	if client == nil || h.open.Load() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), h.store.options.Timeout)
+	defer cancel()
+	client.Do(ctx, client.B().Zrem().Key(h.store.nodesKey()).Member(h.store.counts.nodeName()).Build())
+}

@@ -1,0 +1,70 @@
+package redis
+
+import (
+	_ "embed" // for the script
+	"strconv"
+	"time"
+
+	"github.com/redis/rueidis"
+
+	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket"
+)
+
+//go:embed bucket.lua
+var source string
+
+// script is sent once to each server, and then called by its hash.
+var script = rueidis.NewLuaScript(source)
+
+const (
+	decide  = "decide"
+	publish = "publish"
+)
+
+// key names a bucket. All keys of a store are in one slot of a cluster, because a script can't reach further,
+// and what it decides must be of one piece.
+func (s *Store) key(k bucket.Key) string {
+	return s.options.tag() + strconv.Itoa(int(k.LimitID())) + ":" + k.String()
+}
+
+func (o *Options) tag() string { return "{" + o.Prefix + "}" }
+
+func (s *Store) nodesKey() string { return s.options.tag() + "nodes" }
+
+// head is the beginning of the arguments.
+func head(what, node string, extra int) []string {
+	args := make([]string, 0, 4+extra)
+	return append(args, what, node, milliseconds(leaseTime), milliseconds(countLife))
+}
+
+func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
+
+// question returns what the script is asked. What it finds there is described in the script.
+func (s *Store) question(requests []bucket.Request, held []holding) (keys, args []string) {
+	keys = make([]string, 0, len(requests)+1)
+	args = head(decide, s.counts.nodeName(), 4*len(requests))
+	for i := range requests {
+		keys = append(keys, s.key(requests[i].Key))
+		limit := requests[i].Limit
+		if limit.Kind() == bucket.Count {
+			args = append(args, "count", number(limit.Max()), number(held[i].count), number(held[i].number))
+			continue
+		}
+		interval, tolerance, maxDelay := limit.Times()
+		args = append(args, "rate", number(int64(interval)), number(int64(tolerance)), number(int64(maxDelay)))
+	}
+	return append(keys, s.nodesKey()), args
+}
+
+// statement returns what the script is told of what this node holds.
+func (s *Store) statement(node string, news []item) (keys, args []string) {
+	keys = make([]string, 0, len(news)+1)
+	args = head(publish, node, 2*len(news))
+	for _, n := range news {
+		keys = append(keys, s.key(n.key))
+		args = append(args, number(n.count), number(n.number))
+	}
+	return append(keys, s.nodesKey()), args
+}
+
+func number(n int64) string { return strconv.FormatInt(n, 10) }
