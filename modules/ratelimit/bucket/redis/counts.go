@@ -42,7 +42,7 @@ func (c *counts) nodeName() string {
 	return c.node
 }
 
-// rename gives the node another name, under which it has said nothing yet, and which it is to be told by.
+// rename gives the node another name, under which it has said nothing yet, and has it tell all that it holds.
 func (c *counts) rename() (old string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

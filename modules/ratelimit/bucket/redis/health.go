@@ -28,6 +28,8 @@ type health struct {
 	open     atomic.Bool
 	failures atomic.Int32 // in a row
 
+	former []string // names under which this node may still be counted
+
 	awake chan struct{} // there is something to tell Redis
 	done  chan struct{}
 	end   func() // closes done
@@ -122,10 +124,13 @@ func (h *health) probe() {
 	if err != nil {
 		return
 	}
-	old := h.store.counts.rename()
+	h.former = append(h.former, h.store.counts.rename())
+	if n := len(h.former) - int(leaseTime/probeEvery); n > 0 {
+		h.former = h.former[n:] // their leases are over
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), h.store.options.Timeout)
 	defer cancel()
-	err = client.Do(ctx, client.B().Zrem().Key(h.store.nodesKey()).Member(old).Build()).Error()
+	err = client.Do(ctx, client.B().Zrem().Key(h.store.nodesKey()).Member(h.former...).Build()).Error()
 	if err == nil {
 		_, err = h.publish(client, true) // which also shows that Redis takes writes
 	}
@@ -133,6 +138,7 @@ func (h *health) probe() {
 		h.store.counts.hush()
 		return
 	}
+	h.former = nil
 	h.failures.Store(0)
 	h.open.Store(false)
 	h.changed(nil)

@@ -19,7 +19,10 @@ import (
 	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// The client of a cluster closes a node that has left it five seconds later.
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*clusterClient)._refresh.func2"))
+}
 
 // server is a real redis-server.
 type server struct {

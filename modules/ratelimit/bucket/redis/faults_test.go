@@ -1,0 +1,291 @@
+package redis
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket"
+)
+
+// hurried is the timeout of decisions where the server fails, so that tests see what a connection waits.
+const hurried = 100 * time.Millisecond
+
+func hurry(o *Options) { o.Timeout = hurried }
+
+// fault is a way for a server to fail, and to come back.
+type fault struct{ fail, heal func(*server) }
+
+var faults = map[string]fault{
+	"stopped": {
+		func(s *server) { s.signal(syscall.SIGTERM); _ = s.cmd.Wait(); s.cmd = nil },
+		func(s *server) { s.start() },
+	},
+	"killed": {func(s *server) { s.kill() }, func(s *server) { s.start() }},
+	"paused": {func(s *server) { s.signal(syscall.SIGSTOP) }, func(s *server) { s.signal(syscall.SIGCONT) }},
+	"slow": {
+		func(s *server) { go func() { _, _ = s.tryDo("DEBUG", "SLEEP", "5") }() },
+		func(*server) {},
+	},
+	"out of memory": {
+		func(s *server) { s.do("CONFIG", "SET", "maxmemory", "1") },
+		func(s *server) { s.do("CONFIG", "SET", "maxmemory", "0") },
+	},
+	"read only": {
+		func(s *server) { s.do("REPLICAOF", "127.0.0.1", "1") },
+		func(s *server) { s.do("REPLICAOF", "NO", "ONE") },
+	},
+}
+
+// Whatever happens to Redis, no decision takes longer than its timeout, the policy holds, hardly any waits
+// once the breaker is open, no goroutines pile up, and all is well within five seconds of Redis being well.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	for name, f := range faults {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := startServer(t)
+			store := open(t, server, hurry)
+			count := text(bucket.NewCount(2, 3), "x")
+			store.admitted(2, count)
+			limit := hourly(t, 1, 1<<10)
+
+			f.fail(server)
+			eventually(t, func() error {
+				decideWithin(t, store, text(limit, "x"), hurried)
+				return store.disconnected()
+			})
+			goroutines := runtime.NumGoroutine()
+			start := time.Now()
+			for i := range 2000 {
+				if d := store.Decide(now(), text(limit, fmt.Sprint(i))); d.Refused {
+					t.Fatalf("refused by this machine: %+v", d)
+				}
+			}
+			if each := time.Since(start) / 2000; each > time.Millisecond {
+				t.Errorf("a decision takes %v while the breaker is open", each)
+			}
+			if n := runtime.NumGoroutine(); n > goroutines+100 { // of other tests too
+				t.Errorf("%d goroutines, %d before", n, goroutines)
+			}
+			if n := store.admitted(3, count); n != 1 { // three at once, of which two were counted before
+				t.Errorf("%d more at once, want 1", n)
+			}
+
+			f.heal(server)
+			healed := time.Now()
+			eventually(t, store.connected)
+			if took := time.Since(healed); name != "slow" && took > 5*time.Second {
+				t.Errorf("recovered after %v", took)
+			}
+			other := open(t, server) // the next node knows what the first one holds
+			if n := other.admitted(1, count); n != 0 {
+				t.Error("what was held before is not known any more")
+			}
+			if d := store.Decide(now(), text(limit, "x")); d.Failed || d.Refused {
+				t.Errorf("after recovery: %+v", d)
+			}
+		})
+	}
+}
+
+// decideWithin requires a decision in that time, and what a busy machine may add.
+func decideWithin(t *testing.T, s *Store, requests []bucket.Request, most time.Duration) bucket.Decision {
+	t.Helper()
+	start := time.Now()
+	d := s.Decide(now(), requests)
+	if took := time.Since(start); took > most+200*time.Millisecond {
+		t.Errorf("a decision took %v, want at most %v", took, most)
+	}
+	return d
+}
+
+// Many that ask when Redis stops answering all get their answer.
+func TestPausedUnderLoad(t *testing.T) {
+	t.Parallel()
+	server := startServer(t)
+	store := open(t, server, hurry)
+	limit := hourly(t, 1, 1<<10)
+	server.signal(syscall.SIGSTOP)
+	defer server.signal(syscall.SIGCONT)
+	var clients sync.WaitGroup
+	for i := range 200 {
+		clients.Go(func() {
+			for range 50 {
+				decideWithin(t, store, text(limit, fmt.Sprint(i)), 2*hurried)
+			}
+		})
+	}
+	clients.Wait()
+	if err := store.disconnected(); err != nil {
+		t.Error(err)
+	}
+}
+
+// What each policy does without Redis, from the very beginning.
+func TestPolicies(t *testing.T) {
+	t.Parallel()
+	rate, count := text(hourly(t, 1, 3), "x"), text(bucket.NewCount(2, 2), "x")
+	both := append(text(hourly(t, 3, 5), "x"), text(bucket.NewCount(4, 3), "x")...)
+	for policy, want := range map[Policy][3]int{Local: {3, 2, 3}, Allow: {9, 9, 9}, Deny: {0, 0, 0}} {
+		store, err := New(Options{URL: "unix:///nonexistent", Timeout: hurried, Prefix: "x", OnError: policy}, bucket.NewMemory(10))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := [3]int{store.admitted(9, rate), store.admitted(9, count), store.admitted(9, both)}
+		if got != want {
+			t.Errorf("%s: admitted %v, want %v", policy, got, want)
+		}
+		if policy == Local {
+			d := store.Decide(now(), both)
+			if !d.Refused || d.Limit != 1 || d.Failed {
+				t.Errorf("%+v, want it refused by the count", d)
+			}
+			store.Release(now(), both)
+			store.Release(now(), both)
+			if n := store.admitted(9, both); n != 2 {
+				t.Errorf("%d after two were given back, want 2", n)
+			}
+			store.Release(now(), both)
+			if d = store.Decide(now(), both); !d.Refused || d.Limit != 0 || d.Retry == 0 {
+				t.Errorf("%+v, want it refused by the rate", d)
+			}
+		} else if d := store.Decide(now(), rate); !d.Failed {
+			t.Errorf("%s: %+v, want it to be called a failure", policy, d)
+		}
+		store.Close()
+	}
+}
+
+// Whoever has used up a burst in Redis has none left on this machine.
+func TestNoFreshBurstWithoutRedis(t *testing.T) {
+	t.Parallel()
+	server := startServer(t)
+	store := open(t, server)
+	requests := text(hourly(t, 1, 10), "x")
+	if n := store.admitted(7, requests); n != 7 {
+		t.Fatalf("admitted %d", n)
+	}
+	server.kill()
+	eventually(t, func() error { store.Decide(now(), text(hourly(t, 2, 100), "y")); return store.disconnected() })
+	if n := store.admitted(10, requests); n != 3 {
+		t.Errorf("this machine has admitted %d more, want 3", n)
+	}
+}
+
+// Emptied, Redis begins anew, but the living sessions are counted.
+func TestFlushed(t *testing.T) {
+	t.Parallel()
+	server := startServer(t)
+	a, b := open(t, server), open(t, server)
+	rate, count := text(hourly(t, 1, 4), "x"), text(bucket.NewCount(2, 3), "x")
+	other := text(bucket.NewCount(2, 3), "y")
+	a.admitted(4, rate)
+	a.admitted(3, count)
+	a.admitted(1, other)
+	for _, flush := range [][]string{{"FLUSHALL"}, {"SCRIPT", "FLUSH"}} {
+		server.do(flush...)
+	}
+	if n := a.admitted(9, rate); n != 4 {
+		t.Errorf("the rate admits %d, want a new burst of 4", n)
+	}
+	eventually(t, func() error { // with the next heartbeat
+		held := server.strings("HVALS", a.key(count[0].Key))
+		if len(held) != 1 || held[0][0] != '3' {
+			return fmt.Errorf("Redis knows %q", held)
+		}
+		return nil
+	})
+	if n := b.admitted(1, count); n != 0 {
+		t.Error("admitted what the other node holds")
+	}
+}
+
+// A key that somebody else has put there fails alone.
+func TestWrongType(t *testing.T) {
+	t.Parallel()
+	server := startServer(t)
+	store := open(t, server, func(o *Options) { o.OnError = Deny })
+	limit, count := hourly(t, 1, 4), bucket.NewCount(2, 3)
+	server.do("RPUSH", store.key(limit.ForText("list")), "a")
+	server.do("SET", store.key(limit.ForText("text")), "a")
+	server.do("SET", store.key(count.ForText("text")), "a")
+	server.do("HSET", store.key(count.ForText("hash")), "node", "a")
+	for range 5 {
+		for _, requests := range [][]bucket.Request{text(limit, "list"), text(limit, "text"), text(count, "text")} {
+			if d := store.Decide(now(), requests); !d.Failed || !d.Refused {
+				t.Errorf("%s: %+v, want it refused because it failed", requests[0].Key, d)
+			}
+		}
+	}
+	if d := store.Decide(now(), text(count, "hash")); d.Refused { // of a node that does not live
+		t.Errorf("%+v", d)
+	}
+	if err := store.connected(); err != nil {
+		t.Error(err)
+	}
+	if n := store.admitted(9, text(limit, "x")); n != 4 {
+		t.Errorf("another key admits %d, want 4", n)
+	}
+}
+
+// The breaker tells when it opens and closes, once each, and the observer of each call.
+func TestTold(t *testing.T) {
+	t.Parallel()
+	server := startServer(t)
+	var mu sync.Mutex
+	var changes []error
+	calls, failures := 0, 0
+	store := open(t, server, hurry, func(o *Options) {
+		o.Changed = func(err error) { mu.Lock(); defer mu.Unlock(); changes = append(changes, err) }
+		o.Observe = func(took time.Duration, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if calls++; err != nil {
+				failures++
+			}
+		}
+	})
+	limit := text(hourly(t, 1, 100), "x")
+	store.admitted(5, limit)
+	server.kill()
+	eventually(t, func() error { store.admitted(1, limit); return store.disconnected() })
+	server.start()
+	eventually(t, store.connected)
+	eventually(t, func() error {
+		mu.Lock()
+		defer mu.Unlock()
+		if len(changes) != 3 || changes[0] != nil || changes[1] == nil || changes[2] != nil {
+			return fmt.Errorf("the breaker said %v, want that it closed, opened and closed", changes)
+		}
+		return nil
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	if calls < 6 || failures == 0 || failures == calls {
+		t.Errorf("%d calls of which %d failed", calls, failures)
+	}
+}
+
+// A store whose server is never there leaves nothing behind, which TestMain sees, and its sessions end.
+func TestCloseWithoutServer(t *testing.T) {
+	t.Parallel()
+	store, err := New(Options{URL: "redis://127.0.0.1:1", Timeout: hurried, Prefix: "x", OnError: Local}, bucket.NewMemory(10))
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := text(bucket.NewCount(2, 2), "x")
+	store.admitted(2, count)
+	store.Close()
+	store.Release(now(), count)
+	store.Release(now(), count)
+	if n := store.admitted(3, count); n != 2 {
+		t.Errorf("admitted %d, want 2", n)
+	}
+}
+
+var errNotYet = errors.New("not yet")
