@@ -22,6 +22,9 @@ type Option struct {
 	// Set takes the values. Its error needs to say only what is wrong with the values: the name of the
 	// option, the file and the line are added to it.
 	Set func(args []string) error
+
+	// Block are the options of a block that may follow the values. It is read after Set was called.
+	Block []Option
 }
 
 // Unmarshal reads one directive from d: its name, the values on the same line, which go to inline, and a
@@ -38,6 +41,11 @@ func Unmarshal(d *caddyfile.Dispenser, inline func(args []string) error, options
 		}
 	}
 
+	return readBlock(d, options)
+}
+
+// readBlock reads the block that follows, if there is one.
+func readBlock(d *caddyfile.Dispenser, options []Option) error {
 	given := make(map[string]bool)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		option, err := find(options, d.Val())
@@ -51,7 +59,11 @@ func Unmarshal(d *caddyfile.Dispenser, inline func(args []string) error, options
 		if err := option.apply(d.RemainingArgs()); err != nil {
 			return d.WrapErr(err)
 		}
-		if opensBlock(d) {
+		if len(option.Block) > 0 {
+			if err := readBlock(d, option.Block); err != nil {
+				return err
+			}
+		} else if opensBlock(d) {
 			return d.Errf("%s: expected no block", option.Name)
 		}
 	}

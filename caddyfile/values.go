@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 )
@@ -43,6 +44,63 @@ func OneOf(s string, known ...string) error {
 	}
 	last := len(known) - 1
 	return errExpected(s, strings.Join(known[:last], ", ")+" or "+known[last])
+}
+
+// units of the times that a rate may be in.
+var units = map[string]time.Duration{"s": time.Second, "m": time.Minute, "h": time.Hour, "d": 24 * time.Hour}
+
+const aRate = "a rate such as 100/s, in s, m, h or d"
+
+// ParseRate reads a rate of events, such as 100/s.
+func ParseRate(s string) (n int64, per time.Duration, err error) {
+	count, unit, _ := strings.Cut(s, "/")
+	n, err = strconv.ParseInt(count, 10, 64)
+	per, known := units[unit]
+	if err != nil || !known || n < 1 || n > maxRate {
+		return 0, 0, errExpected(s, aRate)
+	}
+	return n, per, nil
+}
+
+// maxRate is in a second as in a day: what is more is no limit.
+const maxRate = 1_000_000_000
+
+// ParseSizeRate reads a rate of bytes, such as 10MB/s. A rate of 0 is no limit.
+func ParseSizeRate(s string) (n int64, per time.Duration, err error) {
+	if s == "0" {
+		return 0, time.Second, nil
+	}
+	size, unit, _ := strings.Cut(s, "/")
+	n, err = ParseSize(size)
+	per, known := units[unit]
+	if err != nil || !known {
+		return 0, 0, errExpected(s, "a rate such as 10MB/s, in s, m, h or d, or 0 for none")
+	}
+	return n, per, nil
+}
+
+// sizes are the units of bytes: those of 1000, and those of 1024.
+var sizes = map[string]int64{
+	"": 1, "B": 1,
+	"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
+	"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
+}
+
+// maxSize is as much as anybody means.
+const maxSize = 1000 << 40
+
+// ParseSize reads a number of bytes, such as 64KiB or 1.5MB.
+func ParseSize(s string) (int64, error) {
+	digits := strings.TrimRight(s, "BKMGTi")
+	unit, known := sizes[s[len(digits):]]
+	n, err := strconv.ParseFloat(digits, 64)
+	if err != nil || !known || strings.Trim(digits, "0123456789.") != "" {
+		return 0, errExpected(s, "a size such as 64KiB or 1.5MB")
+	}
+	if n *= float64(unit); n > maxSize {
+		return 0, errExpected(s, "a size of at most 1000TiB")
+	}
+	return int64(n), nil
 }
 
 func errNegative(value string) error { return errExpected(value, "a duration of 0 or more") }

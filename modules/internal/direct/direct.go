@@ -82,6 +82,9 @@ func (p *plan) note(server *layer4.Server) {
 	}
 }
 
+// InServer tells a handler in a server of the layer4 app from one in front of an HTTP site.
+func InServer(ctx caddy.Context) bool { return appOf(ctx) != nil }
+
 func appOf(ctx caddy.Context) *layer4.App {
 	for _, module := range ctx.Modules() {
 		if app, ok := module.(*layer4.App); ok {

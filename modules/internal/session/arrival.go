@@ -18,6 +18,7 @@ type Arrival struct {
 	cx      *layer4.Connection // carries the session where layer4 serves the connection
 	session *Session
 	passes  []Pass
+	terms   []*Terms
 }
 
 // ArrivalOf is for handlers that do the same with a layer4 connection as with an arrival.
@@ -32,7 +33,7 @@ func (a *Arrival) Begin(scope *Scope) *Session {
 		return Begin(a.cx, scope)
 	}
 	if a.session == nil {
-		a.session = newSession(scope, a.Network, a.Listener, a.Client, a.passes)
+		a.session = newSession(scope, a.Network, a.Listener, a.Client, a.passes, a.terms)
 	}
 	return a.session
 }

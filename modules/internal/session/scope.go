@@ -88,7 +88,7 @@ func (sc *Scope) logger() *zap.Logger {
 	return sc.log
 }
 
-// denials bounds the entries of clients that are denied, so that a flood of them can't fill the disk. The metrics
+// denials bounds the entries of clients that are denied or limited, so that a flood of them can't fill the disk. The metrics
 // count them all.
 type denials struct {
 	mu      sync.Mutex
@@ -118,7 +118,7 @@ func (d *denials) take(now time.Time) (skipped int64, ok bool) {
 
 func (sc *Scope) logEnd(s *Session, e *End, duration time.Duration) {
 	var skipped int64
-	if e.Status == StatusDenied {
+	if e.Status == StatusDenied || e.Status == StatusLimited {
 		var ok bool
 		if skipped, ok = sc.denials.take(time.Now()); !ok {
 			return

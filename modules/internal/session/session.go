@@ -20,6 +20,7 @@ import (
 const (
 	StatusDone           = 200
 	StatusDenied         = 403
+	StatusLimited        = 429
 	StatusInternal       = 500
 	StatusNoUpstream     = 502
 	StatusConnectTimeout = 504
@@ -29,6 +30,7 @@ const (
 const (
 	ReasonDenied      = "denied"
 	ReasonDrain       = "drain"
+	ReasonLimited     = "limited"
 	ReasonListChanged = "list_changed"
 	ReasonShutdown    = "shutdown"
 )
@@ -63,6 +65,7 @@ type Session struct {
 	scope  *Scope
 	limits Limits
 	passes []Pass
+	terms  []*Terms
 
 	mu       sync.Mutex
 	mover    Mover
@@ -105,15 +108,16 @@ func Begin(cx *layer4.Connection, scope *Scope) *Session {
 	}
 	network, address := listener(cx)
 	passes, _ := cx.GetVar(passKey).([]Pass)
-	s := newSession(scope, network, address, addrPort(cx.RemoteAddr()), passes)
+	terms, _ := cx.GetVar(termsKey).([]*Terms)
+	s := newSession(scope, network, address, addrPort(cx.RemoteAddr()), passes, terms)
 	cx.SetVar(varKey, s)
 	return s
 }
 
-func newSession(scope *Scope, network, listener string, client netip.AddrPort, passes []Pass) *Session {
+func newSession(scope *Scope, network, listener string, client netip.AddrPort, passes []Pass, terms []*Terms) *Session {
 	s := &Session{
 		ID: ID(lastID.Add(1)), Network: network, Listener: listener, Client: client,
-		Start: time.Now(), scope: scope, passes: passes,
+		Start: time.Now(), scope: scope, passes: passes, terms: terms,
 	}
 	scope.metrics.active.WithLabelValues(listener).Inc()
 	living.add(s)
@@ -237,6 +241,11 @@ func (s *Session) End(e End) {
 	duration := time.Since(s.Start)
 	s.scope.metrics.count(s, &e, duration)
 	s.scope.logEnd(s, &e, duration)
+	for _, t := range s.terms {
+		if t.End != nil {
+			t.End()
+		}
+	}
 	living.remove(s) // last, because a process that stops waits for the log entries of what lives
 }
 

@@ -1,0 +1,131 @@
+// Package refusal ends connections that are not wanted, in the ways that an option may ask for.
+package refusal
+
+import (
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/portgate/caddy-portgate/modules/internal/session"
+)
+
+// Action is what happens to the connection.
+type Action string
+
+// The actions.
+const (
+	Close   Action = "close"
+	Reset   Action = "reset"   // the client is told that the connection is no more
+	Drop    Action = "drop"    // the client is told nothing, where CanDrop
+	Respond Action = "respond" // the client is sent a text
+)
+
+// Held is a connection that is refused and still open.
+type Held struct {
+	session *session.Session
+	end     session.End
+	conn    net.Conn
+	timer   *time.Timer
+	done    chan struct{}
+	once    sync.Once
+}
+
+// maxHeld bounds the connections that are refused and still open, of all handlers together. Beyond it, those that come
+// are closed at once: they must not take the descriptors away from the clients that are wanted.
+var maxHeld = min(10_000, openFileLimit()/4)
+
+var heldNow atomic.Int64
+
+// Do refuses the connection of a session, and ends that. The connection is closed then, or will be: Wait tells when.
+func Do(action Action, text []byte, a *session.Arrival, s *session.Session, end session.End) *Held {
+	conn := a.Accepted()
+	if strings.Contains(a.Network, "udp") && action != Respond {
+		action = Close // which sends nothing
+	}
+	switch action {
+	case Respond:
+		if h := hold(s, end, conn); h != nil {
+			go h.respond(a.Conn, text)
+			return h
+		}
+	case Reset:
+		reset(conn)
+	case Drop:
+		if !vanish(conn) {
+			reset(conn)
+		}
+	}
+	_ = conn.Close()
+	s.End(end)
+	return nil
+}
+
+// reset has the client told that its connection is no more, when it is closed.
+func reset(conn net.Conn) {
+	if tcp, ok := conn.(interface{ SetLinger(seconds int) error }); ok {
+		_ = tcp.SetLinger(0)
+	}
+}
+
+// lingerTimeout bounds the wait for a client to take the text and close.
+const lingerTimeout = time.Second
+
+// maxLinger is how much a client may send meanwhile.
+const maxLinger = 64 << 10
+
+// hold keeps the connection open for a while. It returns nil where too many are.
+func hold(s *session.Session, end session.End, conn net.Conn) *Held {
+	if heldNow.Add(1) > int64(maxHeld) {
+		heldNow.Add(-1)
+		return nil
+	}
+	h := &Held{session: s, end: end, conn: conn, done: make(chan struct{})}
+	h.timer = time.AfterFunc(lingerTimeout, h.release)
+	s.SetMover(h)
+	return h
+}
+
+// release closes the connection.
+func (h *Held) release() {
+	h.once.Do(func() {
+		h.timer.Stop()
+		_ = h.conn.Close()
+		heldNow.Add(-1)
+		h.session.End(h.end)
+		close(h.done)
+	})
+}
+
+// Wait returns when the connection is closed.
+func (h *Held) Wait() {
+	if h != nil {
+		<-h.done
+	}
+}
+
+// Close ends the waiting.
+func (h *Held) Close(string) { go h.release() }
+
+// LastActive is when the connection began.
+func (h *Held) LastActive() time.Time { return h.session.Start }
+
+// Moved is nothing: what is sent to a client that is refused is not traffic.
+func (h *Held) Moved() (up, down int64) { return 0, 0 }
+
+// respond sends the text, and reads on until the client closes: a connection that is closed with something unread is
+// reset, and the client may never see the text.
+func (h *Held) respond(conn net.Conn, text []byte) {
+	defer h.release()
+	_ = conn.SetDeadline(time.Now().Add(lingerTimeout))
+	if _, err := conn.Write(text); err != nil {
+		return
+	}
+	closer, ok := h.conn.(interface{ CloseWrite() error })
+	if !ok || closer.CloseWrite() != nil {
+		return
+	}
+	_, _ = io.Copy(io.Discard, io.LimitReader(conn, maxLinger))
+}

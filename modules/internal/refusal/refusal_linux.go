@@ -1,0 +1,47 @@
+package refusal
+
+import (
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// vanish has the socket closed without a word to the client, when it is closed: a socket in repair mode (TCP_REPAIR in
+// tcp(7)) sends nothing. It reports false where that can't be.
+func vanish(conn net.Conn) bool {
+	socket, ok := conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return false
+	}
+	failed := raw.Control(func(fd uintptr) { err = repair(int(fd)) })
+	return failed == nil && err == nil
+}
+
+func repair(fd int) error {
+	const on = 1
+	return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, on)
+}
+
+// CanDrop tells whether the process may do that.
+func CanDrop() bool {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return repair(fd) == nil
+}
+
+// openFileLimit is how many descriptors the process may have.
+func openFileLimit() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 1024
+	}
+	return int(min(limit.Cur, 1<<20))
+}

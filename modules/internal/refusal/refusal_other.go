@@ -1,0 +1,14 @@
+//go:build !linux
+
+package refusal
+
+import "net"
+
+// vanish has the socket closed without a word to the client. Not on this system.
+func vanish(net.Conn) bool { return false }
+
+// CanDrop tells whether the process may do that.
+func CanDrop() bool { return false }
+
+// openFileLimit is how many descriptors the process may have, or few where that is not known.
+func openFileLimit() int { return 1024 }
