@@ -12,4 +12,5 @@ import (
 	_ "github.com/portgate/caddy-portgate/modules/acl"
 	_ "github.com/portgate/caddy-portgate/modules/forward"
 	_ "github.com/portgate/caddy-portgate/modules/network"
+	_ "github.com/portgate/caddy-portgate/modules/ratelimit"
 )

@@ -15,7 +15,7 @@ import (
 // to no more than one client may have, together with those that they share with; and as soon as there is
 // room, a key goes on in a bucket of its own with what its shared one had left.
 type Memory struct {
-	max    int64
+	max    atomic.Int64
 	keys   atomic.Int64 // without shared ones
 	seed   maphash.Seed
 	shards [shardCount]shard
@@ -23,8 +23,13 @@ type Memory struct {
 
 // NewMemory returns a store with room for so many keys.
 func NewMemory(maxKeys int) *Memory {
-	return &Memory{max: int64(maxKeys), seed: maphash.MakeSeed()}
+	m := &Memory{seed: maphash.MakeSeed()}
+	m.SetMax(maxKeys)
+	return m
 }
+
+// SetMax makes room for so many keys. Where there are more, none is forgotten for it.
+func (m *Memory) SetMax(maxKeys int) { m.max.Store(int64(maxKeys)) }
 
 // Decide implements [Store].
 func (m *Memory) Decide(now time.Duration, requests []Request) Decision {

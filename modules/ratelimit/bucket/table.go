@@ -123,7 +123,7 @@ func (s *shard) lookFor(m *Memory, now time.Duration, request *Request, hash uin
 
 // makeRoom reports whether there may be one more key.
 func (s *shard) makeRoom(m *Memory, now time.Duration) bool {
-	if m.keys.Load() < m.max {
+	if m.keys.Load() < m.max.Load() {
 		return true
 	}
 	if now < s.lookAt {
@@ -131,7 +131,7 @@ func (s *shard) makeRoom(m *Memory, now time.Duration) bool {
 	}
 	s.sweep(m, now)
 	s.lookAt = now + lookAgain
-	return m.keys.Load() < m.max
+	return m.keys.Load() < m.max.Load()
 }
 
 // store keeps the value, in a new slot where the key has none.

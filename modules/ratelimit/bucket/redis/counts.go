@@ -224,3 +224,32 @@ func (c *counts) refresh() bool {
 	}
 	return len(c.keys) > 0
 }
+
+// Held is how many keys this node holds some of.
+func (s *Store) Held() int {
+	s.counts.mu.Lock()
+	defer s.counts.mu.Unlock()
+	n := 0
+	for _, h := range s.counts.keys {
+		if h.count > 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// Nearest returns how much of these limits each key has taken that this node holds some of.
+func (s *Store) Nearest(limits []*bucket.Limit) (all []bucket.Usage) {
+	byID := make(map[uint16]*bucket.Limit, len(limits))
+	for _, limit := range limits {
+		byID[limit.ID()] = limit
+	}
+	s.counts.mu.Lock()
+	defer s.counts.mu.Unlock()
+	for key, h := range s.counts.keys {
+		if limit := byID[key.LimitID()]; limit != nil && h.count > 0 {
+			all = append(all, bucket.Usage{Limit: limit, Key: key, Used: float64(h.count) / float64(limit.Max())})
+		}
+	}
+	return all
+}

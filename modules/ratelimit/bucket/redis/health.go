@@ -128,7 +128,7 @@ func (h *health) probe() {
 	if n := len(h.former) - int(leaseTime/probeEvery); n > 0 {
 		h.former = h.former[n:] // their leases are over
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), h.store.options.Timeout)
+	ctx, cancel := h.store.timeout()
 	defer cancel()
 	err = client.Do(ctx, client.B().Zrem().Key(h.store.nodesKey()).Member(h.former...).Build()).Error()
 	if err == nil {
@@ -171,7 +171,7 @@ func (h *health) publish(client rueidis.Client, evenNone bool) (known bool, err 
 		return true, nil
 	}
 	keys, args := h.store.statement(node, news)
-	ctx, cancel := context.WithTimeout(context.Background(), h.store.options.Timeout)
+	ctx, cancel := h.store.timeout()
 	defer cancel()
 	answer, err := h.store.exec(ctx, client, keys, args).AsInt64()
 	if err != nil {
@@ -188,7 +188,7 @@ func (h *health) farewell() {
 	if client == nil || h.open.Load() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), h.store.options.Timeout)
+	ctx, cancel := h.store.timeout()
 	defer cancel()
 	client.Do(ctx, client.B().Zrem().Key(h.store.nodesKey()).Member(h.store.counts.nodeName()).Build())
 }

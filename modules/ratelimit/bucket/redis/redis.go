@@ -12,6 +12,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -54,11 +55,18 @@ const (
 
 // Store is a store in Redis. It must be closed.
 type Store struct {
-	options Options
+	options Options // but for Timeout and OnError
+	policy  atomic.Pointer[policy]
 	client  clients
 	memory  *bucket.Memory // decides when Redis can't, and is kept up to date for that
 	counts  counts
 	health  health
+}
+
+// policy is what may change while a store is in use.
+type policy struct {
+	timeout time.Duration
+	onError Policy
 }
 
 // New returns a store. It does not wait for Redis: until that has answered, OnError decides.
@@ -68,9 +76,18 @@ func New(options Options, memory *bucket.Memory) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{options: options, memory: memory, client: clients{options: parsed}}
+	s.Set(options.Timeout, options.OnError)
 	s.counts.init()
 	s.health.init(s)
 	return s, nil
+}
+
+// Set changes what decisions are held to from now on.
+func (s *Store) Set(timeout time.Duration, onError Policy) { s.policy.Store(&policy{timeout, onError}) }
+
+// timeout ends with the time that a call of Redis may take.
+func (s *Store) timeout() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), s.policy.Load().timeout)
 }
 
 // Close ends the store, without waiting for Redis. What it has counted is counted no more. Decisions are then those
@@ -108,8 +125,9 @@ func (s *Store) Release(_ time.Duration, requests []bucket.Request) {
 
 // fallback decides without Redis. The requests have been added to the counts.
 func (s *Store) fallback(now time.Duration, requests []bucket.Request, held []holding) bucket.Decision {
-	d := bucket.Decision{Failed: true, Refused: s.options.OnError == Deny}
-	if s.options.OnError == Local {
+	onError := s.policy.Load().onError
+	d := bucket.Decision{Failed: true, Refused: onError == Deny}
+	if onError == Local {
 		d = s.local(now, requests, held)
 	}
 	if d.Refused {
@@ -201,7 +219,7 @@ func (s *Store) ask(requests []bucket.Request, held []holding) (bucket.Decision,
 	if client == nil {
 		return bucket.Decision{}, rueidis.ErrClosing
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), s.options.Timeout)
+	ctx, cancel := s.timeout()
 	defer cancel()
 	keys, args := s.question(requests, held)
 	answer, err := s.exec(ctx, client, keys, args).AsIntSlice()

@@ -1,0 +1,202 @@
+package ratelimit
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+
+	"github.com/portgate/caddy-portgate/modules/internal/direct"
+	"github.com/portgate/caddy-portgate/modules/internal/state"
+	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket"
+	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket/redis"
+)
+
+// now is the clock of all buckets. It does not go back, whatever is done to the system's.
+func now() time.Duration { return time.Since(epoch) }
+
+var epoch = time.Now()
+
+// kept are the buckets of all handlers, which outlive reloads.
+var kept = state.NewPool[string, *buckets]()
+
+// buckets are those of one handler, and of the handlers that take its place.
+type buckets struct {
+	name   string // of the handler
+	memory *bucket.Memory
+	redis  *redis.Store // nil: there is no other store than the memory
+	log    atomic.Pointer[zap.Logger]
+	quiet  quiet
+
+	mu     sync.Mutex
+	ids    map[string]uint16 // of limits, by what does not change with their numbers
+	limits map[uint16]limit  // as the last handler has them
+}
+
+// store is where it is decided about connections.
+func (b *buckets) store() bucket.Store {
+	if b.redis != nil {
+		return b.redis
+	}
+	return b.memory
+}
+
+// id returns the number of a limit.
+func (b *buckets) id(signature string) uint16 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	id, known := b.ids[signature]
+	if !known {
+		id = uint16(len(b.ids))
+		b.ids[signature] = id
+	}
+	return id
+}
+
+// use notes the limits that are in force.
+func (b *buckets) use(l limits, log *zap.Logger, maxKeys int) {
+	b.log.Store(log)
+	b.memory.SetMax(maxKeys)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, one := range l.all() {
+		b.limits[one.ID()] = one
+	}
+}
+
+// Destruct closes the store. Sessions that outlive it give back what they hold to nobody.
+func (b *buckets) Destruct() error {
+	if b.redis != nil {
+		b.redis.Close()
+	}
+	return nil
+}
+
+// acquire returns the buckets of the handler.
+func (h *Handler) acquire(ctx caddy.Context) (*state.Ref[*buckets], error) {
+	identity := h.identity(ctx)
+	options := redis.Options{}
+	if h.onRedis() {
+		options = h.redisOptions(identity)
+		identity = options.URL + " " + options.Prefix
+	}
+	ref, err := kept.Acquire(identity, func() (*buckets, error) {
+		b := &buckets{
+			name:   h.Name,
+			memory: bucket.NewMemory(h.maxKeys),
+			ids:    make(map[string]uint16),
+			limits: make(map[uint16]limit),
+		}
+		b.log.Store(ctx.Logger())
+		if !h.onRedis() {
+			return b, nil
+		}
+		options.Observe = b.observe
+		options.Changed = b.changed
+		store, err := redis.New(options, b.memory)
+		if err != nil {
+			return nil, fmt.Errorf("store: redis: %w", err)
+		}
+		b.redis = store
+		return b, nil
+	})
+	if err == nil && h.onRedis() {
+		ref.Value().redis.Set(options.Timeout, options.OnError)
+	}
+	return ref, err
+}
+
+// identity says which handlers have the same buckets, in this config and in those after it: those with the same name. Of the others those
+// that stand in the same place of a config in memory, and those with the same limits in Redis, where each node may
+// have another config.
+func (h *Handler) identity(ctx caddy.Context) string {
+	if h.Name != "" {
+		return "name " + h.Name
+	}
+	if !h.onRedis() {
+		var places []string
+		for _, p := range direct.Places(ctx, "rate_limit", h.canonical) {
+			places = append(places, p.Network+"/"+p.Listener+" "+p.Path)
+		}
+		if len(places) > 0 {
+			slices.Sort(places)
+			return "at " + strings.Join(places, ", ")
+		}
+		return "alike " + h.canonical // in front of an HTTP site
+	}
+	alike, _ := json.Marshal([]any{h.Connections, h.Concurrent, h.ipv6Prefix})
+	sum := sha256.Sum256(alike)
+	return hex.EncodeToString(sum[:8])
+}
+
+func (h *Handler) onRedis() bool { return h.Store != nil && h.Store.Type == "redis" }
+
+func (h *Handler) redisOptions(identity string) redis.Options {
+	options := redis.Options{
+		URL:     caddy.NewReplacer().ReplaceKnown(h.Store.URL, ""),
+		Timeout: defaultTimeout,
+		Prefix:  defaultPrefix + identity,
+		OnError: redis.Local,
+	}
+	if h.Store.Timeout != nil {
+		options.Timeout = time.Duration(*h.Store.Timeout)
+	}
+	if h.Store.Prefix != "" {
+		options.Prefix = h.Store.Prefix + identity
+	}
+	if h.Store.OnError != "" {
+		options.OnError = redis.Policy(h.Store.OnError)
+	}
+	return options
+}
+
+// observe counts a call of Redis.
+func (b *buckets) observe(took time.Duration, err error) {
+	collectors.storeDuration.WithLabelValues(b.name).Observe(took.Seconds())
+	if err != nil {
+		collectors.storeErrors.WithLabelValues(b.name).Inc()
+	}
+}
+
+// changed logs that the breaker has opened or closed. It may do so four times a second, where Redis answers now and then.
+func (b *buckets) changed(err error) {
+	skipped, ok := b.quiet.take()
+	if !ok {
+		return
+	}
+	log := b.log.Load().With(zap.String("name", b.name), zap.Int64("skipped", skipped))
+	if err != nil {
+		log.Error("redis does not answer, the policy of on_error decides", zap.Error(err))
+		return
+	}
+	log.Info("redis answers")
+}
+
+// quiet lets one of many through a second, so that they can't fill a log.
+type quiet struct {
+	mu      sync.Mutex
+	next    time.Time
+	skipped int64
+}
+
+// take tells whether this one may be logged, and how many were not since the last.
+func (q *quiet) take() (skipped int64, ok bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	t := time.Now()
+	if t.Before(q.next) {
+		q.skipped++
+		return 0, false
+	}
+	skipped, q.skipped = q.skipped, 0
+	q.next = t.Add(time.Second)
+	return skipped, true
+}

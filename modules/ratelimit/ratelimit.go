@@ -1,0 +1,343 @@
+// Package ratelimit is the handler that holds clients to limits: so many connections in a time and at once, so many
+// datagrams and bytes in a time.
+package ratelimit
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/mholt/caddy-l4/layer4"
+	"go.uber.org/zap"
+
+	"github.com/portgate/caddy-portgate/modules/internal/direct"
+	"github.com/portgate/caddy-portgate/modules/internal/refusal"
+	"github.com/portgate/caddy-portgate/modules/internal/session"
+	"github.com/portgate/caddy-portgate/modules/internal/state"
+	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket"
+)
+
+func init() {
+	caddy.RegisterModule(new(Handler))
+}
+
+// Handler holds clients to limits: it calls the next handler for a connection that all of its limits admit. A
+// connection that one of them refuses is charged to none.
+type Handler struct {
+	// Name is what metrics and logs call the handler. Handlers with the same name share their limits, across servers and
+	// reloads, and in Redis across machines. Without one, a handler keeps what it has counted when a config is loaded in
+	// which it stands in the same place.
+	Name string `json:"name,omitempty"`
+
+	// Connections limits how many connections come in a time.
+	Connections []Rate `json:"connections,omitempty"`
+
+	// Datagrams limits how many datagrams come in a time. Those that are too many are dropped.
+	Datagrams []Rate `json:"datagrams,omitempty"`
+
+	// Concurrent limits how many connections there are at once.
+	Concurrent []Count `json:"concurrent,omitempty"`
+
+	// Bandwidth limits how many bytes move in a time.
+	Bandwidth []Bandwidth `json:"bandwidth,omitempty"`
+
+	// Algorithm is what happens to connections that come too early: `token_bucket` refuses them, `leaky_bucket` holds
+	// them until it is their turn, in the order in which they came. Default: `token_bucket`.
+	Algorithm string `json:"algorithm,omitempty"`
+
+	// MaxDelay is how long `leaky_bucket` may hold a connection; it refuses those that would have to wait longer.
+	// At most 1m. Default: 1s.
+	MaxDelay *caddy.Duration `json:"max_delay,omitempty"`
+
+	// OnLimit is what happens to a connection that is refused. Default: `"close"`.
+	//
+	//   - `"close"`: it is closed
+	//   - `"reset"`: it is reset
+	//   - `"drop"`: the client is told nothing. On TCP this takes the capability CAP_NET_ADMIN; without it, it is `reset`
+	//   - `"respond"`: the client is sent an HTTP response with status 429 and Retry-After, and the connection is closed
+	//   - `"respond", "text"`: the client is sent the text, of at most 1,024 bytes, and the connection is closed
+	OnLimit []string `json:"on_limit,omitempty"`
+
+	// IPv6Prefix is how many bits of an IPv6 address tell clients apart. Default: 64.
+	IPv6Prefix *int `json:"ipv6_prefix,omitempty"`
+
+	// MaxKeys is how many clients are kept apart on this machine; each takes less than 96 bytes. When there are so many that are
+	// not idle, those that come anew share buckets. Default: 1000000.
+	MaxKeys *int `json:"max_keys,omitempty"`
+
+	// Store is where connections and concurrent are kept. Default: in memory.
+	Store *Store `json:"store,omitempty"`
+
+	// DryRun has everything decided, counted and logged, and nobody refused or held.
+	DryRun bool `json:"dry_run,omitempty"`
+
+	limits     limits
+	ipv6Prefix int
+	maxKeys    int
+	buckets    *state.Ref[*buckets]
+	scope      *session.Scope
+	log        *zap.Logger
+	wouldLimit quiet
+	inFront    bool // of an HTTP site
+
+	canonical string // the JSON that this handler was made of
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "layer4.handlers.rate_limit",
+		New: func() caddy.Module { return new(Handler) },
+	}
+}
+
+// Provision finds the handler's buckets, or makes them.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	if err := h.check(); err != nil {
+		return err
+	}
+	if err := collectors.register(ctx.GetMetricsRegistry()); err != nil {
+		return err
+	}
+	h.log = ctx.Logger()
+	h.ipv6Prefix, h.maxKeys = defaultIPv6Prefix, defaultMaxKeys
+	if h.IPv6Prefix != nil {
+		h.ipv6Prefix = *h.IPv6Prefix
+	}
+	if h.MaxKeys != nil {
+		h.maxKeys = *h.MaxKeys
+	}
+	if h.action() == refusal.Drop && !refusal.CanDrop() {
+		h.log.Warn("on_limit drop needs the capability CAP_NET_ADMIN for TCP, limited clients are reset instead")
+	}
+	h.inFront = !direct.InServer(ctx)
+	var err error
+	if h.scope, err = session.NewScope(ctx, 0, 0); err != nil {
+		return err
+	}
+	if h.buckets, err = h.acquire(ctx); err != nil {
+		return err
+	}
+	if h.limits, err = h.compile(h.buckets.Value().id); err != nil {
+		return err
+	}
+	h.buckets.Value().use(h.limits, h.log, h.maxKeys)
+	if h.canServe() {
+		direct.Offer(ctx, h.canonical, h)
+	}
+	return nil
+}
+
+// canServe reports whether all can be decided at once and by addresses, and the handler has nothing more to do with the
+// connection then.
+func (h *Handler) canServe() bool {
+	return h.Algorithm != leakyBucket && !h.onRedis() && !h.limits.dynamic() && !h.limits.moving()
+}
+
+// Handle passes the connection on, now or when it is its turn, or refuses it.
+func (h *Handler) Handle(cx *layer4.Connection, next layer4.Handler) error {
+	v := &visitor{
+		Arrival: session.ArrivalOf(cx),
+		expand:  func(text string) string { return cx.Replacer().ReplaceAll(text, "") },
+	}
+	d, held := h.decide(v)
+	if !d.Refused && d.Delay > 0 {
+		d.Refused = !wait(d.Delay)
+		if d.Refused {
+			held.release()
+		}
+	}
+	if d.Refused {
+		h.refuse(v, d).Wait() // layer4 closes the connection when this returns
+		return nil
+	}
+	terms := h.terms(v, held)
+	if terms == nil {
+		return next.Handle(cx)
+	}
+	v.Agree(terms)
+	if h.inFront || h.limits.moving() {
+		cx.Conn = newHeldConn(cx.Conn, v.Network, terms)
+	}
+	err := next.Handle(cx)
+	if !v.Begun() && !(h.inFront && wasGivenAway(err)) {
+		held.release()
+	}
+	return err
+}
+
+// Serve is Handle for a connection that is only known by its addresses.
+func (h *Handler) Serve(a *session.Arrival) (next bool) {
+	v := &visitor{Arrival: a}
+	d, held := h.decide(v)
+	if d.Refused {
+		h.refuse(v, d)
+		return false
+	}
+	if held != nil {
+		a.Agree(&session.Terms{End: held.release})
+	}
+	return true
+}
+
+// decide asks the limits on arrivals, and counts what they say. It returns what is to be given back when the connection
+// ends, nil where that is nothing.
+func (h *Handler) decide(v *visitor) (bucket.Decision, *holding) {
+	if len(h.limits.arrivals) == 0 {
+		return bucket.Decision{}, nil
+	}
+	asked := questions.Get().(*[bucket.MaxRequests]bucket.Request)
+	defer questions.Put(asked)
+	requests := asked[:len(h.limits.arrivals)]
+	counts := 0
+	for i := range h.limits.arrivals {
+		requests[i] = h.request(&h.limits.arrivals[i], v)
+		if requests[i].Limit.Kind() == bucket.Count {
+			counts++
+		}
+	}
+	store := h.buckets.Value().store()
+	d := store.Decide(now(), requests)
+	h.count(v, d)
+	switch {
+	case d.Refused && h.DryRun:
+		h.wouldRefuse(v, d)
+		return bucket.Decision{}, nil
+	case d.Refused || counts == 0:
+		return d, nil
+	}
+	held := &holding{store: store, requests: make([]bucket.Request, 0, counts)}
+	for i := range requests {
+		if requests[i].Limit.Kind() == bucket.Count {
+			held.requests = append(held.requests, requests[i])
+		}
+	}
+	if h.DryRun {
+		d.Delay = 0
+	}
+	return d, held
+}
+
+// questions are used for one decision after the other.
+var questions = sync.Pool{New: func() any { return new([bucket.MaxRequests]bucket.Request) }}
+
+// holding is what a connection is counted for.
+type holding struct {
+	store    bucket.Store
+	requests []bucket.Request
+	once     sync.Once
+}
+
+// release gives it back, once.
+func (h *holding) release() {
+	if h != nil {
+		h.once.Do(func() { h.store.Release(now(), h.requests) })
+	}
+}
+
+// count counts the decision: of each limit where all admit, else of the one that refuses.
+func (h *Handler) count(v *visitor, d bucket.Decision) {
+	counter := func(l *limit, result string) {
+		collectors.decisions.WithLabelValues(v.Listener, l.name, result).Inc()
+	}
+	switch {
+	case d.Failed && d.Refused:
+		counter(&h.limits.arrivals[d.Limit], "failed")
+	case d.Refused && h.DryRun:
+		counter(&h.limits.arrivals[d.Limit], "dry_run")
+	case d.Refused:
+		counter(&h.limits.arrivals[d.Limit], "refused")
+	default:
+		for i := range h.limits.arrivals {
+			if d.Delay > 0 && i == d.Limit {
+				counter(&h.limits.arrivals[i], "delayed")
+			} else {
+				counter(&h.limits.arrivals[i], "admitted")
+			}
+		}
+	}
+}
+
+// wouldRefuse logs what dry_run lets pass.
+func (h *Handler) wouldRefuse(v *visitor, d bucket.Decision) {
+	if skipped, ok := h.wouldLimit.take(); ok {
+		h.log.Info("would refuse", zap.String("limit", h.limits.arrivals[d.Limit].name), zap.String("listener", v.Listener),
+			zap.Stringer("client_ip", v.Client.Addr()), zap.Int64("skipped", skipped))
+	}
+}
+
+// terms are what the session is held to from now on, nil where there are none.
+func (h *Handler) terms(v *visitor, held *holding) *session.Terms {
+	if held == nil && (h.DryRun || !h.limits.moving()) {
+		return nil
+	}
+	terms := new(session.Terms)
+	if held != nil {
+		terms.End = held.release
+	}
+	if h.DryRun {
+		return terms
+	}
+	memory := h.buckets.Value().memory
+	terms.Up, terms.Down = h.pacer(memory, h.limits.up, v), h.pacer(memory, h.limits.down, v)
+	if len(h.limits.datagrams) > 0 {
+		requests := make([]bucket.Request, len(h.limits.datagrams))
+		for i := range requests {
+			requests[i] = h.request(&h.limits.datagrams[i], v)
+		}
+		terms.Datagram = func() bool {
+			d := memory.Decide(now(), requests)
+			h.countDatagram(v.Listener, d)
+			return !d.Refused
+		}
+	}
+	return terms
+}
+
+// pacer is a [session.Pacer].
+type pacer struct{ *bucket.Pacer }
+
+// Moved implements [session.Pacer].
+func (p pacer) Moved(n int) (pause time.Duration) {
+	t := now()
+	return max(p.Pacer.Moved(t, n)-t, 0)
+}
+
+func (h *Handler) pacer(memory *bucket.Memory, limits []limit, v *visitor) session.Pacer {
+	if len(limits) == 0 {
+		return nil
+	}
+	requests := make([]bucket.Request, len(limits))
+	for i := range limits {
+		requests[i] = h.request(&limits[i], v)
+	}
+	return pacer{bucket.NewPacer(memory, requests...)}
+}
+
+func (h *Handler) countDatagram(listener string, d bucket.Decision) {
+	result := "admitted"
+	if d.Refused {
+		result = "refused"
+	}
+	collectors.decisions.WithLabelValues(listener, h.limits.datagrams[d.Limit].name, result).Inc()
+}
+
+// Cleanup gives the buckets back, which are kept where the new config has the handler too.
+func (h *Handler) Cleanup() error {
+	if h.scope != nil {
+		h.scope.Replaced()
+	}
+	if err := h.buckets.Release(); err != nil {
+		return fmt.Errorf("rate_limit: %w", err)
+	}
+	return nil
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner  = (*Handler)(nil)
+	_ caddy.CleanerUpper = (*Handler)(nil)
+	_ layer4.NextHandler = (*Handler)(nil)
+	_ direct.Step        = (*Handler)(nil)
+)

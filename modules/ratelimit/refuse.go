@@ -1,0 +1,57 @@
+package ratelimit
+
+import (
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/portgate/caddy-portgate/modules/internal/refusal"
+	"github.com/portgate/caddy-portgate/modules/internal/session"
+	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket"
+)
+
+func (h *Handler) action() refusal.Action {
+	if len(h.OnLimit) == 0 {
+		return refusal.Close
+	}
+	return refusal.Action(h.OnLimit[0])
+}
+
+// refuse does with the connection what on_limit says.
+func (h *Handler) refuse(v *visitor, d bucket.Decision) *refusal.Held {
+	s := v.Begin(h.scope)
+	s.SetRule(h.limits.arrivals[d.Limit].name)
+	var text []byte
+	if h.action() == refusal.Respond {
+		text = h.text(d.Retry)
+	}
+	return refusal.Do(h.action(), text, v.Arrival, s, session.End{Status: session.StatusLimited, Reason: session.ReasonLimited})
+}
+
+// text is what a client is told that may try again after a time.
+func (h *Handler) text(retry time.Duration) []byte {
+	if len(h.OnLimit) > 1 {
+		return []byte(h.OnLimit[1])
+	}
+	const body = "Too Many Requests\n"
+	seconds := max((retry+time.Second-1)/time.Second, 1)
+	return fmt.Appendf(nil, "HTTP/1.1 429 Too Many Requests\r\nContent-Type: text/plain; charset=utf-8\r\n"+
+		"Content-Length: %d\r\nRetry-After: %d\r\nConnection: close\r\n\r\n%s", len(body), seconds, body)
+}
+
+// maxWaiting bounds the connections that wait for their turn, of all handlers together: each has a descriptor
+// that another client may need.
+const maxWaiting = 10_000
+
+var waitingNow atomic.Int64
+
+// wait returns when it is the connection's turn. It reports false where too many wait.
+func wait(delay time.Duration) bool {
+	if waitingNow.Add(1) > maxWaiting {
+		waitingNow.Add(-1)
+		return false
+	}
+	defer waitingNow.Add(-1)
+	time.Sleep(delay)
+	return true
+}
