@@ -79,7 +79,7 @@ func (u *datagramUpstreams) next(ctx context.Context, failed error) (net.Addr, e
 // matchers have read, and has to be handled to its end.
 func detach(cx *layer4.Connection) net.Conn {
 	for conn := cx; ; {
-		switch inner := conn.Conn.(type) {
+		switch inner := session.Unheld(conn.Conn).(type) {
 		case *layer4.Connection:
 			conn = inner
 		case interface{ Detach() (net.Conn, bool) }:

@@ -225,7 +225,7 @@ func unwrap(cx *layer4.Connection) (net.Conn, []byte) {
 	var prefetched []byte
 	for conn := cx; ; {
 		prefetched = append(prefetched, conn.MatchingBytes()...)
-		switch inner := conn.Conn.(type) {
+		switch inner := session.Unheld(conn.Conn).(type) { // the relay holds it to its limits
 		case *layer4.Connection:
 			conn = inner
 		case interface{ SetLinger(int) error }: // a TCP socket

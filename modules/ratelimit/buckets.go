@@ -68,6 +68,9 @@ func (b *buckets) use(l limits, log *zap.Logger, maxKeys int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, one := range l.all() {
+		if before, known := b.limits[one.ID()]; known {
+			b.memory.Slow(now(), before.Limit, one.Limit)
+		}
 		b.limits[one.ID()] = one
 	}
 }

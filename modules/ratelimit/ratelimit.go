@@ -5,7 +5,6 @@ package ratelimit
 import (
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/mholt/caddy-l4/layer4"
@@ -129,10 +128,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-// canServe reports whether all can be decided at once and by addresses, and the handler has nothing more to do with the
-// connection then.
+// canServe reports whether all can be decided at once and by addresses.
 func (h *Handler) canServe() bool {
-	return h.Algorithm != leakyBucket && !h.onRedis() && !h.limits.dynamic() && !h.limits.moving()
+	return h.Algorithm != leakyBucket && !h.onRedis() && !h.limits.dynamic()
 }
 
 // Handle passes the connection on, now or when it is its turn, or refuses it.
@@ -158,10 +156,10 @@ func (h *Handler) Handle(cx *layer4.Connection, next layer4.Handler) error {
 	}
 	v.Agree(terms)
 	if h.inFront || h.limits.moving() {
-		cx.Conn = newHeldConn(cx.Conn, v.Network, terms)
+		cx.Conn = session.Hold(cx.Conn, v.Network, terms)
 	}
 	err := next.Handle(cx)
-	if !v.Begun() && !(h.inFront && wasGivenAway(err)) {
+	if held != nil && !v.Begun() && !(h.inFront && wasGivenAway(err)) {
 		held.release()
 	}
 	return err
@@ -175,8 +173,8 @@ func (h *Handler) Serve(a *session.Arrival) (next bool) {
 		h.refuse(v, d)
 		return false
 	}
-	if held != nil {
-		a.Agree(&session.Terms{End: held.release})
+	if terms := h.terms(v, held); terms != nil {
+		a.Agree(terms)
 	}
 	return true
 }
@@ -267,62 +265,6 @@ func (h *Handler) wouldRefuse(v *visitor, d bucket.Decision) {
 	}
 }
 
-// terms are what the session is held to from now on, nil where there are none.
-func (h *Handler) terms(v *visitor, held *holding) *session.Terms {
-	if held == nil && (h.DryRun || !h.limits.moving()) {
-		return nil
-	}
-	terms := new(session.Terms)
-	if held != nil {
-		terms.End = held.release
-	}
-	if h.DryRun {
-		return terms
-	}
-	memory := h.buckets.Value().memory
-	terms.Up, terms.Down = h.pacer(memory, h.limits.up, v), h.pacer(memory, h.limits.down, v)
-	if len(h.limits.datagrams) > 0 {
-		requests := make([]bucket.Request, len(h.limits.datagrams))
-		for i := range requests {
-			requests[i] = h.request(&h.limits.datagrams[i], v)
-		}
-		terms.Datagram = func() bool {
-			d := memory.Decide(now(), requests)
-			h.countDatagram(v.Listener, d)
-			return !d.Refused
-		}
-	}
-	return terms
-}
-
-// pacer is a [session.Pacer].
-type pacer struct{ *bucket.Pacer }
-
-// Moved implements [session.Pacer].
-func (p pacer) Moved(n int) (pause time.Duration) {
-	t := now()
-	return max(p.Pacer.Moved(t, n)-t, 0)
-}
-
-func (h *Handler) pacer(memory *bucket.Memory, limits []limit, v *visitor) session.Pacer {
-	if len(limits) == 0 {
-		return nil
-	}
-	requests := make([]bucket.Request, len(limits))
-	for i := range limits {
-		requests[i] = h.request(&limits[i], v)
-	}
-	return pacer{bucket.NewPacer(memory, requests...)}
-}
-
-func (h *Handler) countDatagram(listener string, d bucket.Decision) {
-	result := "admitted"
-	if d.Refused {
-		result = "refused"
-	}
-	collectors.decisions.WithLabelValues(listener, h.limits.datagrams[d.Limit].name, result).Inc()
-}
-
 // Cleanup gives the buckets back, which are kept where the new config has the handler too.
 func (h *Handler) Cleanup() error {
 	if h.scope != nil {
@@ -333,6 +275,10 @@ func (h *Handler) Cleanup() error {
 	}
 	return nil
 }
+
+// wasGivenAway tells by the error of a handler whether somebody else closes the connection now: the listener in front of an
+// HTTP site gives it to that. The error has no name that could be compared with.
+func wasGivenAway(err error) bool { return err != nil && err.Error() == "hijacked connection" }
 
 // Interface guards
 var (

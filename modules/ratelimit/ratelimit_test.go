@@ -228,7 +228,7 @@ func TestOnLimit(t *testing.T) {
 		`["respond"]`: "HTTP/1.1 429 Too Many Requests\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 18\r\n" +
 			"Retry-After: 3600\r\nConnection: close\r\n\r\nToo Many Requests\n",
 	} {
-		h, _ := provision(t, `{"name": `+strings.ReplaceAll(onLimit[:8], "[", "")+`", "connections": [{"rate": "1/h", "burst": 1}], "on_limit": `+onLimit+`}`)
+		h, _ := provision(t, `{"connections": [{"rate": "1/h", "burst": 1}], "on_limit": `+onLimit+`}`)
 		visit(t, h, "192.0.2.1:1")
 		conn, other := from(t, "192.0.2.1:1")
 		done := make(chan string)
@@ -270,9 +270,10 @@ func TestReload(t *testing.T) {
 		defer leave()
 	}
 	visits(t, h, 2, who)
-	for _, config := range []string{
+	for i, config := range []string{
 		`{"name": "reload", "connections": [{"rate": "1/h", "burst": 3}], "concurrent": [{"max": 2}]}`,
 		`{"name": "reload", "concurrent": [{"max": 2}], "connections": [{"rate": "1/d", "burst": 2}], "max_keys": 5}`,
+		`{"name": "reload", "concurrent": [{"max": 2}], "connections": [{"rate": "1/h", "burst": 2}]}`,
 	} {
 		next, unloadNext := provision(t, config)
 		unload()
@@ -280,7 +281,7 @@ func TestReload(t *testing.T) {
 		if visit(t, next, who) {
 			t.Fatalf("%s: a fresh burst", config)
 		}
-		if admitted, leave := stay(t, next, "192.0.2.2:1"); !admitted {
+		if admitted, leave := stay(t, next, fmt.Sprintf("192.0.2.%d:1", 10+i)); !admitted {
 			t.Errorf("%s: another client is refused", config)
 		} else {
 			leave()

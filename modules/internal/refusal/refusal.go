@@ -28,6 +28,7 @@ type Held struct {
 	session *session.Session
 	end     session.End
 	conn    net.Conn
+	among   *atomic.Int64 // those of its kind
 	timer   *time.Timer
 	done    chan struct{}
 	once    sync.Once
@@ -37,17 +38,21 @@ type Held struct {
 // are closed at once: they must not take the descriptors away from the clients that are wanted.
 var maxHeld = min(10_000, openFileLimit()/4)
 
-var heldNow atomic.Int64
+var heldNow, mutedNow atomic.Int64
 
 // Do refuses the connection of a session, and ends that. The connection is closed then, or will be: Wait tells when.
 func Do(action Action, text []byte, a *session.Arrival, s *session.Session, end session.End) *Held {
 	conn := a.Accepted()
-	if strings.Contains(a.Network, "udp") && action != Respond {
-		action = Close // which sends nothing
+	if strings.Contains(a.Network, "udp") {
+		if action == Respond {
+			_, _ = conn.Write(text)
+		}
+		mute(s, end, conn)
+		return nil
 	}
 	switch action {
 	case Respond:
-		if h := hold(s, end, conn); h != nil {
+		if h := hold(s, end, conn, lingerTimeout, &heldNow, maxHeld); h != nil {
 			go h.respond(a.Conn, text)
 			return h
 		}
@@ -70,20 +75,51 @@ func reset(conn net.Conn) {
 	}
 }
 
+// muteTime is how long the datagrams of a client that is refused are thrown away unseen: a session for each one would give it
+// more of the processor than it is due.
+const muteTime = time.Second
+
+// maxMuted bounds those whose datagrams are thrown away, because each has a session of its listener.
+const maxMuted = 1000
+
+// muter is a session of datagrams that can be told to hand them over.
+type muter interface {
+	Attach(receive func([]byte), closed func(reason string)) bool
+}
+
+// mute throws the datagrams of a client away, for a while where the network can do that by itself.
+func mute(s *session.Session, end session.End, conn net.Conn) {
+	if detacher, ok := conn.(interface{ Detach() (net.Conn, bool) }); ok { // else layer4 would close it
+		if detached, ok := detacher.Detach(); ok {
+			conn = detached
+		}
+	}
+	if m, ok := conn.(muter); ok {
+		if h := hold(s, end, conn, muteTime, &mutedNow, maxMuted); h != nil {
+			if !m.Attach(func([]byte) {}, h.Close) {
+				h.release()
+			}
+			return
+		}
+	}
+	_ = conn.Close()
+	s.End(end)
+}
+
 // lingerTimeout bounds the wait for a client to take the text and close.
 const lingerTimeout = time.Second
 
 // maxLinger is how much a client may send meanwhile.
 const maxLinger = 64 << 10
 
-// hold keeps the connection open for a while. It returns nil where too many are.
-func hold(s *session.Session, end session.End, conn net.Conn) *Held {
-	if heldNow.Add(1) > int64(maxHeld) {
-		heldNow.Add(-1)
+// hold keeps the connection open for so long. It returns nil where as many are as may be.
+func hold(s *session.Session, end session.End, conn net.Conn, duration time.Duration, among *atomic.Int64, most int) *Held {
+	if among.Add(1) > int64(most) {
+		among.Add(-1)
 		return nil
 	}
-	h := &Held{session: s, end: end, conn: conn, done: make(chan struct{})}
-	h.timer = time.AfterFunc(lingerTimeout, h.release)
+	h := &Held{session: s, end: end, conn: conn, among: among, done: make(chan struct{})}
+	h.timer = time.AfterFunc(duration, h.release)
 	s.SetMover(h)
 	return h
 }
@@ -93,7 +129,7 @@ func (h *Held) release() {
 	h.once.Do(func() {
 		h.timer.Stop()
 		_ = h.conn.Close()
-		heldNow.Add(-1)
+		h.among.Add(-1)
 		h.session.End(h.end)
 		close(h.done)
 	})

@@ -117,8 +117,9 @@ func Begin(cx *layer4.Connection, scope *Scope) *Session {
 func newSession(scope *Scope, network, listener string, client netip.AddrPort, passes []Pass, terms []*Terms) *Session {
 	s := &Session{
 		ID: ID(lastID.Add(1)), Network: network, Listener: listener, Client: client,
-		Start: time.Now(), scope: scope, passes: passes, terms: terms,
+		Start: time.Now(), scope: scope, passes: passes,
 	}
+	s.take(terms)
 	scope.metrics.active.WithLabelValues(listener).Inc()
 	living.add(s)
 	if scope.drained.Load() {
@@ -241,11 +242,7 @@ func (s *Session) End(e End) {
 	duration := time.Since(s.Start)
 	s.scope.metrics.count(s, &e, duration)
 	s.scope.logEnd(s, &e, duration)
-	for _, t := range s.terms {
-		if t.End != nil {
-			t.End()
-		}
-	}
+	s.endTerms()
 	living.remove(s) // last, because a process that stops waits for the log entries of what lives
 }
 

@@ -1,24 +1,17 @@
 package session
 
-import "time"
+import "sync/atomic"
 
-// Terms are what a handler holds a session to that another one serves.
+// Terms are what a handler holds a connection to that another one serves. Once there is a session, they are the
+// session's.
 type Terms struct {
-	// Up and Down hold the bytes of one direction to a rate; nil does not.
-	Up, Down Pacer
+	Limits
 
-	// Datagram is asked for each datagram of the client whether it may pass. It does not block. Nil lets all pass.
-	Datagram func() bool
-
-	// End is called once, when the session ends. It may be nil.
+	// End is called once the session has ended, or the connection is closed that never had one. It may be called
+	// again. It may be nil.
 	End func()
-}
 
-// Pacer holds bytes to a rate. Those who move them move up to Turn at a time, and then tell Moved, which says for how long to
-// pause. Before the first bytes Moved is called with 0. A Pacer is used by one goroutine at a time, and does not block.
-type Pacer interface {
-	Turn() int
-	Moved(n int) (pause time.Duration)
+	taken atomic.Bool // by a session
 }
 
 // termsKey is where a connection carries its terms until its session begins.
@@ -34,9 +27,6 @@ func (a *Arrival) Agree(terms *Terms) {
 	a.terms = append(a.terms, terms)
 }
 
-// Terms returns what the session is held to.
-func (s *Session) Terms() []*Terms { return s.terms }
-
 // Begun reports whether the arrival has a session.
 func (a *Arrival) Begun() bool {
 	if a.cx != nil {
@@ -44,4 +34,21 @@ func (a *Arrival) Begun() bool {
 		return ok
 	}
 	return a.session != nil
+}
+
+// take makes terms the session's.
+func (s *Session) take(terms []*Terms) {
+	s.terms = terms
+	for _, t := range terms {
+		s.Limit(t.Limits)
+		t.taken.Store(true)
+	}
+}
+
+func (s *Session) endTerms() {
+	for _, t := range s.terms {
+		if t.End != nil {
+			t.End()
+		}
+	}
 }

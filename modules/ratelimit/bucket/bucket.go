@@ -89,6 +89,14 @@ func (l *Limit) Kind() Kind { return l.kind }
 // Max returns how many a Count allows.
 func (l *Limit) Max() int64 { return l.max }
 
+// cost is the time that one event or byte takes from the bucket.
+func (l *Limit) cost() float64 {
+	if l.kind == Bytes {
+		return float64(l.per) / float64(l.rate)
+	}
+	return float64(l.interval)
+}
+
 // Times returns what stores elsewhere need to decide as [Memory] does: the time that an event takes from the bucket, the
 // time in which an empty bucket fills, and the longest delay.
 func (l *Limit) Times() (interval, tolerance, maxDelay time.Duration) {

@@ -146,6 +146,27 @@ func (m *Memory) Force(now time.Duration, requests []Request) {
 	}
 }
 
+// Slow is called when a limit gives way to one with the same ID. What its keys have used remains used: where the new one
+// is slower, their buckets take longer to fill in the same proportion. Where it is quicker, nobody waits longer
+// than the new one can make him anyway.
+func (m *Memory) Slow(now time.Duration, from, to *Limit) {
+	factor := to.cost() / from.cost()
+	if from.kind != to.kind || to.kind == Count || factor <= 1 {
+		return
+	}
+	for i := range m.shards {
+		s := &m.shards[i]
+		s.mu.Lock()
+		for j := range s.slots {
+			if debt := time.Duration(s.slots[j].value) - now; s.keys[j].LimitID() == to.id && debt > 0 {
+				slower := min(float64(debt)*factor, float64(to.tolerance+to.maxDelay))
+				s.slots[j].value = value(now + time.Duration(slower))
+			}
+		}
+		s.mu.Unlock()
+	}
+}
+
 // Len sweeps out what makes no difference and returns how many keys are left.
 func (m *Memory) Len(now time.Duration) int {
 	n := 0

@@ -337,6 +337,27 @@ func TestNearest(t *testing.T) {
 	}
 }
 
+// What was used under one limit is used under the one that takes its place.
+func TestSlow(t *testing.T) {
+	t.Parallel()
+	quick, slow := events(t, 0, 100, time.Second, 200, 0), events(t, 0, 1, time.Second, 10, 0)
+	for used, left := range map[int]int{200: 0, 5: 5, 0: 10} {
+		m := bucket.NewMemory(10)
+		for range used {
+			m.Decide(0, text(quick, "a"))
+		}
+		m.Slow(0, quick, slow)
+		m.Slow(0, slow, quick) // does not bring it back: that config may never have run
+		admitted := 0
+		for !m.Decide(0, text(slow, "a")).Refused {
+			admitted++
+		}
+		if admitted != left {
+			t.Errorf("%d used under 100/s, then %d admitted under 1/s with a burst of 10, want %d", used, admitted, left)
+		}
+	}
+}
+
 // What was decided elsewhere leaves no burst here.
 func TestForce(t *testing.T) {
 	t.Parallel()

@@ -1,0 +1,105 @@
+package ratelimit
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/portgate/caddy-portgate/modules/internal/session"
+	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket"
+)
+
+// terms are what the session is held to from now on, nil where there are none. These limits are kept in memory also
+// where there is a store: a datagram does not wait for an answer.
+func (h *Handler) terms(v *visitor, held *holding) *session.Terms {
+	moving := h.limits.moving() && !h.DryRun
+	if held == nil && !moving {
+		return nil
+	}
+	terms := new(session.Terms)
+	if held != nil {
+		terms.End = held.release
+	}
+	if !moving {
+		return terms
+	}
+	up, down := h.pacer(h.limits.up, v), h.pacer(h.limits.down, v)
+	if up != nil {
+		terms.PaceUp = up
+	}
+	if down != nil {
+		terms.PaceDown = down
+		terms.AllowDown = func(size int) bool { return down.allow(size, nil) }
+	}
+	datagrams := h.datagrams(v)
+	if up != nil || datagrams != nil {
+		terms.AllowUp = func(size int) bool { return up.allow(size, datagrams) }
+	}
+	return terms
+}
+
+func (h *Handler) requests(limits []limit, v *visitor) []bucket.Request {
+	if len(limits) == 0 {
+		return nil
+	}
+	requests := make([]bucket.Request, len(limits))
+	for i := range limits {
+		requests[i] = h.request(&limits[i], v)
+	}
+	return requests
+}
+
+// datagrams returns what decides about one more datagram, and counts what it has decided; nil where there is no limit.
+func (h *Handler) datagrams(v *visitor) func() bool {
+	requests := h.requests(h.limits.datagrams, v)
+	if requests == nil {
+		return nil
+	}
+	counter := func(result string) (all []prometheus.Counter) {
+		for i := range h.limits.datagrams {
+			all = append(all, collectors.decisions.WithLabelValues(v.Listener, h.limits.datagrams[i].name, result))
+		}
+		return all
+	}
+	admitted, refused := counter("admitted"), counter("refused")
+	memory := h.buckets.Value().memory
+	return func() bool {
+		d := memory.Decide(now(), requests)
+		if d.Refused {
+			refused[d.Limit].Inc()
+			return false
+		}
+		for _, c := range admitted {
+			c.Inc()
+		}
+		return true
+	}
+}
+
+// pacer is a [session.Pacer]. A nil one holds nobody to anything.
+type pacer struct{ *bucket.Pacer }
+
+func (h *Handler) pacer(limits []limit, v *visitor) *pacer {
+	if len(limits) == 0 {
+		return nil
+	}
+	return &pacer{bucket.NewPacer(h.buckets.Value().memory, h.requests(limits, v)...)}
+}
+
+// Moved implements [session.Pacer].
+func (p *pacer) Moved(n int) (pause time.Duration) {
+	t := now()
+	return max(p.Pacer.Moved(t, n)-t, 0)
+}
+
+// allow decides about a datagram, which can't be held back: it is dropped when it comes in a pause. What others
+// say is asked before it is charged.
+func (p *pacer) allow(size int, others func() bool) bool {
+	if p != nil && p.Moved(0) > 0 || others != nil && !others() {
+		return false
+	}
+	if p != nil {
+		p.Moved(size)
+	}
+	return true
+}
