@@ -3,9 +3,11 @@ package ratelimit
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -43,6 +45,9 @@ func provision(t testing.TB, config string) (h *Handler, unload func()) {
 
 func tryProvision(t testing.TB, config string) (h *Handler, unload func(), err error) {
 	t.Helper()
+	if !strings.Contains(config, `"name"`) { // else it would share with those of other tests that are written alike
+		config = fmt.Sprintf(`{"name": %q, %s`, t.Name(), strings.TrimPrefix(config, "{"))
+	}
 	ctx, cancel := caddy.NewContext(caddy.ActiveContext())
 	unload = sync.OnceFunc(cancel)
 	t.Cleanup(unload)

@@ -113,7 +113,7 @@ func TestConcurrent(t *testing.T) {
 			return nil
 		},
 		"a later handler refuses": func(cx *layer4.Connection) error {
-			always, _ := provision(t, `{"connections": [{"rate": "1/h", "burst": 1}]}`)
+			always, _ := provision(t, `{"name": "always", "connections": [{"rate": "1/h", "burst": 1}]}`)
 			visit(t, always, who)
 			serve(t, always, cx, func(*layer4.Connection) error { return errors.New("not refused") })
 			return nil
@@ -228,7 +228,7 @@ func TestOnLimit(t *testing.T) {
 		`["respond"]`: "HTTP/1.1 429 Too Many Requests\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 18\r\n" +
 			"Retry-After: 3600\r\nConnection: close\r\n\r\nToo Many Requests\n",
 	} {
-		h, _ := provision(t, `{"connections": [{"rate": "1/h", "burst": 1}], "on_limit": `+onLimit+`}`)
+		h, unload := provision(t, `{"connections": [{"rate": "1/h", "burst": 1}], "on_limit": `+onLimit+`}`)
 		visit(t, h, "192.0.2.1:1")
 		conn, other := from(t, "192.0.2.1:1")
 		done := make(chan string)
@@ -243,6 +243,7 @@ func TestOnLimit(t *testing.T) {
 		if !conn.isClosed() {
 			t.Errorf("%s: still open", onLimit)
 		}
+		unload()
 	}
 }
 
@@ -378,10 +379,6 @@ func TestRedis(t *testing.T) {
 			"store": {"type": "redis", "url": "unix://%s", "timeout": "5s", "on_error": "local"}}`, burst, socket)
 	}
 	a, unloadA := provision(t, config(5))
-	other := new(Handler)
-	if err := json.Unmarshal([]byte(config(5)), other); err != nil {
-		t.Fatal(err)
-	}
 	waitOpen := func(want bool) {
 		t.Helper()
 		for start := time.Now(); a.buckets.Value().redis.Open() != want; time.Sleep(time.Millisecond) {
