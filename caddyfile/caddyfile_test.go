@@ -128,6 +128,44 @@ func TestUnmarshalInline(t *testing.T) {
 	}
 }
 
+// An option may have a block of its own, after its values.
+func TestUnmarshalBlock(t *testing.T) {
+	t.Parallel()
+	unmarshal := func(input string) (got string, err error) {
+		note := func(args []string) error {
+			got += strings.Join(args, " ") + ";"
+			return nil
+		}
+		err = caddyfile.Unmarshal(caddycaddyfile.NewTestDispenser(input), nil,
+			caddyfile.Option{Name: "store", Min: 1, Max: 2, Set: note, Block: []caddyfile.Option{
+				{Name: "timeout", Min: 1, Max: 1, Set: note}, {Name: "prefix", Min: 1, Max: 1, Set: note},
+			}},
+			caddyfile.Option{Name: "after", Set: note},
+		)
+		return got, err
+	}
+	for input, want := range map[string]string{
+		"a {\n store x\n after\n}":                                "x;;",
+		"a {\n store x y {\n timeout 1\n prefix 2\n }\n after\n}": "x y;1;2;;",
+		"a {\n store x {\n }\n}":                                  "x;",
+	} {
+		if got, err := unmarshal(input); err != nil || got != want {
+			t.Errorf("%q: got %q, %v, want %q", input, got, err, want)
+		}
+	}
+	for input, want := range map[string]string{
+		"a {\n store x {\n after\n }\n}":                     `unknown option "after": expected one of timeout, prefix, at Testfile:3`,
+		"a {\n store x {\n timeout 1\n timeout 2\n }\n}":     `timeout: given twice, at Testfile:4`,
+		"a {\n store x {\n timeout 1 {\n }\n }\n}":           `timeout: expected no block, at Testfile:3`,
+		"a {\n store x {\n timeout\n }\n}":                   `timeout: expected 1 value, at Testfile:3`,
+		"a {\n store x {\n }\n store y {\n timeout\n }\n\n}": `store: given twice, at Testfile:4`,
+	} {
+		if _, err := unmarshal(input); err == nil || err.Error() != want {
+			t.Errorf("%q: got  %v\nwant %s", input, err, want)
+		}
+	}
+}
+
 // FuzzUnmarshal feeds any text that Caddy's lexer takes. It must not panic, and every error has its place.
 func FuzzUnmarshal(f *testing.F) {
 	f.Add("forward a {\n to b\n idle_timeout 5s\n}")

@@ -48,9 +48,73 @@ func TestParseCount(t *testing.T) {
 	}
 }
 
+func TestParseRate(t *testing.T) {
+	t.Parallel()
+	for input, want := range map[string]struct {
+		n   int64
+		per time.Duration
+	}{
+		"100/s": {100, time.Second}, "1/m": {1, time.Minute}, "7/h": {7, time.Hour}, "1000000000/d": {1e9, 24 * time.Hour},
+	} {
+		if n, per, err := caddyfile.ParseRate(input); err != nil || n != want.n || per != want.per {
+			t.Errorf("%q: got %d in %v, %v, want %+v", input, n, per, err, want)
+		}
+	}
+	for _, input := range []string{"", "/", "/s", "1", "1/", "0/s", "-1/s", "1.5/s", "1/w", "1000000001/s", "1/s/s", "99999999999999999999/s"} {
+		want := strconv.Quote(input) + `: expected a rate such as 100/s, in s, m, h or d`
+		if _, _, err := caddyfile.ParseRate(input); err == nil || err.Error() != want {
+			t.Errorf("%q: got %v, want %s", input, err, want)
+		}
+	}
+}
+
+func TestParseSizeRate(t *testing.T) {
+	t.Parallel()
+	for input, want := range map[string]struct {
+		n   int64
+		per time.Duration
+	}{
+		"10MB/s": {10e6, time.Second}, "1.5KiB/m": {1536, time.Minute}, "250B/s": {250, time.Second}, "5/h": {5, time.Hour},
+		"0": {0, time.Second}, "0/s": {0, time.Second}, "0MB/d": {0, 24 * time.Hour},
+	} {
+		if n, per, err := caddyfile.ParseSizeRate(input); err != nil || n != want.n || per != want.per {
+			t.Errorf("%q: got %d in %v, %v, want %+v", input, n, per, err, want)
+		}
+	}
+	for _, input := range []string{"", "MB/s", "1MB", "1MB/w", "1PB/s", "-1MB/s", "00"} {
+		want := strconv.Quote(input) + `: expected a rate such as 10MB/s, in s, m, h or d, or 0 for none`
+		if _, _, err := caddyfile.ParseSizeRate(input); err == nil || err.Error() != want {
+			t.Errorf("%q: got %v, want %s", input, err, want)
+		}
+	}
+}
+
+func TestParseSize(t *testing.T) {
+	t.Parallel()
+	for input, want := range map[string]int64{
+		"0": 0, "7": 7, "7B": 7, "1KB": 1000, "64KiB": 65536, "1.5MB": 1_500_000, "2GiB": 2 << 30, "3TB": 3e12, "0.5KiB": 512,
+		"1000TiB": 1000 << 40,
+	} {
+		if got, err := caddyfile.ParseSize(input); err != nil || got != want {
+			t.Errorf("%q: got %d, %v, want %d", input, got, err, want)
+		}
+	}
+	for input, want := range map[string]string{
+		"": "a size such as 64KiB or 1.5MB", "B": "a size such as 64KiB or 1.5MB", "1kb": "a size such as 64KiB or 1.5MB",
+		"-1B": "a size such as 64KiB or 1.5MB", "1e3B": "a size such as 64KiB or 1.5MB", "1BB": "a size such as 64KiB or 1.5MB",
+		"NaN": "a size such as 64KiB or 1.5MB", "1.2.3B": "a size such as 64KiB or 1.5MB",
+		"1001TiB": "a size of at most 1000TiB", "99999999999999999999999": "a size of at most 1000TiB",
+	} {
+		want = strconv.Quote(input) + `: expected ` + want
+		if _, err := caddyfile.ParseSize(input); err == nil || err.Error() != want {
+			t.Errorf("%q: got %v, want %s", input, err, want)
+		}
+	}
+}
+
 // FuzzParse holds that what was accepted is in range, and is read the same when it is written out again.
 func FuzzParse(f *testing.F) {
-	for _, seed := range []string{"30s", "1d", "-1s", "5x", "100"} {
+	for _, seed := range []string{"30s", "1d", "-1s", "5x", "100", "10MB/s", "1.5KiB", "7/d"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, input string) {
@@ -65,6 +129,18 @@ func FuzzParse(f *testing.F) {
 			if n < 0 || n > 100 || err != nil || again != n {
 				t.Errorf("count %d, then %d, %v", n, again, err)
 			}
+		}
+		if n, err := caddyfile.ParseSize(input); err == nil {
+			again, err := caddyfile.ParseSize(strconv.FormatInt(n, 10))
+			if n < 0 || err != nil || again != n {
+				t.Errorf("size %d, then %d, %v", n, again, err)
+			}
+		}
+		if n, per, err := caddyfile.ParseRate(input); err == nil && (n < 1 || per < time.Second) {
+			t.Errorf("rate of %d in %v", n, per)
+		}
+		if n, per, err := caddyfile.ParseSizeRate(input); err == nil && (n < 0 || per < time.Second) {
+			t.Errorf("rate of %d bytes in %v", n, per)
 		}
 	})
 }

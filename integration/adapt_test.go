@@ -64,11 +64,12 @@ var errorOrigins = []string{
 	"loading config: ", "loading new config: ", "loading layer4 app module: ",
 	"provision layer4: ", "server 'a': ", "server 'srv0': ", "route 0: ", "position 0: ",
 	"loading module 'forward': ", "decoding module config: layer4.handlers.forward: ", "provision layer4.handlers.forward: ",
+	"loading module 'rate_limit': ", "decoding module config: layer4.handlers.rate_limit: ", "provision layer4.handlers.rate_limit: ",
 	"loading module 'acl': ", "decoding module config: layer4.handlers.acl: ", "provision layer4.handlers.acl: ",
 }
 
 // fixtured are the handlers that adapt/ has fixtures of.
-var fixtured = []string{"acl", "forward"}
+var fixtured = []string{"acl", "forward", "rate_limit"}
 
 // fixturesOf returns the fixtures of one kind of all handlers.
 func fixturesOf(t *testing.T, kind, listen string) []fixture {
@@ -222,7 +223,7 @@ func TestFixturesCoverEveryOption(t *testing.T) {
 		}
 		for option := range strings.SplitSeq(known, ", ") {
 			for path, mention := range map[string]string{
-				"adapt/" + handler + ".caddyfiletest":       `(?m)^\s*` + option + ` `,
+				"adapt/" + handler + ".caddyfiletest":       `(?m)^\s*` + option + `( |$)`,
 				"adapt/" + handler + "-wrong.caddyfiletest": `(?m)^` + option + `: "`,
 				"adapt/" + handler + "-wrong.jsontest":      `(?m)^` + option + `: "`,
 			} {

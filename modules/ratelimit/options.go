@@ -304,7 +304,7 @@ func (h *Handler) check() error {
 		add("algorithm", caddyfile.OneOf(h.Algorithm, tokenBucket, leakyBucket))
 	}
 	if h.MaxDelay != nil && (*h.MaxDelay == 0 || time.Duration(*h.MaxDelay) > maxMaxDelay) {
-		add("max_delay", fmt.Errorf("%q: expected more than 0 and at most %s", time.Duration(*h.MaxDelay), maxMaxDelay))
+		add("max_delay", fmt.Errorf("%q: expected a duration of more than 0 and at most 1m", time.Duration(*h.MaxDelay)))
 	}
 	if h.MaxDelay != nil && h.Algorithm != leakyBucket {
 		add("max_delay", fmt.Errorf("%q: expected algorithm leaky_bucket with it", time.Duration(*h.MaxDelay)))
@@ -396,8 +396,10 @@ func checkOnLimit(args []string) error {
 	switch {
 	case err != nil:
 		return err
-	case len(args) > 2 || len(args) == 2 && args[0] != string(refusal.Respond):
+	case len(args) > 1 && args[0] != string(refusal.Respond):
 		return fmt.Errorf("%s: expected no value", args[0])
+	case len(args) > 2:
+		return errors.New("respond: expected one text")
 	case len(args) == 2 && len(args[1]) > maxText:
 		return fmt.Errorf("respond: expected at most %d bytes", maxText)
 	}
@@ -421,7 +423,7 @@ func (s *Store) check() error {
 		}
 	}
 	if s.Timeout != nil && (*s.Timeout == 0 || time.Duration(*s.Timeout) > maxTimeout) {
-		return fmt.Errorf("timeout: %q: expected more than 0 and at most %s", time.Duration(*s.Timeout), maxTimeout)
+		return fmt.Errorf("timeout: %q: expected a duration of more than 0 and at most 10s", time.Duration(*s.Timeout))
 	}
 	if strings.ContainsAny(s.Prefix, "{}") {
 		return fmt.Errorf("prefix: %q: expected no braces", s.Prefix)
