@@ -29,7 +29,6 @@ type Held struct {
 	end     session.End
 	conn    net.Conn
 	among   *atomic.Int64 // those of its kind
-	timer   *time.Timer
 	done    chan struct{}
 	once    sync.Once
 }
@@ -119,7 +118,7 @@ func hold(s *session.Session, end session.End, conn net.Conn, duration time.Dura
 		return nil
 	}
 	h := &Held{session: s, end: end, conn: conn, among: among, done: make(chan struct{})}
-	h.timer = time.AfterFunc(duration, h.release)
+	time.AfterFunc(duration, h.release)
 	s.SetMover(h)
 	return h
 }
@@ -127,7 +126,6 @@ func hold(s *session.Session, end session.End, conn net.Conn, duration time.Dura
 // release closes the connection.
 func (h *Held) release() {
 	h.once.Do(func() {
-		h.timer.Stop()
 		_ = h.conn.Close()
 		h.among.Add(-1)
 		h.session.End(h.end)

@@ -239,10 +239,10 @@ func (s *Session) End(e End) {
 	if !s.finish() {
 		return
 	}
+	s.endTerms() // first: the client knows already, and may come again while a log is written
 	duration := time.Since(s.Start)
 	s.scope.metrics.count(s, &e, duration)
 	s.scope.logEnd(s, &e, duration)
-	s.endTerms()
 	living.remove(s) // last, because a process that stops waits for the log entries of what lives
 }
 

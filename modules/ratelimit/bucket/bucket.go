@@ -65,8 +65,13 @@ func NewCount(id uint16, n int64) *Limit {
 	return &Limit{id: id, kind: Count, max: n}
 }
 
-// maxTurn is how much one session may move at a time where it shares its rate with others, which wait for it.
-const maxTurn = 64 << 10
+// How much one session may move at a time, while others that share its rate wait: what moves in a 64th of a second, but
+// not so little or so much that it costs more than it is worth.
+const (
+	turnsPerSecond = 64
+	minTurn        = 1 << 10
+	maxTurn        = 64 << 10
+)
 
 // NewBytes returns a limit of n bytes per time, and burst bytes beyond that. All three must be above zero.
 func NewBytes(id uint16, n int64, per time.Duration, burst int64) (*Limit, error) {
@@ -74,9 +79,10 @@ func NewBytes(id uint16, n int64, per time.Duration, burst int64) (*Limit, error
 	if tolerance > maxRefill {
 		return nil, ErrRefill
 	}
+	turn := min(max(float64(n)/per.Seconds()/turnsPerSecond, minTurn), maxTurn)
 	return &Limit{
 		id: id, kind: Bytes, tolerance: tolerance, rate: n, per: per,
-		turn: int(min(burst, maxTurn)),
+		turn: int(min(burst, int64(turn))),
 	}, nil
 }
 

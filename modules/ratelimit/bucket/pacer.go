@@ -5,12 +5,14 @@ import "time"
 // Pacer holds what moves bytes to limits, each with the bucket of one key. It may be used by one goroutine at
 // a time; the buckets may be shared.
 //
-// Whoever moves bytes moves up to Turn of them, tells Moved, and pauses until the time it returns. Those who
-// share a bucket take turns so: each is told a time that is behind all that was charged before.
+// Those who share a bucket take turns, of as many bytes for each: whoever has moved that many pauses until a
+// time that is behind all that was charged before. So each gets the same share, whether it moves much at
+// a time or little, and who has moved little since its last pause does not wait for those who move much.
 type Pacer struct {
 	store    *Memory
 	requests []Request
 	turn     int
+	moved    int // in this turn
 }
 
 // NewPacer returns a pacer for these buckets, of which there must be one.
@@ -31,5 +33,12 @@ func (p *Pacer) Moved(now time.Duration, n int) (until time.Duration) {
 	for i := range p.requests {
 		until = max(until, p.store.Charge(now, &p.requests[i], n))
 	}
+	if n == 0 {
+		return until
+	}
+	if p.moved += n; p.moved < p.turn {
+		return now
+	}
+	p.moved %= p.turn
 	return until
 }

@@ -23,6 +23,7 @@ func bandwidth(t testing.TB, rate, burst int64) *bucket.Limit {
 type sender struct {
 	pacer *bucket.Pacer
 	left  int
+	part  int // moves at most so much at a time, where it is not 0
 	at    time.Duration // of its next move
 	done  time.Duration
 }
@@ -49,6 +50,9 @@ func transfer(tick time.Duration, all ...*sender) (end time.Duration) {
 	for len(queue) > 0 {
 		s := heap.Pop(&queue).(*sender)
 		n := min(s.left, s.pacer.Turn())
+		if s.part > 0 {
+			n = min(n, s.part)
+		}
 		s.left -= n
 		s.done = s.at
 		end = max(end, s.at)
@@ -106,6 +110,27 @@ func TestBandwidth(t *testing.T) {
 	}
 }
 
+// Sessions have the same share, however much they move at a time.
+func TestFairShares(t *testing.T) {
+	t.Parallel()
+	m := bucket.NewMemory(10)
+	l := bandwidth(t, 10e6, 1e5)
+	var all []*sender
+	for _, part := range []int{0, 16 << 10, 1 << 10, 100} {
+		pacer := bucket.NewPacer(m, bucket.Request{Limit: l, Key: l.ForText("a")})
+		all = append(all, &sender{pacer: pacer, left: 10e6, part: part})
+	}
+	end := transfer(time.Millisecond, all...)
+	for _, s := range all {
+		if s.done < end*95/100 {
+			t.Errorf("one that moves %d bytes at a time was through after %v, all after %v", s.part, s.done, end)
+		}
+	}
+	if want := 4 * time.Second; end < want*97/100 || end > want*102/100 {
+		t.Errorf("all took %v, want %v", end, want)
+	}
+}
+
 // Whoever sends less than the rate is never held up, and one that shares with a greedy one is held up by no
 // more than that one's turn.
 func TestTinyWritesAreNotDelayed(t *testing.T) {
@@ -144,8 +169,8 @@ func TestPacerOfSeveralLimits(t *testing.T) {
 	m := bucket.NewMemory(10)
 	slow, quick := bandwidth(t, 1e5, 1e4), mustBytes(t)[0]
 	pacer := bucket.NewPacer(m, quick, bucket.Request{Limit: slow, Key: slow.ForText("a")})
-	if pacer.Turn() != 1e4 {
-		t.Errorf("a turn of %d, want that of the smaller burst", pacer.Turn())
+	if slow := bucket.NewPacer(m, bucket.Request{Limit: slow, Key: slow.ForText("a")}); pacer.Turn() != slow.Turn() {
+		t.Errorf("a turn of %d, want that of the slower one, %d", pacer.Turn(), slow.Turn())
 	}
 	if got := transfer(time.Millisecond, &sender{pacer: pacer, left: 1e6}); got < 9*time.Second || got > 11*time.Second {
 		t.Errorf("1 MB at 100 kB/s took %v", got)

@@ -1,0 +1,549 @@
+package integration
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/portgate/caddy-portgate/integration/gate"
+)
+
+// rateLimit is a rate_limit handler with options as JSON has them.
+func rateLimit(options string) gate.JSON {
+	var handler gate.JSON
+	if err := json.Unmarshal([]byte(options), &handler); err != nil {
+		panic(err)
+	}
+	return handler.With("handler", "rate_limit")
+}
+
+// startLimited starts a gate in front of an echo.
+func startLimited(t testing.TB, network, options string, opts ...gate.Option) (p *gate.Process, addr string) {
+	t.Helper()
+	addr = gate.ReserveAddr(t)
+	return gate.Start(t, gate.Layer4(gate.Listen(network+"/"+addr, rateLimit(options), gate.Forward(serve(t, echo)))), opts...), addr
+}
+
+// admittedOf returns how many of n connections from an address are let in, one after another.
+func admittedOf(t testing.TB, n int, from, addr string) (admitted int) {
+	t.Helper()
+	for range n {
+		in, err := letIn(from, addr)
+		must(t, err)
+		if in {
+			admitted++
+		}
+	}
+	return admitted
+}
+
+// 100 a second with a burst of 200 admit what they should, within 1 %, under 8 clients that never pause.
+func TestRateIsAccurate(t *testing.T) {
+	for _, network := range []string{"gate+tcp", "tcp"} {
+		t.Run(network, func(t *testing.T) {
+			p, addr := startLimited(t, network, `{"connections": [{"rate": "100/s", "burst": 200, "per": "all"}]}`, gate.WithoutRace())
+			var admitted, refused atomic.Int64
+			var clients sync.WaitGroup
+			start := time.Now()
+			const lasts = 10 * time.Second
+			for range 8 {
+				clients.Go(func() {
+					for time.Since(start) < lasts {
+						if in, err := letIn("127.0.0.1", addr); err != nil {
+							t.Error(err)
+						} else if in {
+							admitted.Add(1)
+						} else {
+							refused.Add(1)
+						}
+					}
+				})
+			}
+			clients.Wait()
+			want := 200 + 100*time.Since(start).Seconds()
+			if n := float64(admitted.Load()); n < 0.99*want || n > 1.01*want {
+				t.Errorf("admitted %v, want %.0f", n, want)
+			}
+			m := p.Metrics()
+			must(t, errors.Join(
+				equal(m, "caddy_portgate_ratelimit_decisions_total", int(admitted.Load()), label("result", "admitted"), label("limit", "connections 100/s per all")),
+				equal(m, "caddy_portgate_ratelimit_decisions_total", int(refused.Load()), label("result", "refused")),
+				equal(m, "caddy_portgate_sessions_total", int(refused.Load()), label("status", "429")),
+			))
+		})
+	}
+}
+
+// A bandwidth holds in each direction, for one session and for four that share it, on both of forward's engines.
+func TestBandwidth(t *testing.T) {
+	t.Parallel()
+	const total = 3_000_000 // at 1 MB/s, with a burst of a tenth of a second
+	onEachNetwork(t, func(t *testing.T, network string) {
+		for _, direction := range []string{"up", "down"} {
+			for _, sessions := range []int{1, 4} {
+				t.Run(fmt.Sprintf("%s %d", direction, sessions), func(t *testing.T) {
+					t.Parallel()
+					upstream, accepted := accepting(t)
+					addr := gate.ReserveAddr(t)
+					gate.Start(t, gate.Layer4(gate.Listen(network+"/"+addr,
+						rateLimit(`{"bandwidth": [{"direction": "`+direction+`", "rate": "1MB/s", "per": "ip"}]}`), gate.Forward(upstream))))
+					var all sync.WaitGroup
+					took := make([]time.Duration, sessions)
+					var ends [][2]*net.TCPConn
+					for range sessions {
+						client, server := pair(t, addr, accepted)
+						if direction == "down" {
+							client, server = server, client
+						}
+						ends = append(ends, [2]*net.TCPConn{client, server})
+					}
+					start := time.Now()
+					for i := range sessions {
+						from, to := ends[i][0], ends[i][1]
+						all.Go(func() {
+							sent := sending(from, int64(total/sessions))
+							got, err := receive(to)
+							took[i] = time.Since(start)
+							if s := <-sent; s.err != nil || err != nil || got != s.stream {
+								t.Errorf("sent %d bytes (%v), received %d (%v)", s.bytes, s.err, got.bytes, err)
+							}
+						})
+					}
+					all.Wait()
+					if last := slices.Max(took); last < 2800*time.Millisecond || last > 3200*time.Millisecond {
+						t.Errorf("3 MB at 1 MB/s took %v", last)
+					}
+					if first := slices.Min(took); first < 2500*time.Millisecond {
+						t.Errorf("shares that are not fair: %v", took)
+					}
+				})
+			}
+		}
+	})
+}
+
+// 1,000 bytes at 250 B/s take at least 3 seconds; a few bytes are not delayed.
+func TestSlowBandwidth(t *testing.T) {
+	t.Parallel()
+	onEachNetwork(t, func(t *testing.T, network string) {
+		upstream, accepted := accepting(t)
+		addr := gate.ReserveAddr(t)
+		gate.Start(t, gate.Layer4(gate.Listen(network+"/"+addr,
+			rateLimit(`{"bandwidth": [{"direction": "up", "rate": "250B/s"}, {"direction": "down", "rate": "250B/s"}]}`), gate.Forward(upstream))))
+		client, server := pair(t, addr, accepted)
+		for range 3 {
+			start := time.Now()
+			mustWrite(t, client, "tiny")
+			mustRead(t, server, "tiny")
+			if took := time.Since(start); took > 100*time.Millisecond {
+				t.Errorf("4 bytes took %v", took)
+			}
+			<-time.After(50 * time.Millisecond) // which is worth 12 bytes
+		}
+		var both sync.WaitGroup
+		for _, ends := range [][2]*net.TCPConn{{client, server}, {server, client}} {
+			both.Go(func() {
+				start := time.Now()
+				text := strings.Repeat("x", 1000)
+				_, err := io.WriteString(ends[0], text)
+				if _, readErr := io.ReadFull(ends[1], make([]byte, len(text))); err != nil || readErr != nil {
+					t.Error(err, readErr)
+				}
+				if took := time.Since(start); took < 3*time.Second || took > 5*time.Second {
+					t.Errorf("1,000 bytes took %v", took)
+				}
+			})
+		}
+		both.Wait()
+	})
+}
+
+// A rate of 0 is no limit.
+func TestBandwidthOfZero(t *testing.T) {
+	t.Parallel()
+	_, addr := startLimited(t, "gate+tcp", `{"bandwidth": [{"direction": "both", "rate": "0"}], "concurrent": [{"max": 5}]}`)
+	conn := dial(t, addr)
+	sent := sending(conn, 50*mib)
+	got, err := receive(conn)
+	mustArrive(t, "both", <-sent, result{got, err}, 50*mib)
+}
+
+// Sessions one after another are all served; slots come back in every way in which a session can end, and nothing is held at rest.
+func TestConcurrent(t *testing.T) {
+	t.Parallel()
+	onEachNetwork(t, func(t *testing.T, network string) {
+		const sequential = 10_000
+		upstream, accepted := accepting(t)
+		addr, closed := gate.ReserveAddr(t), gate.ReserveAddr(t)
+		limited := rateLimit(`{"concurrent": [{"max": 1}]}`)
+		echoing := gate.ReserveAddr(t)
+		config := gate.Layer4(
+			gate.Listen(network+"/"+addr, limited.With("name", "one"), gate.Forward(upstream)),
+			gate.Listen(network+"/"+closed, limited.With("name", "closed"), gate.Forward(gate.ReserveAddr(t))),
+			gate.Listen(network+"/"+echoing, rateLimit(`{"concurrent": [{"max": 5}]}`), gate.Forward(serve(t, echo))),
+		)
+		p := gate.Start(t, config, gate.WithoutRace())
+		for i := range sequential {
+			conn := dial(t, echoing)
+			if err := exchange(conn); err != nil {
+				t.Fatalf("session %d: %v", i, err)
+			}
+			conn.CloseWrite()
+			mustEnd(t, conn)
+			conn.Close()
+		}
+		for name, end := range map[string]func(client, upstream *net.TCPConn){
+			"client FIN":     func(client, upstream *net.TCPConn) { client.CloseWrite(); mustEnd(t, upstream); upstream.Close() },
+			"upstream FIN":   func(client, upstream *net.TCPConn) { upstream.CloseWrite(); mustEnd(t, client); client.Close() },
+			"client reset":   func(client, _ *net.TCPConn) { reset(client) },
+			"upstream reset": func(_, upstream *net.TCPConn) { reset(upstream) },
+		} {
+			var client, server *net.TCPConn
+			gate.Eventually(t, peerTimeout, func() error { // the end of the one before may not be known yet
+				conn := dial(t, addr)
+				select {
+				case server = <-accepted:
+					client = conn
+					return nil
+				case <-time.After(200 * time.Millisecond):
+					conn.Close()
+					return fmt.Errorf("before %s: refused", name)
+				}
+			})
+			if in, err := letIn("127.0.0.1", addr); err != nil || in {
+				t.Errorf("a second one is let in: %t (%v)", in, err)
+			}
+			end(client, server)
+		}
+		for i := range 10 { // no upstream: each session ends at once
+			conn, err := net.DialTimeout("tcp", closed, peerTimeout)
+			if err == nil {
+				conn.SetDeadline(time.Now().Add(peerTimeout))
+				mustEnd(t, conn)
+				conn.Close()
+			}
+			p.WaitSessions(i+1, func(s gate.Session) bool { return s.Status == 502 })
+		}
+		gate.Eventually(t, peerTimeout, func() error {
+			m := p.Metrics()
+			return errors.Join(equal(m, "caddy_portgate_ratelimit_keys", 0), equal(m, "caddy_portgate_sessions_active", 0))
+		})
+		if s := p.WaitSessions(4, func(s gate.Session) bool { return s.Status == 429 })[0]; s.Reason != "limited" || s.Rule != "one: concurrent 1 per ip" {
+			t.Errorf("access log: %s", s.Line)
+		}
+	})
+}
+
+// A reload gives nobody a fresh burst, also one that changes the rate, and sessions from before are counted.
+func TestLimitsOutliveReloads(t *testing.T) {
+	t.Parallel()
+	addr, upstream := gate.ReserveAddr(t), gate.Forward(serve(t, echo))
+	config := func(options string) gate.JSON {
+		return gate.Layer4(gate.Listen(addr, rateLimit(options), upstream))
+	}
+	const before = `{"connections": [{"rate": "1/h", "burst": 5}], "concurrent": [{"max": 3, "per": "all"}]}`
+	p := gate.Start(t, config(before))
+	held := dial(t, addr)
+	mustExchange(t, held)
+	if n := admittedOf(t, 6, "127.0.0.1", addr); n != 4 {
+		t.Errorf("admitted %d more, want 4", n)
+	}
+	for _, options := range []string{
+		before, `{"connections": [{"rate": "1/d", "burst": 5}], "concurrent": [{"max": 3, "per": "all"}]}`,
+		`{"connections": [{"rate": "2/h", "burst": 3}], "concurrent": [{"max": 1, "per": "all"}]}`,
+	} {
+		p.Load(config(options))
+		if n := admittedOf(t, 2, "127.0.0.1", addr); n != 0 {
+			t.Errorf("%s: %d are let in after the reload", options, n)
+		}
+	}
+	if n := admittedOf(t, 1, "127.0.0.2", addr); n != 0 {
+		t.Error("the session from before is not counted any more")
+	}
+	held.CloseWrite()
+	mustEnd(t, held)
+	gate.Eventually(t, peerTimeout, func() error {
+		if admittedOf(t, 1, "127.0.0.3", addr) != 1 {
+			return errors.New("the slot of a session from before has not come back")
+		}
+		return nil
+	})
+}
+
+// leaky_bucket lets connections wait for their turn.
+func TestLeakyBucket(t *testing.T) {
+	t.Parallel()
+	onEachNetwork(t, func(t *testing.T, network string) {
+		_, addr := startLimited(t, network, `{"connections": [{"rate": "10/s"}], "algorithm": "leaky_bucket", "max_delay": "10s"}`)
+		const clients = 20
+		start := time.Now()
+		var all sync.WaitGroup
+		for range clients {
+			all.Go(func() {
+				if in, err := letIn("127.0.0.1", addr); err != nil || !in {
+					t.Errorf("let in: %t (%v)", in, err)
+				}
+			})
+		}
+		all.Wait()
+		if took := time.Since(start); took < 1900*time.Millisecond || took > 4*time.Second {
+			t.Errorf("%d connections at 10/s took %v", clients, took)
+		}
+	})
+}
+
+// What on_limit says is done.
+func TestOnLimit(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ onLimit, want string }{
+		{`["close"]`, ""}, {`["respond", "later"]`, "later"}, {`["reset"]`, "reset"}, {`["drop"]`, "silence"},
+	} {
+		t.Run(c.onLimit, func(t *testing.T) {
+			t.Parallel()
+			_, addr := startLimited(t, "gate+tcp", `{"connections": [{"rate": "1/h", "burst": 1}], "on_limit": `+c.onLimit+`}`)
+			if admittedOf(t, 1, "127.0.0.1", addr) != 1 {
+				t.Fatal("the first is refused")
+			}
+			conn, err := net.DialTimeout("tcp", addr, peerTimeout)
+			if c.want == "reset" && errors.Is(err, syscall.ECONNRESET) {
+				return
+			}
+			must(t, err)
+			defer conn.Close()
+			conn.SetDeadline(time.Now().Add(2 * time.Second))
+			got, err := io.ReadAll(conn)
+			switch {
+			case c.want == "reset" && errors.Is(err, syscall.ECONNRESET):
+			case c.want == "silence" && isTimeout(err):
+			case err == nil && string(got) == c.want:
+			default:
+				t.Errorf("got %q, %v, want %q", got, err, c.want)
+			}
+		})
+	}
+}
+
+// In front of an HTTP site, a client that is limited gets a complete response, and a slot comes back when the site closes the connection.
+func TestInFrontOfSites(t *testing.T) {
+	t.Parallel()
+	addr := gate.ReserveAddr(t)
+	site := func(handler gate.JSON) gate.JSON {
+		return gate.JSON{"apps": gate.JSON{"http": gate.JSON{"servers": gate.JSON{"site": gate.JSON{
+			"listen":            []string{addr},
+			"automatic_https":   gate.JSON{"disable": true},
+			"listener_wrappers": []gate.JSON{{"wrapper": "layer4", "routes": []gate.Route{{Handle: []gate.JSON{handler}}}}},
+			"routes":            []gate.JSON{{"handle": []gate.JSON{{"handler": "static_response", "body": strings.Repeat("x", 100_000)}}}},
+		}}}}}
+	}
+	// caddy-l4 reads the counts of a connection for its log while the site uses it, which the race detector sees.
+	p := gate.Start(t, site(rateLimit(`{"connections": [{"rate": "1/m", "burst": 2}], "on_limit": ["respond"]}`)), gate.WithoutRace())
+	get := func() (*http.Response, []byte) {
+		t.Helper()
+		client := http.Client{Timeout: peerTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
+		resp, err := client.Get("http://" + addr)
+		must(t, err)
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		must(t, err)
+		return resp, body
+	}
+	for range 2 {
+		if resp, _ := get(); resp.StatusCode != http.StatusOK {
+			t.Errorf("status %d within the burst", resp.StatusCode)
+		}
+	}
+	resp, body := get()
+	if resp.StatusCode != http.StatusTooManyRequests || resp.Header.Get("Retry-After") != "60" || !bytes.Contains(body, []byte("Too Many")) {
+		t.Errorf("status %d, Retry-After %q: %s", resp.StatusCode, resp.Header.Get("Retry-After"), body)
+	}
+	p.Load(site(rateLimit(`{"name": "slots", "concurrent": [{"max": 1}]}`)))
+	for i := range 50 {
+		gate.Eventually(t, peerTimeout, func() error { // until the site has closed the connection before
+			client := http.Client{Timeout: peerTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
+			resp, err := client.Get("http://" + addr)
+			if err != nil {
+				return fmt.Errorf("request %d: %w", i, err)
+			}
+			return resp.Body.Close()
+		})
+	}
+	p.Load(site(rateLimit(`{"name": "slow", "bandwidth": [{"direction": "down", "rate": "50KB/s"}]}`)))
+	start := time.Now()
+	if get(); time.Since(start) < 1700*time.Millisecond {
+		t.Errorf("100 kB at 50 kB/s took %v", time.Since(start))
+	}
+}
+
+// dry_run refuses nobody, but says what it would have done.
+func TestDryRun(t *testing.T) {
+	t.Parallel()
+	p, addr := startLimited(t, "gate+tcp", `{"name": "trial", "connections": [{"rate": "1/h", "burst": 2}], "dry_run": true}`)
+	if n := admittedOf(t, 10, "127.0.0.1", addr); n != 10 {
+		t.Errorf("%d of 10 are let in", n)
+	}
+	must(t, errors.Join(
+		equal(p.Metrics(), "caddy_portgate_ratelimit_decisions_total", 8, label("result", "dry_run"), label("limit", "trial: connections 1/h per ip")),
+		equal(p.Metrics(), "caddy_portgate_ratelimit_decisions_total", 2, label("result", "admitted")),
+	))
+	if n := strings.Count(p.Output(), "would refuse"); n < 1 || n > 3 {
+		t.Errorf("%d log entries about 8 decisions within a moment", n)
+	}
+}
+
+// GET /portgate/limits shows who is nearest to a limit.
+func TestLimitsEndpoint(t *testing.T) {
+	t.Parallel()
+	p, addr := startLimited(t, "gate+tcp", `{"connections": [{"rate": "1/h", "burst": 4}]}`)
+	admittedOf(t, 3, "127.0.0.1", addr)
+	admittedOf(t, 1, "127.0.0.2", addr)
+	var shown []struct {
+		Limit, Key string
+		Used       float64
+	}
+	must(t, json.Unmarshal([]byte(p.MustGet("/portgate/limits?top=1")), &shown))
+	if len(shown) != 1 || shown[0].Key != "127.0.0.1" || shown[0].Limit != "connections 1/h per ip" || shown[0].Used < 0.7 || shown[0].Used > 0.75 {
+		t.Errorf("shown: %+v", shown)
+	}
+}
+
+// Datagrams that are too many are dropped, each client has its own, and UDP sessions are counted as connections.
+func TestLimitedDatagrams(t *testing.T) {
+	t.Parallel()
+	for _, network := range []string{"gate+udp", "udp"} {
+		t.Run(network, func(t *testing.T) {
+			t.Parallel()
+			addr := gate.ReserveAddr(t)
+			gate.Start(t, gate.Layer4(gate.Listen(network+"/"+addr, rateLimit(`{"datagrams": [{"rate": "1/h", "burst": 5}]}`), gate.Forward(serveDatagrams(t)))))
+			for _, client := range []string{"127.0.0.1", "127.0.0.2"} {
+				conn := dialDatagrams(t, client, addr)
+				for i := range 5 {
+					if !answered(conn, i, peerTimeout) {
+						t.Errorf("%s: datagram %d was dropped", client, i)
+					}
+				}
+				if answered(conn, 5, 300*time.Millisecond) {
+					t.Errorf("%s: more than 5 pass", client)
+				}
+			}
+		})
+	}
+	p, addr := startDatagramACL(t, rateLimit(`{"connections": [{"rate": "1/h", "burst": 2}]}`))
+	for i := range 3 {
+		if got := answered(dialDatagrams(t, "127.0.0.1", addr), i, time.Second); got != (i < 2) {
+			t.Errorf("session %d is served: %t", i, got)
+		}
+	}
+	must(t, equal(p.Metrics(), "caddy_portgate_ratelimit_decisions_total", 1, label("result", "refused")))
+}
+
+// startRedis starts a Redis server of the test's own.
+func startRedis(t testing.TB) (url string, cmd *exec.Cmd) {
+	t.Helper()
+	addr := gate.ReserveAddr(t)
+	_, port, _ := net.SplitHostPort(addr)
+	cmd = exec.Command(program(t, "redis-server"), "--bind", "127.0.0.1", "--port", port, "--save", "", "--appendonly", "no")
+	cmd.Dir = t.TempDir()
+	server(t, addr, cmd)
+	return "redis://" + addr, cmd
+}
+
+// sharing are two processes that share a Redis.
+func sharing(t testing.TB, url, options string) (processes []*gate.Process, addrs []string) {
+	t.Helper()
+	options = strings.TrimSuffix(options, "}") + `, "store": {"type": "redis", "url": "` + url + `", "timeout": "500ms"}}`
+	for range 2 {
+		p, addr := startLimited(t, "gate+tcp", options)
+		gate.Eventually(t, peerTimeout, func() error {
+			return equal(p.Metrics(), "caddy_portgate_ratelimit_store_breaker_open", 0)
+		})
+		processes, addrs = append(processes, p), append(addrs, addr)
+	}
+	return processes, addrs
+}
+
+// Two processes with one Redis admit together what one would alone.
+func TestSharedRate(t *testing.T) {
+	t.Parallel()
+	url, _ := startRedis(t)
+	_, addrs := sharing(t, url, `{"connections": [{"rate": "1/h", "burst": 50}]}`)
+	var admitted [2]int
+	var both sync.WaitGroup
+	for i, addr := range addrs {
+		both.Go(func() { admitted[i] = admittedOf(t, 40, "127.0.0.1", addr) })
+	}
+	both.Wait()
+	if admitted[0]+admitted[1] != 50 {
+		t.Errorf("admitted %v, want 50 together", admitted)
+	}
+}
+
+// What a process holds that is killed comes back.
+func TestSharedCountAndKill(t *testing.T) {
+	t.Parallel()
+	url, _ := startRedis(t)
+	processes, addrs := sharing(t, url, `{"concurrent": [{"max": 2, "per": "all"}]}`)
+	for range 2 {
+		mustExchange(t, dial(t, addrs[0]))
+	}
+	if admittedOf(t, 3, "127.0.0.1", addrs[1]) != 0 {
+		t.Error("more than two at once")
+	}
+	must(t, syscall.Kill(processes[0].PID(), syscall.SIGKILL))
+	processes[0].Wait(peerTimeout)
+	gate.Eventually(t, peerTimeout, func() error {
+		if admittedOf(t, 1, "127.0.0.1", addrs[1]) != 1 {
+			return errors.New("the slots have not come back")
+		}
+		return nil
+	})
+}
+
+// While Redis does not answer, connections are decided about at once, and all is well within seconds when it answers again.
+func TestPausedRedis(t *testing.T) {
+	t.Parallel()
+	url, redis := startRedis(t)
+	processes, addrs := sharing(t, url, `{"connections": [{"rate": "1/h", "burst": 1000}]}`)
+	p, addr := processes[0], addrs[0]
+	admittedOf(t, 3, "127.0.0.1", addr)
+	before := p.Baseline()
+	must(t, redis.Process.Signal(syscall.SIGSTOP))
+	defer func() { _ = redis.Process.Signal(syscall.SIGCONT) }()
+	var clients sync.WaitGroup
+	var slowest atomic.Int64
+	for range 20 {
+		clients.Go(func() {
+			for range 20 {
+				start := time.Now()
+				if in, err := letIn("127.0.0.1", addr); err != nil || !in {
+					t.Errorf("let in: %t (%v)", in, err)
+				}
+				slowest.Store(max(slowest.Load(), int64(time.Since(start))))
+			}
+		})
+	}
+	clients.Wait()
+	if took := time.Duration(slowest.Load()); took > 3*time.Second {
+		t.Errorf("the slowest took %v", took)
+	}
+	must(t, equal(p.Metrics(), "caddy_portgate_ratelimit_store_breaker_open", 1))
+	before.MustReturn(t, peerTimeout)
+	must(t, redis.Process.Signal(syscall.SIGCONT))
+	gate.Eventually(t, 5*time.Second, func() error {
+		return equal(p.Metrics(), "caddy_portgate_ratelimit_store_breaker_open", 0)
+	})
+	if !strings.Contains(p.Output(), "redis does not answer") || !strings.Contains(p.Output(), "redis answers") {
+		t.Error("the log says nothing of it")
+	}
+}
