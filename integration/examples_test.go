@@ -45,6 +45,28 @@ var examples = map[string]func(t *testing.T, addr func(port int) string){
 			t.Errorf("the one who is denied: %q", got)
 		}
 	},
+	"ratelimit": func(t *testing.T, addr func(port int) string) {
+		for i, port := range []int{8080, 8081} {
+			for range []int{5, 10}[i] {
+				if page := mustGetPage(t, addr(port)); page != "inside" {
+					t.Errorf("port %d: %q", port, page)
+				}
+			}
+		}
+		if got := pageFrom(t, "127.0.0.1", addr(8080)); got != "" {
+			t.Errorf("the sixth one: %q", got)
+		}
+	},
+	"ratelimit-site": func(t *testing.T, addr func(port int) string) {
+		for range 3 {
+			if page := mustGetPage(t, addr(8080)); page != "welcome" {
+				t.Errorf("the site: %q", page)
+			}
+		}
+		if got := pageFrom(t, "127.0.0.1", addr(8080)); !strings.HasPrefix(got, "HTTP/1.1 429 Too Many Requests\r\n") {
+			t.Errorf("the fourth one: %q", got)
+		}
+	},
 	"forward": func(t *testing.T, addr func(port int) string) {
 		port := addr(8080)
 		if pages := []string{mustGetPage(t, port), mustGetPage(t, port)}; !slices.Contains(pages, "first") || !slices.Contains(pages, "second") {
@@ -97,7 +119,7 @@ func TestExamples(t *testing.T) {
 			}
 			config, ports := withReservedPorts(t, asJSON(t, file, kind))
 			var opts []gate.Option
-			if name == "acl-site" { // caddy-l4 reads the counters of a connection for its log when HTTP has it already
+			if strings.HasSuffix(name, "-site") { // caddy-l4 reads the counters of a connection for its log when HTTP has it already
 				opts = append(opts, gate.WithoutRace())
 			}
 			gate.Start(t, config, opts...)
