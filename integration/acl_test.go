@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -637,5 +638,61 @@ func TestACLCommand(t *testing.T) {
 		if out, err := command(strings.Fields(c.args)...); err == nil || !strings.Contains(strings.ReplaceAll(out, `\\\"`, `\"`), c.want) && !strings.Contains(strings.ReplaceAll(out, `\"`, `"`), c.want) {
 			t.Errorf("caddy acl %s: %v\n%s\nwant %s", c.args, err, out, c.want)
 		}
+	}
+}
+
+// A list of a million lines takes the place of another one, again and again: no connection waits for it.
+func TestACLSwapOfALongListStallsNobody(t *testing.T) {
+	const swaps = 10
+	path := writeFile(t, "list", "")
+	p, addr := startACL(t, acl("deny file "+path), gate.WithoutRace())
+	lists := make([]string, 2)
+	for i := range lists {
+		var text strings.Builder
+		for n := range 1_000_000 {
+			fmt.Fprintf(&text, "%d.%d.%d.%d\n", 11+i+n>>19, n>>11&255, n>>3&255, n&7<<5)
+		}
+		lists[i] = writeFile(t, "long", text.String()+fmt.Sprintf("127.0.0.%d\n", 2+i))
+	}
+	var stop atomic.Bool
+	var load sync.WaitGroup
+	var mu sync.Mutex
+	var took []time.Duration
+	for range 2 {
+		load.Go(func() {
+			for !stop.Load() {
+				start := time.Now()
+				if err := oneRequest(addr); err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				took = append(took, time.Since(start))
+				mu.Unlock()
+			}
+		})
+	}
+	for n := range swaps {
+		must(t, os.Rename(lists[n%2], path))
+		gate.Eventually(t, peerTimeout, func() error {
+			if got, err := letIn(fmt.Sprintf("127.0.0.%d", 2+n%2), addr); got || err != nil {
+				return fmt.Errorf("list %d is not in force (%v)", n, err)
+			}
+			return nil
+		})
+		text, err := os.ReadFile(path)
+		must(t, err)
+		must(t, os.WriteFile(lists[n%2], text, 0o644))
+	}
+	stop.Store(true)
+	load.Wait()
+	slices.Sort(took)
+	t.Logf("%d connections during %d swaps: median %v, 99.9th percentile %v, most %v", len(took), swaps,
+		percentile(took, 50), took[len(took)*999/1000], took[len(took)-1])
+	if most := took[len(took)-1]; most > 500*time.Millisecond {
+		t.Errorf("a connection took %v", most)
+	}
+	if resident := p.ResidentKiB(); resident > 400<<10 {
+		t.Errorf("the process has grown to %d MiB", resident>>10)
 	}
 }

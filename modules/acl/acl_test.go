@@ -382,3 +382,61 @@ func BenchmarkDeny(b *testing.B) {
 type nothing struct{ net.Conn }
 
 func (nothing) Close() error { return nil }
+
+// packets is a UDP session as the listener gives it.
+type packets struct {
+	client
+	attached atomic.Int64
+	written  atomic.Int64
+	closed   chan struct{}
+	once     sync.Once
+}
+
+func newPackets(remote net.Addr) *packets {
+	return &packets{client: client{remote: remote}, closed: make(chan struct{})}
+}
+
+func (p *packets) Attach(func([]byte), func(string)) bool { p.attached.Add(1); return true }
+func (p *packets) Write(b []byte) (int, error)            { p.written.Add(int64(len(b))); return len(b), nil }
+
+func (p *packets) Close() error {
+	p.once.Do(func() { close(p.closed) })
+	return nil
+}
+
+// The datagrams of a client that is denied are thrown away for a while, and then it is judged again. Where there are too
+// many such clients, it is judged each time.
+func TestDatagramsOfADeniedClient(t *testing.T) {
+	h, _ := handler(t, `{"default":"deny","on_deny":["respond","no"]}`)
+	serve := func() *packets {
+		p := newPackets(from(one))
+		a := newArrival(p)
+		a.Network, a.Conn = "udp", p
+		if h.Serve(a) {
+			t.Fatal("let in")
+		}
+		return p
+	}
+	first := serve()
+	start := time.Now()
+	if first.attached.Load() != 1 || first.written.Load() != 2 {
+		t.Errorf("attached %d times, %d bytes written", first.attached.Load(), first.written.Load())
+	}
+	for range maxMuted - 1 {
+		serve()
+	}
+	beyond := serve()
+	select {
+	case <-beyond.closed:
+	default:
+		t.Error("the one too many is not closed at once")
+	}
+	if beyond.attached.Load() != 0 {
+		t.Error("the one too many is kept")
+	}
+	<-first.closed
+	if took := time.Since(start); took < muteTime {
+		t.Errorf("judged again after %v, want %v", took, muteTime)
+	}
+	eventually(t, "room", func() bool { return mutedNow.Load() == 0 })
+}

@@ -167,10 +167,8 @@ func TestDamagedDatabase(t *testing.T) {
 	collect := countries([]string{"CN"})
 	for i := range countryDatabase {
 		damaged := append([]byte(nil), countryDatabase...)
-		for _, change := range []byte{0xff, 0x01, 0x80} {
-			damaged[i] ^= change
-			_, _, _ = collect(damaged)
-		}
+		damaged[i] ^= byte(1 << (i % 8))
+		_, _, _ = collect(damaged)
 		_, _, _ = collect(countryDatabase[:i])
 	}
 }

@@ -157,7 +157,7 @@ func TestFeedKeepsItsLastGoodContent(t *testing.T) {
 
 // endless writes good lines for as long as somebody takes them.
 func endless(w interface{ Write([]byte) (int, error) }) {
-	block := []byte(strings.Repeat("192.0.2.2 "+strings.Repeat(" ", 1000)+"\n", 100))
+	block := []byte(strings.Repeat("192.0.2.2#"+strings.Repeat("x", 4000)+"\n", 25))
 	for range 1000 {
 		if _, err := w.Write(block); err != nil {
 			return
