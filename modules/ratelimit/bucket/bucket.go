@@ -70,7 +70,7 @@ func NewCount(id uint16, n int64) *Limit {
 const (
 	turnsPerSecond = 64
 	minTurn        = 1 << 10
-	maxTurn        = 64 << 10
+	maxTurn        = 1 << 20 // as much as a pipe takes at once
 )
 
 // NewBytes returns a limit of n bytes per time, and burst bytes beyond that. All three must be above zero.

@@ -23,7 +23,7 @@ func bandwidth(t testing.TB, rate, burst int64) *bucket.Limit {
 type sender struct {
 	pacer *bucket.Pacer
 	left  int
-	part  int // moves at most so much at a time, where it is not 0
+	part  int           // moves at most so much at a time, where it is not 0
 	at    time.Duration // of its next move
 	done  time.Duration
 }
