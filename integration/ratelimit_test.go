@@ -349,24 +349,24 @@ func TestInFrontOfSites(t *testing.T) {
 	}
 	// caddy-l4 reads the counts of a connection for its log while the site uses it, which the race detector sees.
 	p := gate.Start(t, site(rateLimit(`{"connections": [{"rate": "1/m", "burst": 2}], "on_limit": ["respond"]}`)), gate.WithoutRace())
-	get := func() (*http.Response, []byte) {
+	get := func() (status int, retryAfter string, body []byte) {
 		t.Helper()
 		client := http.Client{Timeout: peerTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
 		resp, err := client.Get("http://" + addr)
 		must(t, err)
 		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
+		body, err = io.ReadAll(resp.Body)
 		must(t, err)
-		return resp, body
+		return resp.StatusCode, resp.Header.Get("Retry-After"), body
 	}
 	for range 2 {
-		if resp, _ := get(); resp.StatusCode != http.StatusOK {
-			t.Errorf("status %d within the burst", resp.StatusCode)
+		if status, _, _ := get(); status != http.StatusOK {
+			t.Errorf("status %d within the burst", status)
 		}
 	}
-	resp, body := get()
-	if resp.StatusCode != http.StatusTooManyRequests || resp.Header.Get("Retry-After") != "60" || !bytes.Contains(body, []byte("Too Many")) {
-		t.Errorf("status %d, Retry-After %q: %s", resp.StatusCode, resp.Header.Get("Retry-After"), body)
+	status, retryAfter, body := get()
+	if status != http.StatusTooManyRequests || retryAfter != "60" || !bytes.Contains(body, []byte("Too Many")) {
+		t.Errorf("status %d, Retry-After %q: %s", status, retryAfter, body)
 	}
 	p.Load(site(rateLimit(`{"name": "slots", "concurrent": [{"max": 1}]}`)))
 	for i := range 50 {
