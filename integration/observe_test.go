@@ -135,16 +135,17 @@ func TestAccessLogFields(t *testing.T) {
 	}
 }
 
-// mustHaveFields requires the level, the message and exactly the fields that are promised.
-func mustHaveFields(t *testing.T, line string) {
+// mustHaveFields requires the level, the message and exactly the fields that are promised, and these besides.
+func mustHaveFields(t *testing.T, line string, besides ...string) {
 	t.Helper()
 	var entry map[string]any
 	must(t, json.Unmarshal([]byte(line), &entry))
 	if entry["level"] != "info" || entry["msg"] != "session" || entry["logger"] != "layer4.log.access" {
 		t.Errorf("level, message or logger: %s", line)
 	}
-	for _, name := range strings.Fields(`level ts logger msg session_id network listener client_ip client_port upstream
-		bytes_up bytes_down duration connect_duration status reason`) {
+	promised := strings.Fields(`level ts logger msg session_id network listener client_ip client_port upstream
+		bytes_up bytes_down duration connect_duration status reason`)
+	for _, name := range append(promised, besides...) {
 		if _, ok := entry[name]; !ok {
 			t.Errorf("no field %q: %s", name, line)
 		}

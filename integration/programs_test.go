@@ -91,9 +91,10 @@ func output(t testing.TB, cmd *exec.Cmd) string {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	must(t, cmd.Start())
 	expired := time.AfterFunc(peerTimeout, func() { cmd.Process.Kill() })
 	defer expired.Stop()
-	if err := cmd.Run(); err != nil {
+	if err := cmd.Wait(); err != nil {
 		t.Fatalf("%s: %v\n%s\n%s", strings.Join(cmd.Args, " "), err, stdout.String(), stderr.String())
 	}
 	return stdout.String()

@@ -39,13 +39,13 @@ func TestFloodOfOneClientDisturbsNobody(t *testing.T) {
 			p := gate.Start(t, gate.Layer4(fromHostile(addr, serveUDP(t, echoUDP), c.handler)), gate.WithoutRace(), withNameServer(t, c.resolver))
 			mustAnswerUDP(t, addr, peerTimeout)
 			friend := startAsking(dialUDP(t, addr), 10*time.Millisecond)
-			<-time.After(500 * time.Millisecond)
+			<-time.After(time.Second)
 
 			// From one port, and from many.
 			const atOnce, ports = 1000, 50
-			flood(t, addr, atOnce, 1)
+			flood(t, hostile, addr, atOnce, 1)
 			took := mustAnswerUDP(t, addr, time.Second)
-			flood(t, addr, atOnce/ports, ports)
+			flood(t, hostile, addr, atOnce/ports, ports)
 			tookAgain := mustAnswerUDP(t, addr, time.Second)
 			if got := p.Metrics().Sum("caddy_portgate_datagrams_total", label("listener", addr), label("direction", "up")); got < 2*atOnce {
 				t.Errorf("%v datagrams have come, want all of the floods' %d", got, 2*atOnce)
@@ -60,11 +60,65 @@ func TestFloodOfOneClientDisturbsNobody(t *testing.T) {
 	}
 }
 
+// Two sessions get stuck: one behind a handler that takes next to nothing, one with an upstream that never reads. Another session's
+// exchanges take as long as before. The medians of several rounds, taken in turn, leave out what else the machine does; where that does
+// not suffice, there are more rounds.
+func TestStuckUDPSessionsSlowNobody(t *testing.T) {
+	const (
+		throttled, deaf      = hostile, "127.0.0.67"
+		each                 = 4 * time.Millisecond // datagrams of each client
+		roundTakes           = 600 * time.Millisecond
+		minRounds, maxRounds = 5, 20
+		atMost               = 2
+	)
+	addr := gate.ReserveAddr(t)
+	upstream := serveUDP(t, echoUDP)
+	crawl := gate.JSON{"handler": "throttle", "read_bytes_per_second": 64, "read_burst_size": 64}
+	server := fromHostile(addr, upstream, crawl, gate.Forward(upstream))
+	server.Routes = slices.Insert(server.Routes, 1, gate.Route{
+		Match:  []gate.JSON{{"remote_ip": gate.JSON{"ranges": []string{deaf}}}},
+		Handle: []gate.JSON{gate.Forward(listenUDP(t, "127.0.0.1:0").LocalAddr().String())},
+	})
+	p := gate.Start(t, gate.Layer4(server), gate.WithoutRace())
+	friend := dialUDP(t, addr)
+	mustExchange(t, friend)
+	// They have got stuck before the first round. That they send is part of the baseline: it keeps the machine busy.
+	flood(t, throttled, addr, 200, 1)
+	flood(t, deaf, addr, 5000, 1)
+	var p99 [2][]time.Duration // beside the process, and through it
+	sinks := [2]string{listenUDP(t, "127.0.0.1:0").LocalAddr().String(), addr}
+	measure := func(through int) {
+		stuck := []*asker{startAsking(dialUDPFrom(t, throttled, sinks[through]), each), startAsking(dialUDPFrom(t, deaf, sinks[through]), each)}
+		a := startAsking(friend, each)
+		<-time.After(roundTakes)
+		sent, took := a.finish(t)
+		if len(took) < sent*99/100 {
+			t.Errorf("%d of %d datagrams were answered", len(took), sent)
+		}
+		p99[through] = append(p99[through], percentile(took, 99))
+		for _, s := range stuck {
+			s.abandon()
+		}
+	}
+	times := func() float64 { return float64(median(p99[1])) / float64(median(p99[0])) }
+	for round := 0; round < minRounds || round < maxRounds && times() > atMost; round++ {
+		measure(0)
+		measure(1)
+	}
+	t.Logf("medians of p99: %v beside, %v with stuck sessions: %.1f times", median(p99[0]), median(p99[1]), times())
+	if times() > atMost {
+		t.Errorf("p99 of an exchange is %v with stuck sessions, want at most %d times %v", median(p99[1]), atMost, median(p99[0]))
+	}
+	if full := p.Metrics().Sum("caddy_portgate_datagrams_dropped_total", label("listener", addr), label("reason", "queue_full")); full == 0 {
+		t.Error("no session has got stuck")
+	}
+}
+
 // flood sends datagrams back to back from each of so many ports.
-func flood(t testing.TB, addr string, n, ports int) {
+func flood(t testing.TB, ip, addr string, n, ports int) {
 	t.Helper()
 	for range ports {
-		conn := dialUDPFrom(t, hostile, addr)
+		conn := dialUDPFrom(t, ip, addr)
 		for i := range n {
 			if _, err := conn.Write(messageOf(uint64(i))); err != nil {
 				t.Fatal(err)

@@ -244,6 +244,14 @@ func (a *asker) finish(t testing.TB) (sent int, took []time.Duration) {
 	return len(a.sent), took
 }
 
+// abandon stops and closes the connection, whatever is answered.
+func (a *asker) abandon() {
+	close(a.stop)
+	a.sending.Wait()
+	a.conn.Close()
+	a.receiving.Wait()
+}
+
 func (a *asker) missing() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
