@@ -139,7 +139,7 @@ func lint(t *testing.T, tree string) map[string][]string {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), golangciLint(t), "run", "--config", settings,
-		"--enable-only", "depguard", "--path-mode", "abs", "--output.json.path", "stdout", "--show-stats=false")
+		"--allow-parallel-runners", "--enable-only", "depguard", "--path-mode", "abs", "--output.json.path", "stdout", "--show-stats=false")
 	cmd.Dir = tree
 	cmd.Env = append(os.Environ(), "GOLANGCI_LINT_CACHE="+t.TempDir())
 	var stderr bytes.Buffer
