@@ -36,6 +36,7 @@ type accepted interface {
 
 // generation is the listener that one config has on a socket.
 type generation struct {
+	network string          // gateTCP or gateUDP
 	address string          // as configured
 	config  <-chan struct{} // ends with the config, and tells one config from another
 	terms   *terms          // of gate+udp
@@ -53,6 +54,7 @@ type generation struct {
 
 func newGeneration(ctx context.Context, network, address string) *generation {
 	return &generation{
+		network: network,
 		address: address,
 		steps:   direct.Steps(ctx, network, address),
 		config:  ctx.Done(),

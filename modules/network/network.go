@@ -80,7 +80,8 @@ func listen(ctx context.Context, address string, cfg net.ListenConfig) (*generat
 	if err != nil {
 		return nil, err
 	}
-	return share(ctx, gateTCP, address, addr.AddrPort(), func() (shared, error) { return openSocket(ctx, addr, cfg) })
+	g := newGeneration(ctx, gateTCP, address)
+	return share(ctx, g, addr.AddrPort(), func() (shared, error) { return openSocket(ctx, addr, cfg) })
 }
 
 func listenForPackets(ctx context.Context, address string, cfg net.ListenConfig) (*generation, error) {
@@ -92,18 +93,14 @@ func listenForPackets(ctx context.Context, address string, cfg net.ListenConfig)
 	if err != nil {
 		return nil, err
 	}
-	g, err := share(ctx, gateUDP, address, addr.AddrPort(), func() (shared, error) { return openPacketSocket(ctx, addr, cfg, terms) })
-	if err != nil {
-		return nil, err
-	}
+	g := newGeneration(ctx, gateUDP, address)
 	g.terms = terms
-	return g, nil
+	return share(ctx, g, addr.AddrPort(), func() (shared, error) { return openPacketSocket(ctx, addr, cfg, terms) })
 }
 
-// share returns a generation of the socket at addr, which it opens where there is none.
-func share(ctx context.Context, network, address string, addr netip.AddrPort, open func() (shared, error)) (*generation, error) {
-	g := newGeneration(ctx, network, address)
-	key := socketKey{network: network, addr: canonical(addr)}
+// share makes g a generation of the socket at addr, which it opens where there is none.
+func share(ctx context.Context, g *generation, addr netip.AddrPort, open func() (shared, error)) (*generation, error) {
+	key := socketKey{network: g.network, addr: canonical(addr)}
 	if addr.Port() == 0 {
 		key.own = g
 	}

@@ -78,7 +78,8 @@ func (c *PacketSession) takeInbox() *inbox {
 	return in
 }
 
-// Answered says that a reply has been sent other than by Write. It is to be called after the first one.
+// Answered says that a reply is about to be sent other than by Write. It is to be called before the first one: the
+// client may say something to it at once.
 func (c *PacketSession) Answered() {
 	if !c.replied.Load() && !c.replied.Swap(true) {
 		c.socket.answered(c)
@@ -162,17 +163,19 @@ func (c *PacketSession) Write(b []byte) (int, error) {
 	if c.ended.Load() {
 		return 0, c.opError("write", net.ErrClosed)
 	}
+	c.Answered()
+	c.counts.Down.Add(1)
 	sent, err := c.socket.listener.send(&c.path, b)
+	if !sent {
+		c.counts.Down.Add(-1)
+	}
 	if err != nil {
 		return 0, c.opError("write", err)
 	}
 	c.active.Store(time.Now().UnixNano())
 	if !sent {
 		c.counts.Dropped[session.DropSendFailed].Add(1)
-		return len(b), nil
 	}
-	c.counts.Down.Add(1)
-	c.Answered()
 	return len(b), nil
 }
 

@@ -60,6 +60,7 @@ func newPacketSocket(terms *terms) *packetSocket {
 		refs:     1,
 	}
 	s.terms.Store(terms)
+	s.begins = func(g *generation) { s.terms.Store(g.terms) }
 	return s
 }
 
@@ -175,7 +176,6 @@ func (s *packetSocket) admit(f *flow, limits sessionLimits) (c, leaves *PacketSe
 // acceptFor waits for a session on behalf of g, which has the turn, until g is closed. Sessions that g does
 // not take are there for the next generation.
 func (s *packetSocket) acceptFor(g *generation) (accepted, error) {
-	s.terms.Store(g.terms)
 	for !g.isClosed() {
 		select {
 		case <-g.closed:

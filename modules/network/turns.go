@@ -8,7 +8,8 @@ import (
 // turns are the generations that share a socket. The oldest one has the turn: it alone accepts, until it is
 // removed.
 type turns struct {
-	wake func() // ends the wait of the generation that has the turn in accept; nil where its close is enough
+	wake   func()              // ends the wait of the generation that has the turn in accept; nil where its close is enough
+	begins func(g *generation) // is told which generation has the turn from now on; may be nil
 
 	mu          sync.Mutex
 	generations []*generation // oldest first
@@ -26,7 +27,7 @@ func (t *turns) add(g *generation) *generation {
 	}
 	t.generations = append(t.generations, g)
 	if len(t.generations) == 1 {
-		close(g.turn)
+		t.begin()
 	}
 	return nil
 }
@@ -48,6 +49,15 @@ func (t *turns) remove(g *generation) {
 	i := slices.Index(t.generations, g)
 	t.generations = slices.Delete(t.generations, i, i+1)
 	if i == 0 && len(t.generations) > 0 {
-		close(t.generations[0].turn)
+		t.begin()
 	}
+}
+
+// begin gives the oldest generation the turn.
+func (t *turns) begin() {
+	g := t.generations[0]
+	if t.begins != nil {
+		t.begins(g)
+	}
+	close(g.turn)
 }

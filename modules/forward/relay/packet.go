@@ -55,7 +55,7 @@ type PacketClient interface {
 	// with the control message. All are valid until Close.
 	ReplyPath() (fd int, name, control []byte)
 
-	// Answered is called once, when the first reply has been sent.
+	// Answered is called once, when the first reply is about to be sent: the client may say something to it at once.
 	Answered()
 }
 
@@ -278,12 +278,14 @@ func (r *PacketRelay) sentUp(size int) {
 	r.datagramsUp.Add(1)
 }
 
-func (r *PacketRelay) sentDown(size int) (first bool) {
+func (r *PacketRelay) sentDown(size int) {
 	r.touch(r.age())
 	r.bytesDown.Add(int64(size))
 	r.datagramsDown.Add(1)
-	return r.trust.CompareAndSwap(unanswered, answered)
 }
+
+// answers is called when a reply is about to be sent. It tells whether it is the first one.
+func (r *PacketRelay) answers() (first bool) { return r.trust.CompareAndSwap(unanswered, answered) }
 
 // sameAddr reports whether two upstreams are one.
 func sameAddr(a, b *net.UDPAddr) bool {

@@ -183,6 +183,7 @@ func (g *packetGoroutines) sendDown(b []byte) {
 	if !g.admitsDown(len(b)) {
 		return
 	}
+	g.answers()
 	if _, err := g.cfg.Client.Write(b); err != nil {
 		g.drop(DropSendFailed)
 		return

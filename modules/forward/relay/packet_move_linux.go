@@ -140,6 +140,9 @@ func (f *packetFlow) take(n int) (size int) {
 		}
 		r.flows[i] = f
 		f.pending++
+		if f.answers() {
+			f.client.Answered()
+		}
 	}
 	r.count += n
 	return size
@@ -148,9 +151,7 @@ func (f *packetFlow) take(n int) (size int) {
 // replied is told that a reply was sent.
 func (f *packetFlow) replied(size int) {
 	f.pending--
-	if f.sentDown(size) {
-		f.client.Answered()
-	}
+	f.sentDown(size)
 	if most := f.cfg.MaxReplies; most > 0 && f.datagramsDown.Load() >= most {
 		f.close(MaxReplies)
 	}

@@ -169,8 +169,8 @@ func TestReplyThatCannotBeSent(t *testing.T) {
 		stats := f.Stats()
 		if i%2 == 0 {
 			wantReplies(t, clients[i])
-			if stats.Dropped != 2 || stats.DatagramsDown != 0 || f.path.answered != 0 {
-				t.Errorf("nothing was sent, but %+v, answered %d", stats, f.path.answered)
+			if stats.Dropped != 2 || stats.DatagramsDown != 0 {
+				t.Errorf("nothing was sent, but %+v", stats)
 			}
 			continue
 		}
