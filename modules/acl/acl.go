@@ -9,6 +9,7 @@ import (
 	"github.com/mholt/caddy-l4/layer4"
 
 	"github.com/portgate/caddy-portgate/modules/internal/direct"
+	"github.com/portgate/caddy-portgate/modules/internal/refusal"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
@@ -46,10 +47,10 @@ type Handler struct {
 	// their client is denied now, or `new`, only those that come from now on. Default: `all`.
 	Enforce string `json:"enforce,omitempty"`
 
-	rules    rules
-	reaction reaction
-	scope    *session.Scope
-	gate     gate
+	rules  rules
+	onDeny refusal.Way
+	scope  *session.Scope
+	gate   gate
 
 	canonical string // the JSON that this handler was made of
 }
@@ -68,10 +69,10 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	var err error
-	if h.reaction, err = parseReaction(h.OnDeny); err != nil {
+	if h.onDeny, err = parseOnDeny(h.OnDeny); err != nil {
 		return fmt.Errorf("on_deny: %w", err)
 	}
-	if h.reaction.action == onDrop && !canVanish() {
+	if h.onDeny.Action == refusal.Drop && !refusal.CanDrop() {
 		ctx.Logger().Warn("on_deny drop needs the capability CAP_NET_ADMIN for TCP, denied clients are reset instead")
 	}
 	if err := h.rules.compile(ctx, config{h.Rules, h.Default, h.CountryDatabase, h.ASNDatabase}); err != nil {
@@ -91,7 +92,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 func (h *Handler) Handle(cx *layer4.Connection, next layer4.Handler) error {
 	arrival := session.ArrivalOf(cx)
 	if r := h.judge(arrival); !r.allow {
-		h.deny(arrival, r).wait() // layer4 closes the connection when this returns
+		h.deny(arrival, r).Wait() // layer4 closes the connection when this returns
 		return nil
 	}
 	return next.Handle(cx)
@@ -115,6 +116,13 @@ func (h *Handler) judge(a *session.Arrival) *rule {
 		h.gate.letThrough(a, edition)
 	}
 	return r
+}
+
+// deny does with the connection what on_deny says.
+func (h *Handler) deny(a *session.Arrival, r *rule) *refusal.Held {
+	s := a.Begin(h.scope)
+	s.SetRule(r.label)
+	return refusal.Do(h.onDeny, a, s, session.End{Status: session.StatusDenied, Reason: session.ReasonDenied})
 }
 
 // Cleanup gives the lists back.

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -176,54 +175,6 @@ func TestReactions(t *testing.T) {
 	}
 }
 
-// A client that is dropped hears nothing: no answer and no end.
-func TestDrop(t *testing.T) {
-	t.Parallel()
-	if !canVanish() {
-		t.Fatal("this test needs the capability CAP_NET_ADMIN: run it as root")
-	}
-	h, _ := handler(t, `{"default":"deny","on_deny":["drop"]}`)
-	accepted, dialed := tcpPair(t)
-	h.Serve(newArrival(accepted))
-	_ = dialed.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
-	if n, err := dialed.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("read %d bytes, %v: want nothing", n, err)
-	}
-	if _, err := accepted.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("the connection is still open: %v", err)
-	}
-}
-
-// A tarpit that is full closes at once, and takes others again when there is room.
-func TestTarpitIsBounded(t *testing.T) {
-	h, _ := handler(t, `{"default":"deny","on_deny":["tarpit","1h"]}`)
-	before := maxHeld
-	maxHeld = int(heldNow.Load()) + 2
-	defer func() { maxHeld = before }()
-	var clients []*net.TCPConn
-	for range 3 {
-		accepted, dialed := tcpPair(t)
-		h.Serve(newArrival(accepted))
-		clients = append(clients, dialed)
-	}
-	_ = clients[2].SetReadDeadline(time.Now().Add(20 * time.Second))
-	if _, err := clients[2].Read(make([]byte, 1)); err != io.EOF {
-		t.Errorf("the one too many: %v, want EOF", err)
-	}
-	for _, s := range session.Living() {
-		if s.Listener == "test" {
-			s.Close("test") // as when the process stops
-		}
-	}
-	for _, c := range clients[:2] {
-		_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
-		if _, err := c.Read(make([]byte, 1)); err != io.EOF {
-			t.Errorf("held: %v, want EOF", err)
-		}
-	}
-	eventually(t, "room", func() bool { return heldNow.Load() <= int64(maxHeld)-2 })
-}
-
 // mover is a session's mover that only notes why it was closed.
 type mover struct {
 	reason atomic.Value
@@ -382,61 +333,3 @@ func BenchmarkDeny(b *testing.B) {
 type nothing struct{ net.Conn }
 
 func (nothing) Close() error { return nil }
-
-// packets is a UDP session as the listener gives it.
-type packets struct {
-	client
-	attached atomic.Int64
-	written  atomic.Int64
-	closed   chan struct{}
-	once     sync.Once
-}
-
-func newPackets(remote net.Addr) *packets {
-	return &packets{client: client{remote: remote}, closed: make(chan struct{})}
-}
-
-func (p *packets) Attach(func([]byte), func(string)) bool { p.attached.Add(1); return true }
-func (p *packets) Write(b []byte) (int, error)            { p.written.Add(int64(len(b))); return len(b), nil }
-
-func (p *packets) Close() error {
-	p.once.Do(func() { close(p.closed) })
-	return nil
-}
-
-// The datagrams of a client that is denied are thrown away for a while, and then it is judged again. Where there are too
-// many such clients, it is judged each time.
-func TestDatagramsOfADeniedClient(t *testing.T) {
-	h, _ := handler(t, `{"default":"deny","on_deny":["respond","no"]}`)
-	serve := func() *packets {
-		p := newPackets(from(one))
-		a := newArrival(p)
-		a.Network, a.Conn = "udp", p
-		if h.Serve(a) {
-			t.Fatal("let in")
-		}
-		return p
-	}
-	first := serve()
-	start := time.Now()
-	if first.attached.Load() != 1 || first.written.Load() != 2 {
-		t.Errorf("attached %d times, %d bytes written", first.attached.Load(), first.written.Load())
-	}
-	for range maxMuted - 1 {
-		serve()
-	}
-	beyond := serve()
-	select {
-	case <-beyond.closed:
-	default:
-		t.Error("the one too many is not closed at once")
-	}
-	if beyond.attached.Load() != 0 {
-		t.Error("the one too many is kept")
-	}
-	<-first.closed
-	if took := time.Since(start); took < muteTime {
-		t.Errorf("judged again after %v, want %v", took, muteTime)
-	}
-	eventually(t, "room", func() bool { return mutedNow.Load() == 0 })
-}

@@ -10,6 +10,7 @@ import (
 	caddycaddyfile "github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/portgate/caddy-portgate/caddyfile"
+	"github.com/portgate/caddy-portgate/modules/internal/refusal"
 )
 
 // UnmarshalCaddyfile sets up the handler from Caddyfile tokens. Syntax:
@@ -31,7 +32,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 	options := append(judgeOptions(&h.Rules, &h.Default, &h.CountryDatabase, &h.ASNDatabase),
 		caddyfile.Option{Name: "on_deny", Min: 1, Max: 2, Set: func(args []string) error {
 			h.OnDeny = args
-			_, err := parseReaction(args)
+			_, err := parseOnDeny(args)
 			return err
 		}},
 		value("enforce", func(arg string) error {
@@ -102,53 +103,38 @@ func checkSomething(d *caddycaddyfile.Dispenser, rules []Rule, fallback string) 
 	return nil
 }
 
-// What may happen to a connection that is denied.
-const (
-	onClose   = "close"
-	onReset   = "reset"
-	onDrop    = "drop"
-	onTarpit  = "tarpit"
-	onRespond = "respond"
-)
-
-// reaction is what happens to a connection that is denied.
-type reaction struct {
-	action   string
-	duration time.Duration // of tarpit
-	text     []byte        // of respond
-}
-
 // maxText bounds what a client is told, so that it fits into the empty send buffer of a socket, and into a datagram.
 const maxText = 1024
 
-func parseReaction(values []string) (reaction, error) {
+func parseOnDeny(values []string) (refusal.Way, error) {
 	if len(values) == 0 {
-		return reaction{action: onClose}, nil
+		return refusal.Way{Action: refusal.Close}, nil
 	}
-	r := reaction{action: values[0]}
+	way := refusal.Way{Action: refusal.Action(values[0])}
 	nothing := func([]string) error { return nil }
 	known, err := caddyfile.Choose(values,
-		caddyfile.Option{Name: onClose, Set: nothing},
-		caddyfile.Option{Name: onReset, Set: nothing},
-		caddyfile.Option{Name: onDrop, Set: nothing},
-		value(onTarpit, func(arg string) error {
+		caddyfile.Option{Name: string(refusal.Close), Set: nothing},
+		caddyfile.Option{Name: string(refusal.Reset), Set: nothing},
+		caddyfile.Option{Name: string(refusal.Drop), Set: nothing},
+		value(string(refusal.Tarpit), func(arg string) error {
 			parsed, err := caddyfile.ParseDuration(arg)
-			if r.duration = time.Duration(parsed); err == nil && parsed == 0 {
+			if way.Duration = time.Duration(parsed); err == nil && parsed == 0 {
 				err = fmt.Errorf("%q: expected a duration of more than 0", arg)
 			}
 			return err
 		}),
-		value(onRespond, func(arg string) error {
-			if r.text = []byte(arg); len(arg) > maxText {
+		value(string(refusal.Respond), func(arg string) error {
+			if way.Text = []byte(arg); len(arg) > maxText {
 				return fmt.Errorf("expected at most %d bytes", maxText)
 			}
 			return nil
 		}),
 	)
 	if !known {
-		err = caddyfile.OneOf(values[0], onClose, onReset, onDrop, onTarpit, onRespond)
+		err = caddyfile.OneOf(values[0], string(refusal.Close), string(refusal.Reset), string(refusal.Drop),
+			string(refusal.Tarpit), string(refusal.Respond))
 	}
-	return r, err
+	return way, err
 }
 
 // Whom a change of a list concerns.

@@ -21,11 +21,11 @@ func (h *Handler) action() refusal.Action {
 func (h *Handler) refuse(v *visitor, d bucket.Decision) *refusal.Held {
 	s := v.Begin(h.scope)
 	s.SetRule(h.limits.arrivals[d.Limit].name)
-	var text []byte
-	if h.action() == refusal.Respond {
-		text = h.text(d.Retry)
+	way := refusal.Way{Action: h.action()}
+	if way.Action == refusal.Respond {
+		way.Text = h.text(d.Retry)
 	}
-	return refusal.Do(h.action(), text, v.Arrival, s, session.End{Status: session.StatusLimited, Reason: session.ReasonLimited})
+	return refusal.Do(way, v.Arrival, s, session.End{Status: session.StatusLimited, Reason: session.ReasonLimited})
 }
 
 // text is what a client is told that may try again after a time.

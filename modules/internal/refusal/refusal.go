@@ -20,8 +20,16 @@ const (
 	Close   Action = "close"
 	Reset   Action = "reset"   // the client is told that the connection is no more
 	Drop    Action = "drop"    // the client is told nothing, where CanDrop
+	Tarpit  Action = "tarpit"  // the connection is left open for a while, without an answer
 	Respond Action = "respond" // the client is sent a text
 )
+
+// Way is how a connection is refused.
+type Way struct {
+	Action   Action
+	Text     []byte        // of Respond
+	Duration time.Duration // of Tarpit
+}
 
 // Held is a connection that is refused and still open.
 type Held struct {
@@ -40,19 +48,25 @@ var maxHeld = min(10_000, openFileLimit()/4)
 var heldNow, mutedNow atomic.Int64
 
 // Do refuses the connection of a session, and ends that. The connection is closed then, or will be: Wait tells when.
-func Do(action Action, text []byte, a *session.Arrival, s *session.Session, end session.End) *Held {
+//
+// Over UDP only Respond sends anything.
+func Do(way Way, a *session.Arrival, s *session.Session, end session.End) *Held {
 	conn := a.Accepted()
 	if strings.Contains(a.Network, "udp") {
-		if action == Respond {
-			_, _ = conn.Write(text)
+		if way.Action == Respond {
+			_, _ = conn.Write(way.Text)
 		}
 		mute(s, end, conn)
 		return nil
 	}
-	switch action {
+	switch way.Action {
+	case Tarpit:
+		if h := hold(s, end, conn, way.Duration, &heldNow, maxHeld); h != nil {
+			return h
+		}
 	case Respond:
 		if h := hold(s, end, conn, lingerTimeout, &heldNow, maxHeld); h != nil {
-			go h.respond(a.Conn, text)
+			go h.respond(a.Conn, way.Text)
 			return h
 		}
 	case Reset:
