@@ -45,16 +45,24 @@ func fixtures(t *testing.T, path, listen string) []fixture {
 	return all
 }
 
+// address is the listen address, of gate+tcp unless the fixture names another network.
+func (f fixture) address() string {
+	if strings.Contains(f.listen, "/") {
+		return f.listen
+	}
+	return "gate+tcp/" + f.listen
+}
+
 // caddyfile is a whole Caddyfile with the fixture's handler. It names the admin endpoint: Caddy moves that even for a config that it then
 // rejects.
 func (f fixture) caddyfile(p *gate.Process) []byte {
-	return fmt.Appendf(nil, "{\n\tlayer4 {\n\t\tgate+tcp/%s {\n\t\t\troute {\n%s\n\t\t\t}\n\t\t}\n\t}\n\tadmin %s\n}\n", f.listen, f.in, p.Admin())
+	return fmt.Appendf(nil, "{\n\tlayer4 {\n\t\t%s {\n\t\t\troute {\n%s\n\t\t\t}\n\t\t}\n\t}\n\tadmin %s\n}\n", f.address(), f.in, p.Admin())
 }
 
 // json is a whole config with the fixture's handler.
 func (f fixture) json(p *gate.Process) []byte {
-	return fmt.Appendf(nil, `{"admin": {"listen": %q}, "apps": {"layer4": {"servers": {"a": {"listen": ["gate+tcp/%s"], "routes": [{"handle": [%s]}]}}}}}`,
-		p.Admin(), f.listen, f.in)
+	return fmt.Appendf(nil, `{"admin": {"listen": %q}, "apps": {"layer4": {"servers": {"a": {"listen": [%q], "routes": [{"handle": [%s]}]}}}}}`,
+		p.Admin(), f.address(), f.in)
 }
 
 // Where an error comes from is Caddy's part of its text. The fixtures have what follows.
