@@ -1,8 +1,11 @@
 package bucket_test
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -368,6 +371,46 @@ func TestForce(t *testing.T) {
 	}
 	if d := m.Decide(0, text(l, "a")); !d.Refused || d.Retry != time.Hour {
 		t.Errorf("%+v, want it refused for an hour", d)
+	}
+}
+
+// A million keys take no more than 96 bytes each, also just after the tables have grown, and those of one /64 are one.
+func TestMemoryPerKey(t *testing.T) {
+	heap := func() uint64 {
+		runtime.GC()
+		var stats runtime.MemStats
+		runtime.ReadMemStats(&stats)
+		return stats.HeapAlloc
+	}
+	before := heap()
+	m := bucket.NewMemory(1_000_000)
+	l := events(t, 0, 1, time.Hour, 3, 0)
+	requests := make([]bucket.Request, 1)
+	for i := range uint32(1_000_000) {
+		v4 := netip.AddrFrom4([4]byte{byte(i >> 24), byte(i >> 16), byte(i >> 8), byte(i)})
+		requests[0] = bucket.Request{Limit: l, Key: l.ForAddr(v4, 32)}
+		m.Decide(0, requests)
+		if i < 500_000 || i%50_000 != 0 {
+			continue
+		}
+		if each := float64(heap()-before) / float64(i+1); each > 96 {
+			t.Errorf("%.1f bytes each of %d keys", each, i+1)
+		}
+	}
+	if n := m.Len(0); n != 1_000_000 {
+		t.Errorf("%d keys are kept", n)
+	}
+	m = bucket.NewMemory(1_000_000)
+	site := netip.MustParseAddr("2001:db8::").As16()
+	for i := range uint32(1_000_000) {
+		binary.BigEndian.PutUint32(site[12:], i)
+		requests[0] = bucket.Request{Limit: l, Key: l.ForAddr(netip.AddrFrom16(site), 64)}
+		if d := m.Decide(0, requests); d.Refused != (i >= 3) {
+			t.Fatalf("address %d of a /64: %+v", i, d)
+		}
+	}
+	if n := m.Len(0); n != 1 {
+		t.Errorf("a million addresses of one /64 are %d keys", n)
 	}
 }
 
