@@ -34,7 +34,8 @@ type buckets struct {
 	memory *bucket.Memory
 	redis  *redis.Store // nil: there is no other store than the memory
 	log    atomic.Pointer[zap.Logger]
-	quiet  quiet
+	opened quiet // entries that Redis does not answer
+	closed quiet // and that it does again
 
 	mu     sync.Mutex
 	ids    map[string]uint16 // of limits, by what does not change with their numbers
@@ -171,7 +172,11 @@ func (b *buckets) observe(took time.Duration, err error) {
 
 // changed logs that the breaker has opened or closed. It may do so four times a second, where Redis answers now and then.
 func (b *buckets) changed(err error) {
-	skipped, ok := b.quiet.take()
+	entries := &b.closed
+	if err != nil {
+		entries = &b.opened
+	}
+	skipped, ok := entries.take()
 	if !ok {
 		return
 	}
