@@ -101,19 +101,22 @@ func TestUDPMaxLifetimeEndsABusySession(t *testing.T) {
 	t.Parallel()
 	const limit = time.Second
 	onEachDatagramNetwork(t, func(t *testing.T, network string) {
-		p, addr, upstream := startDatagrams(t, network, gate.JSON{"max_lifetime": limit.String()})
-		client := dialUDP(t, addr)
+		var seen sources
+		addr := gate.ReserveAddr(t)
+		p := gate.Start(t, gate.Layer4(gate.Listen(network+"/"+addr, gate.Forward(serveUDP(t, seen.echo)).With("max_lifetime", limit.String()))))
 		start := time.Now()
-		first := sendUp(t, 10, client, upstream)
-		tick := time.NewTicker(limit / 20)
-		defer tick.Stop()
-		for sendUp(t, 10, client, upstream) == first {
-			<-tick.C
-		}
+		busy := startAsking(dialUDP(t, addr), limit/50)
+		gate.Eventually(t, peerTimeout, func() error {
+			if n := seen.count(); n < 2 {
+				return fmt.Errorf("%d upstream sockets", n)
+			}
+			return nil
+		})
 		if took := time.Since(start); took < limit || took > limit+tolerance {
 			t.Errorf("the session has lasted for %v, want %v to %v", took, limit, limit+tolerance)
 		}
-		if s := p.WaitSession(port(client)); s.Reason != "max_lifetime" || s.Status != 200 || s.Duration > (limit+tolerance).Seconds() {
+		busy.finish(t)
+		if s := p.WaitSession(port(busy.conn)); s.Reason != "max_lifetime" || s.Status != 200 || s.Duration > (limit+tolerance).Seconds() {
 			t.Errorf("access log: %s", s.Line)
 		}
 	})
