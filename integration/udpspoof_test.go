@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,128 +19,157 @@ import (
 // not notice, and nothing is left of it.
 func TestFloodOfForgedAddressesIsContained(t *testing.T) {
 	const (
-		clients, atOnce            = 100_000, 5000
-		established                = 20
-		maxSessions, maxEachClient = 500, 50
-		slowest                    = 500 * time.Millisecond // for an exchange beside the flood, on a machine that is busy with it
-		heapGrowsKiB               = 1024
-		residentGrowsKiB           = 16 << 10
+		clients, atOnce  = 100_000, 5000
+		established      = 20
+		slowest          = 500 * time.Millisecond // for an exchange beside the flood, on a machine that is busy with it
+		heapGrowsKiB     = 1024
+		residentGrowsKiB = 16 << 10
 	)
-	far := newNamespace(t)
-	forged := newForger(t, far)
-	addr := net.JoinHostPort(far.outside, fmt.Sprint(gate.ReservePort(t)))
-	tcp := gate.ReserveAddr(t)
-	var seen sources
-	var silent atomic.Bool
-	upstream := serveUDP(t, func(from netip.AddrPort, b []byte) []byte {
-		if len(b) == forgedSize { // half of them get an answer, which nobody has asked for
-			if silent.Store(!silent.Load()); silent.Load() {
-				return nil
-			}
-			return b
-		}
-		return seen.echo(from, b)
-	})
-	config := gate.Layer4(gate.ListenUDP(addr, gate.Forward(upstream).With("idle_timeout", "2s")), gate.Listen(tcp, gate.Forward(serve(t, echo)))).
-		WithApp("portgate", gate.JSON{"udp_max_sessions": maxSessions, "udp_max_sessions_per_client": maxEachClient}).
-		// Without the access log, which would be 40 MB.
-		With("logging", gate.JSON{"logs": gate.JSON{"default": gate.JSON{"exclude": []string{"layer4.log.access"}}}})
-	p := gate.Start(t, config, gate.WithoutRace())
-	listener := label("listener", addr)
-	total := 0
-	received := func() float64 {
-		return p.Metrics().Sum("caddy_portgate_datagrams_total", listener, label("direction", "up"))
-	}
-	send := func(n int) { // and wait until the process has all that the kernel gives it
-		t.Helper()
-		forged.send(t, addr, total, n)
-		total += n
-		for last, now := -1.0, received(); now > last && now < float64(total); last, now = now, received() {
-			<-time.After(5 * time.Millisecond)
-		}
-	}
-	quiet := func() {
-		t.Helper()
-		gate.Eventually(t, 10*time.Second, func() error { return equal(p.Metrics(), "caddy_portgate_sessions_active", 0, listener) })
-	}
-	send(atOnce) // what is made once and kept is made
-	must(t, oneRequest(tcp))
-	quiet()
-	before, heap, resident := p.Baseline(), p.HeapKiB(), p.ResidentKiB()
+	f := startForgedFlood(t)
+	f.send(t, atOnce) // what is made once and kept is made
+	must(t, oneRequest(f.tcp))
+	f.waitForTheEnd(t)
+	before, heap, resident := f.p.Baseline(), f.p.HeapKiB(), f.p.ResidentKiB()
 
-	var friends []*asker
-	for range established {
-		conn := dialUDP(t, addr)
+	friends := make([]*asker, established)
+	for i := range friends {
+		conn := dialUDP(t, f.addr)
 		for range 3 { // it has spoken after a reply
 			mustExchange(t, conn)
 		}
-		friends = append(friends, startAsking(conn, 100*time.Millisecond))
+		friends[i] = startAsking(conn, 100*time.Millisecond)
 	}
-	streams := openMany(t, tcp, established)
-	var stop atomic.Bool
-	chatted := make(chan error, 1)
+	streams := openMany(t, f.tcp, established)
+	stop, chatted := make(chan struct{}), make(chan result, 1)
 	var took []time.Duration
 	go func() {
 		var err error
-		for !stop.Load() && err == nil {
-			var part []time.Duration
-			part, err = chat(streams, 100*time.Millisecond, 100*time.Millisecond)
-			took = append(took, part...)
-			err = errors.Join(err, oneRequest(tcp))
-		}
-		chatted <- err
+		took, err = chatUntil(stop, f.tcp, streams)
+		chatted <- result{err: err}
 	}()
-	start := time.Now()
-	most := 0.0
-	for total < atOnce+clients {
-		send(atOnce)
-		most = max(most, p.Metrics().Sum("caddy_portgate_sessions_active", listener))
+	start, most := time.Now(), 0.0
+	for f.sent < atOnce+clients {
+		f.send(t, atOnce)
+		most = max(most, f.p.Metrics().Sum("caddy_portgate_sessions_active", f.listener))
 	}
 	elapsed := time.Since(start)
-	stop.Store(true)
-	must(t, within(t, peerTimeout, "TCP beside the flood", chatted))
-
-	sent, answered, longest := 0, 0, time.Duration(0)
-	for _, friend := range friends {
-		n, took := friend.finish(t)
-		sent, answered = sent+n, answered+len(took)
-		longest = max(longest, took[len(took)-1])
+	close(stop)
+	must(t, within(t, peerTimeout, "TCP beside the flood", chatted).err)
+	evicted, worst := f.p.Metrics().Sum("caddy_portgate_udp_sessions_evicted_total", f.listener), slices.Max(took)
+	t.Logf("%d datagrams in %v: at most %v sessions, %v evicted; TCP: an exchange takes %v at most",
+		clients, elapsed.Round(time.Millisecond), most, evicted, worst)
+	if most > f.maxSessions || most < f.maxSessions/2 {
+		t.Errorf("up to %v sessions, want up to %v", most, f.maxSessions)
 	}
-	evicted := p.Metrics().Sum("caddy_portgate_udp_sessions_evicted_total", listener)
-	worst := slices.Max(took)
-	t.Logf("%d datagrams in %v: at most %v sessions, %v evicted; established sessions: %d of %d answered, after %v at most; TCP: after %v at most",
-		clients, elapsed.Round(time.Millisecond), most, evicted, answered, sent, longest, worst)
-	if most > maxSessions || most < maxSessions/2 {
-		t.Errorf("up to %v sessions, want up to %d", most, maxSessions)
-	}
-	if evicted < clients*9/10 || evicted > clients+atOnce {
-		t.Errorf("%v sessions were evicted, want nearly one for each of %d datagrams, of which %v came", evicted, clients, received())
-	}
-	if n := seen.count(); n != established {
-		t.Errorf("%d upstream sockets for %d established sessions", n, established)
-	}
-	if answered < sent*99/100 {
-		t.Errorf("%d of %d datagrams of established sessions were answered", answered, sent)
+	if evicted < clients*8/10 || evicted > clients+atOnce {
+		t.Errorf("%v sessions were evicted, want nearly one for each of %d datagrams, of which %v came", evicted, clients, f.received())
 	}
 	if worst > slowest {
 		t.Errorf("an exchange over TCP has taken %v, want at most %v", worst, slowest)
 	}
+	f.mustHaveSurvived(t, friends)
 	for _, stream := range streams {
 		mustExchange(t, stream)
 		reset(stream)
 	}
-	for _, friend := range friends {
-		friend.conn.Close()
-	}
-	quiet()
+	f.waitForTheEnd(t)
 	before.MustReturn(t, 20*time.Second)
 	gate.Eventually(t, 20*time.Second, func() error {
-		if h, r := p.HeapKiB(), p.ResidentKiB(); h > heap+heapGrowsKiB || r > resident+residentGrowsKiB {
+		if h, r := f.p.HeapKiB(), f.p.ResidentKiB(); h > heap+heapGrowsKiB || r > resident+residentGrowsKiB {
 			return fmt.Errorf("heap %d KiB (was %d), resident %d KiB (was %d)", h, heap, r, resident)
 		}
 		return nil
 	})
-	t.Logf("heap %d KiB (was %d), resident %d KiB (was %d)", p.HeapKiB(), heap, p.ResidentKiB(), resident)
+}
+
+// chatUntil exchanges messages on the streams, and opens new ones, and returns how long the exchanges took.
+func chatUntil(stop <-chan struct{}, addr string, streams []*net.TCPConn) (took []time.Duration, err error) {
+	const every = 100 * time.Millisecond
+	for err == nil {
+		var part []time.Duration
+		part, err = chat(streams, every, every)
+		took = append(took, part...)
+		err = errors.Join(err, oneRequest(addr))
+		select {
+		case <-stop:
+			return took, err
+		default:
+		}
+	}
+	return took, err
+}
+
+// forgedFlood is a process with a small table of sessions, and somebody who fills it.
+type forgedFlood struct {
+	p                   *gate.Process
+	addr, listener, tcp string
+	maxSessions         float64
+	forger              *forger
+	sent                int
+	seen                sources // of all that is not forged
+}
+
+func startForgedFlood(t testing.TB) *forgedFlood {
+	t.Helper()
+	const maxSessions, maxEachClient = 500, 50
+	far := newNamespace(t)
+	addr := net.JoinHostPort(far.outside, fmt.Sprint(gate.ReservePort(t)))
+	f := &forgedFlood{addr: addr, listener: label("listener", addr), tcp: gate.ReserveAddr(t), maxSessions: maxSessions, forger: newForger(t, far)}
+	answer := false
+	upstream := serveUDP(t, func(from netip.AddrPort, b []byte) []byte {
+		if len(b) != forgedSize {
+			return f.seen.echo(from, b)
+		}
+		if answer = !answer; answer { // nobody has asked for it
+			return b
+		}
+		return nil
+	})
+	f.p = gate.Start(t, gate.Layer4(
+		gate.ListenUDP(addr, gate.Forward(upstream).With("idle_timeout", "2s")), gate.Listen(f.tcp, gate.Forward(serve(t, echo))),
+	).WithApp("portgate", gate.JSON{"udp_max_sessions": maxSessions, "udp_max_sessions_per_client": maxEachClient}).
+		// Without the access log, which would be 40 MB.
+		With("logging", gate.JSON{"logs": gate.JSON{"default": gate.JSON{"exclude": []string{"layer4.log.access"}}}}), gate.WithoutRace())
+	return f
+}
+
+// received is how many datagrams the process has got.
+func (f *forgedFlood) received() float64 {
+	return f.p.Metrics().Sum("caddy_portgate_datagrams_total", f.listener, label("direction", "up"))
+}
+
+// send sends n datagrams, and waits until the process has all that the kernel gives it.
+func (f *forgedFlood) send(t testing.TB, n int) {
+	t.Helper()
+	f.forger.send(t, f.addr, f.sent, n)
+	f.sent += n
+	for last, now := -1.0, f.received(); now > last && now < float64(f.sent); last, now = now, f.received() {
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+// waitForTheEnd of all sessions.
+func (f *forgedFlood) waitForTheEnd(t testing.TB) {
+	t.Helper()
+	gate.Eventually(t, 10*time.Second, func() error { return equal(f.p.Metrics(), "caddy_portgate_sessions_active", 0, f.listener) })
+}
+
+func (f *forgedFlood) mustHaveSurvived(t testing.TB, friends []*asker) {
+	t.Helper()
+	sent, answered, longest := 0, 0, time.Duration(0)
+	for _, friend := range friends {
+		n, took := friend.finish(t)
+		sent, answered = sent+n, answered+len(took)
+		longest = max(longest, slices.Max(took))
+		friend.conn.Close()
+	}
+	t.Logf("established sessions: %d of %d messages answered, after %v at most", answered, sent, longest)
+	if answered < sent*99/100 {
+		t.Errorf("%d of %d datagrams of established sessions were answered", answered, sent)
+	}
+	if n := f.seen.count(); n != len(friends) {
+		t.Errorf("%d upstream sockets for %d established sessions", n, len(friends))
+	}
 }
 
 // forger sends datagrams with addresses that are not its own.
