@@ -21,7 +21,7 @@ func TestFloodOfForgedAddressesIsContained(t *testing.T) {
 	const (
 		clients, atOnce  = 100_000, 5000
 		established      = 20
-		slowest          = 500 * time.Millisecond // for an exchange beside the flood, on a machine that is busy with it
+		slowest          = 250 * time.Millisecond // for nine of ten exchanges beside the flood, on a machine that is busy with it
 		heapGrowsKiB     = 1024
 		residentGrowsKiB = 16 << 10
 	)
@@ -55,17 +55,18 @@ func TestFloodOfForgedAddressesIsContained(t *testing.T) {
 	elapsed := time.Since(start)
 	close(stop)
 	must(t, within(t, peerTimeout, "TCP beside the flood", chatted).err)
-	evicted, worst := f.p.Metrics().Sum("caddy_portgate_udp_sessions_evicted_total", f.listener), slices.Max(took)
-	t.Logf("%d datagrams in %v: at most %v sessions, %v evicted; TCP: an exchange takes %v at most",
-		clients, elapsed.Round(time.Millisecond), most, evicted, worst)
+	slices.Sort(took)
+	evicted, p90 := f.p.Metrics().Sum("caddy_portgate_udp_sessions_evicted_total", f.listener), percentile(took, 90)
+	t.Logf("%d datagrams in %v: at most %v sessions, %v evicted; TCP: p90 of an exchange is %v, the longest %v",
+		clients, elapsed.Round(time.Millisecond), most, evicted, p90, took[len(took)-1])
 	if most > f.maxSessions || most < f.maxSessions/2 {
 		t.Errorf("up to %v sessions, want up to %v", most, f.maxSessions)
 	}
 	if evicted < clients*8/10 || evicted > clients+atOnce {
 		t.Errorf("%v sessions were evicted, want nearly one for each of %d datagrams, of which %v came", evicted, clients, f.received())
 	}
-	if worst > slowest {
-		t.Errorf("an exchange over TCP has taken %v, want at most %v", worst, slowest)
+	if p90 > slowest {
+		t.Errorf("p90 of an exchange over TCP is %v, want at most %v", p90, slowest)
 	}
 	f.mustHaveSurvived(t, friends)
 	for _, stream := range streams {
