@@ -53,8 +53,8 @@ type bench struct {
 	targets  []target
 	sessions int // the most that a proxy can have
 	backend  *backend
-	ports    []int // one for each target; reserved at the start, for the load leaves few that are free
-	fresh    []int // the same for those that are started to hold idle sessions
+	ports    []endpoint // one for each target; reserved at the start, for the load leaves few that are free
+	fresh    []endpoint // the same for those that are started to hold idle sessions
 	running  []*instance
 	log      io.Writer
 }
@@ -65,15 +65,15 @@ func (b *bench) start(ctx context.Context) (err error) {
 		return fmt.Errorf("backend: %w", err)
 	}
 	for range b.targets {
-		port, err := reservePort()
+		ports, err := reserveEndpoint()
 		if err != nil {
 			return err
 		}
-		fresh, err := reservePort()
+		fresh, err := reserveEndpoint()
 		if err != nil {
 			return err
 		}
-		b.ports, b.fresh = append(b.ports, port), append(b.fresh, fresh)
+		b.ports, b.fresh = append(b.ports, ports), append(b.fresh, fresh)
 	}
 	for n := range b.targets {
 		i, err := b.launch(ctx, n, b.ports[n])
@@ -85,12 +85,13 @@ func (b *bench) start(ctx context.Context) (err error) {
 	return nil
 }
 
-func (b *bench) launch(ctx context.Context, n, port int) (*instance, error) {
-	datagramPort, err := freeDatagramPort()
+func (b *bench) launch(ctx context.Context, n int, listen endpoint) (*instance, error) {
+	port, err := freeDatagramPort()
 	if err != nil {
 		return nil, err
 	}
-	return b.targets[n].launch(ctx, start{programs: b.programs, listen: loopback(port, datagramPort), backend: b.backend.addresses[n], sessions: b.sessions})
+	listen.udp = loopback(port)
+	return b.targets[n].launch(ctx, start{programs: b.programs, listen: listen, backend: b.backend.addresses[n], sessions: b.sessions})
 }
 
 func (b *bench) stop() {
@@ -149,7 +150,7 @@ func (b *bench) measure(ctx context.Context, at int, w workload) (r Round, err e
 	if err != nil {
 		return r, err
 	}
-	g, err := newGenerator(w, i.address.of(w.network), b.loops())
+	g, err := newGenerator(w, i.address.of(w), b.loops())
 	if err != nil {
 		return r, err
 	}
@@ -282,18 +283,38 @@ type backend struct {
 }
 
 // endpoint is where a target listens, or the backend for it.
-type endpoint struct{ tcp, udp netip.AddrPort }
-
-func (e endpoint) of(network string) netip.AddrPort {
-	if network == udp {
-		return e.udp
-	}
-	return e.tcp
+type endpoint struct {
+	tcp, udp        netip.AddrPort
+	denied, limited netip.AddrPort // TCP too, where the target refuses; the backend has none
 }
 
-func loopback(tcpPort, udpPort int) endpoint {
-	host := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	return endpoint{netip.AddrPortFrom(host, uint16(tcpPort)), netip.AddrPortFrom(host, uint16(udpPort))}
+func (e endpoint) of(w workload) netip.AddrPort {
+	switch {
+	case w.network == udp:
+		return e.udp
+	case w.kind == denied:
+		return e.denied
+	case w.kind == limited:
+		return e.limited
+	default:
+		return e.tcp
+	}
+}
+
+// reserveEndpoint reserves TCP ports, see reservePort.
+func reserveEndpoint() (e endpoint, err error) {
+	for _, address := range []*netip.AddrPort{&e.tcp, &e.denied, &e.limited} {
+		port, err := reservePort()
+		if err != nil {
+			return e, err
+		}
+		*address = loopback(port)
+	}
+	return e, nil
+}
+
+func loopback(port int) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(port))
 }
 
 func startBackend(loops, ports int) (*backend, error) {
@@ -318,7 +339,7 @@ func startBackend(loops, ports int) (*backend, error) {
 			b.stop()
 			return nil, fmt.Errorf("reading its ports: %w", err)
 		}
-		b.addresses = append(b.addresses, loopback(tcpPort, udpPort))
+		b.addresses = append(b.addresses, endpoint{tcp: loopback(tcpPort), udp: loopback(udpPort)})
 	}
 	return b, nil
 }

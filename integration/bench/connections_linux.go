@@ -20,7 +20,7 @@ const (
 	closed     connState = iota
 	connecting           // the handshake takes longer than the system call
 	greeting             // the first message is out, its answer is not back
-	closing              // the answer is here, the end of the connection is not
+	closing              // nothing but the end of the connection is awaited
 	parked               // open, and waiting for the others
 	exchanging           // a message is out
 	sending              // as fast as the proxy takes it
@@ -90,18 +90,26 @@ func (l *loadLoop) open() {
 		if !l.g.work.kind.churns() { // a single byte needs no TCP_NODELAY
 			setOption(fd, syscall.IPPROTO_TCP, syscall.TCP_NODELAY, 1)
 		}
-		// On loopback the handshake is mostly done by now. Where it is not, there is an event when it is.
-		c.state = greeting
-		events := uint32(readable | edge)
-		if _, errno := send(fd, l.g.message); errno != 0 {
-			c.state = connecting
-			events |= writable
-		}
-		if errno := l.add(fd, i, events); errno != 0 {
+		if errno := l.add(fd, i, l.greet(c)); errno != 0 {
 			l.broken(i)
 			return
 		}
 	}
+}
+
+// greet sends the first message of a new connection, and returns the events that it waits for.
+func (l *loadLoop) greet(c *loadConn) (events uint32) {
+	if l.g.work.kind.refused() { // bytes that nobody reads would make the proxy's system answer with a reset
+		c.state = closing
+		return readable | edge
+	}
+	// On loopback the handshake is mostly done by now. Where it is not, there is an event when it is.
+	if _, errno := send(int(c.fd), l.g.message); errno != 0 {
+		c.state = connecting
+		return readable | writable | edge
+	}
+	c.state = greeting
+	return readable | edge
 }
 
 // ready goes on with a connection that has an event. Errors show up in the system call that it makes.
@@ -181,10 +189,12 @@ func (l *loadLoop) greeted(i int32) {
 	}
 }
 
-// ends waits for the end of the connection.
+// ends waits for the end of the connection, which may be a reset where the proxy refuses it.
 func (l *loadLoop) ends(i int32) {
 	switch n, errno := receive(int(l.conns[i].fd), l.buffer); {
 	case errno == syscall.EAGAIN:
+	case errno == syscall.ECONNRESET && l.g.work.kind.refused():
+		l.again(i, closeSocket)
 	case errno != 0 || n > 0:
 		l.broken(i)
 	default:

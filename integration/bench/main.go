@@ -80,7 +80,7 @@ func parseFlags(args []string) (s settings, err error) {
 	flags.StringVar(&s.only, "only", "", "run only the workloads whose name matches this `pattern`")
 	flags.IntVar(&s.rounds, "rounds", 5, "how often each workload is run through each target")
 	flags.IntVar(&s.sweepRounds, "sweep-rounds", 3, "the same for the plot")
-	flags.DurationVar(&s.duration, "time", time.Second, "how long a round is measured, and how long idle sessions are left alone")
+	flags.DurationVar(&s.duration, "time", 800*time.Millisecond, "how long a round is measured, and how long idle sessions are left alone")
 	flags.DurationVar(&s.sweepDuration, "sweep-time", 500*time.Millisecond, "the same for the plot")
 	flags.IntVar(&s.sweepMost, "sweep-most", 8000, "the most connections in the plot")
 	flags.DurationVar(&s.warmup, "warmup", 250*time.Millisecond, "how long a workload runs before it is measured")

@@ -58,6 +58,7 @@ func (r *Report) markdown() string {
 	for _, m := range metrics() {
 		r.table(&text, m)
 	}
+	r.limitTable(&text)
 	r.remarks(&text)
 	return text.String()
 }
@@ -68,7 +69,7 @@ func (r *Report) describe(text *strings.Builder) {
 		r.Settings.Began.Format(time.DateOnly), m.CPUs, m.Model, (m.MemoryMiB+512)/1024, m.Kernel,
 		r.Settings.Rounds, r.Settings.Seconds, r.Settings.Warmup, r.Settings.Loops)
 	for _, t := range r.Targets {
-		if t != direct {
+		if t != direct && t != capped {
 			fmt.Fprintf(text, "- %s: %s\n", t, m.Versions[t])
 		}
 	}
@@ -96,7 +97,7 @@ func (r *Report) table(text *strings.Builder, m metric) {
 	fmt.Fprintf(text, "### %s: %s is better\n\n| work | unit |", m.name, better)
 	rule := "|---|---|"
 	for _, t := range r.Targets {
-		if t != direct || m.direct {
+		if m.shows(t) {
 			fmt.Fprintf(text, " %s |", t)
 			rule += "---|"
 		}
@@ -118,7 +119,7 @@ func (r *Report) row(text *strings.Builder, m metric, workload string, row map[s
 	fmt.Fprintf(text, "| %s | %s |", workload, unit)
 	for _, t := range r.Targets {
 		switch s, ok := row[t]; {
-		case t == direct && !m.direct:
+		case !m.shows(t):
 		case !ok && r.ran(workload, t):
 			text.WriteString(" failed |")
 		case !ok:
@@ -127,14 +128,31 @@ func (r *Report) row(text *strings.Builder, m metric, workload string, row map[s
 			fmt.Fprintf(text, " %s |", s.Spread)
 		}
 	}
-	for _, ratio := range []*Spread{row[portgate].ToHAProxy, row[portgate].ToBetter} {
-		if ratio == nil {
-			text.WriteString(" – |")
-		} else {
-			fmt.Fprintf(text, " **%.2f** (%.2f–%.2f) |", ratio.Median, ratio.Min, ratio.Max)
+	fmt.Fprintf(text, " %s | %s |\n", asRatio(row[portgate].ToHAProxy), asRatio(row[portgate].ToBetter))
+}
+
+func asRatio(s *Spread) string {
+	if s == nil {
+		return "–"
+	}
+	return fmt.Sprintf("**%.2f** (%.2f–%.2f)", s.Median, s.Min, s.Max)
+}
+
+// limitTable compares Portgate that has a bandwidth limit with Portgate that has none.
+func (r *Report) limitTable(text *strings.Builder) {
+	rows := ""
+	for _, with := range r.Summary {
+		without := slices.IndexFunc(r.Summary, func(s Summary) bool {
+			return s.Workload == with.Workload && s.Metric == with.Metric && s.Target == portgate
+		})
+		if with.Target == capped && without >= 0 {
+			rows += fmt.Sprintf("| %s: %s | %s | %s | %s | %s |\n",
+				with.Workload, with.Metric, with.Unit, r.Summary[without].Spread, with.Spread, asRatio(with.ToItself))
 		}
 	}
-	text.WriteString("\n")
+	if rows != "" {
+		fmt.Fprintf(text, "### %s\n\n| work | unit | without | with | with / without |\n|---|---|---|---|---|\n%s\n", capped, rows)
+	}
 }
 
 // ran says whether the target was measured with the workload at all.

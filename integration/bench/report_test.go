@@ -97,6 +97,27 @@ func TestWhoDoesNoUDP(t *testing.T) {
 	}
 }
 
+// TestLimitIsComparedWithItself: Portgate with a bandwidth limit has a table of its own, and no column.
+func TestLimitIsComparedWithItself(t *testing.T) {
+	t.Parallel()
+	r := Report{Targets: []string{portgate, capped, haproxy}, Workloads: []string{"work"}}
+	for n, slowness := range []float64{1, 4, 2} {
+		for target, cpu := range map[string]float64{portgate: 2, capped: 3, haproxy: 4} {
+			r.Rounds = append(r.Rounds, Round{Round: n + 1, Workload: "work", Target: target, Seconds: 1, Bytes: gib, ProxyCPU: cpu * slowness})
+		}
+	}
+	r.Summary = summarize(r.Rounds, []workload{{"work", tcp, bulkUp, 1}}, r.Targets)
+	text := r.markdown()
+	for _, want := range []string{
+		"| work | s/GiB | 4.00 (2.00–8.00) | 8.00 (4.00–16.0) | **0.50** (0.50–0.50) | **0.50** (0.50–0.50) |",
+		"| work: CPU of the proxy | s/GiB | 4.00 (2.00–8.00) | 6.00 (3.00–12.0) | **1.50** (1.50–1.50) |",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the tables have no line %q:\n%s", want, text)
+		}
+	}
+}
+
 func TestNumber(t *testing.T) {
 	t.Parallel()
 	for value, want := range map[float64]string{

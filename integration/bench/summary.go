@@ -23,6 +23,7 @@ type Summary struct {
 	// Ratios are taken within each round, between runs that followed each other closely, and then summed up.
 	ToHAProxy *Spread `json:"to_haproxy,omitempty"`
 	ToBetter  *Spread `json:"to_better,omitempty"` // to the better of HAProxy and nginx
+	ToItself  *Spread `json:"to_itself,omitempty"` // of Portgate with a bandwidth limit, to Portgate without one
 }
 
 // metric is one of the tables.
@@ -33,6 +34,9 @@ type metric struct {
 	value  func(workload, Round) float64 // NaN where there is none
 	direct bool                          // there is a value without a proxy as well
 }
+
+// shows says whether the target has a column.
+func (m metric) shows(target string) bool { return target != capped && (target != direct || m.direct) }
 
 const (
 	gib      = 1 << 30
@@ -137,6 +141,9 @@ func summarize(rounds []Round, work []workload, targets []string) []Summary {
 				if target != direct {
 					s.ToHAProxy = ratio(values[target], values[haproxy])
 					s.ToBetter = ratio(values[target], values[better])
+				}
+				if target == capped {
+					s.ToItself = ratio(values[target], values[portgate])
 				}
 				all = append(all, s)
 			}

@@ -12,6 +12,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"syscall"
 	"time"
 )
 
@@ -21,12 +23,22 @@ type target struct {
 	version func(programs) string
 	// command writes the configuration into dir and returns what to start; nil: the client talks to the backend itself.
 	command func(c start) ([]string, error)
-	udp     bool // it forwards UDP as well
+	udp     bool   // it forwards UDP as well
+	refuses []kind // the work that it can refuse
 }
 
-// does says whether the target can be measured with the workload.
+// does says whether the target is measured with the workload.
 func (t target) does(w workload) bool {
-	return (w.network == tcp || t.udp) && (w.kind != idle || t.command != nil)
+	switch {
+	case t.name == capped:
+		return isBulk(w.kind)
+	case w.kind.refused():
+		return slices.Contains(t.refuses, w.kind)
+	case w.kind == idle && t.command == nil:
+		return false
+	default:
+		return w.network == tcp || t.udp
+	}
 }
 
 // start is what a proxy needs to know.
@@ -41,9 +53,10 @@ type start struct {
 // programs are the paths of what is compared.
 type programs struct{ caddy, haproxy, nginx string }
 
-// ours, and the two that it is compared with.
+// ours, the two that it is compared with, and the others.
 const (
 	portgate = "Portgate"
+	capped   = "Portgate with a bandwidth limit" // far above what the machine can do; it is compared with Portgate without one
 	haproxy  = "HAProxy"
 	nginx    = "nginx"
 	caddyL4  = "caddy-l4"
@@ -53,11 +66,12 @@ const (
 // targets returns all of them. None writes an access log, and each ends a session after 10 minutes of silence, as far as it can.
 func targets() []target {
 	return []target{
-		{portgate, caddyVersion, portgateCommand, true},
-		{haproxy, haproxyVersion, haproxyCommand, false},
-		{nginx, nginxVersion, nginxCommand, true},
-		{caddyL4, caddyL4Version, caddyL4Command, true},
-		{direct, func(programs) string { return "no proxy" }, nil, true},
+		{portgate, caddyVersion, portgateCommand, true, []kind{denied, limited}},
+		{capped, caddyVersion, cappedCommand, false, nil},
+		{haproxy, haproxyVersion, haproxyCommand, false, []kind{denied, limited}},
+		{nginx, nginxVersion, nginxCommand, true, []kind{denied}},
+		{caddyL4, caddyL4Version, caddyL4Command, true, []kind{denied}},
+		{direct, func(programs) string { return "no proxy" }, nil, true, nil},
 	}
 }
 
@@ -81,18 +95,35 @@ func findPrograms(caddy string) (programs, error) {
 
 type object map[string]any
 
+// everybody is the prefix that all clients are in, to be denied.
+const everybody = "127.0.0.0/8"
+
 // portgateCommand has its clients share one address, and lifts the cap on the UDP sessions that one may have.
 func portgateCommand(c start) ([]string, error) {
-	forward := func(listen string, to string) object {
-		return serve(listen, object{"handler": "forward", "to": []string{to}, "idle_timeout": "10m"})
-	}
+	gate := func(address netip.AddrPort) string { return fmt.Sprint("gate+tcp/", address) }
+	toTCP := forward(c.backend.tcp.String())
+	acl := object{"handler": "acl", "rules": []object{{"deny": []string{everybody}}}}
+	rateLimit := object{"handler": "rate_limit", "connections": []object{{"rate": "1/h", "burst": 1}}}
 	return caddyCommand(c, object{
 		"portgate": object{"udp_max_sessions_per_client": c.sessions},
 		"layer4": object{"servers": object{
-			tcp: forward(fmt.Sprint("gate+tcp/", c.listen.tcp), c.backend.tcp.String()),
-			udp: forward(fmt.Sprint("gate+udp/", c.listen.udp), fmt.Sprint("udp/", c.backend.udp)),
+			tcp:       serve(gate(c.listen.tcp), toTCP),
+			udp:       serve(fmt.Sprint("gate+udp/", c.listen.udp), forward(fmt.Sprint("udp/", c.backend.udp))),
+			"denied":  serve(gate(c.listen.denied), acl, toTCP),
+			"limited": serve(gate(c.listen.limited), rateLimit, toTCP),
 		}},
 	})
+}
+
+func cappedCommand(c start) ([]string, error) {
+	rateLimit := object{"handler": "rate_limit", "bandwidth": []object{{"direction": "both", "rate": "1TB/s"}}}
+	return caddyCommand(c, object{"layer4": object{"servers": object{
+		tcp: serve(fmt.Sprint("gate+tcp/", c.listen.tcp), rateLimit, forward(c.backend.tcp.String())),
+	}}})
+}
+
+func forward(to string) object {
+	return object{"handler": "forward", "to": []string{to}, "idle_timeout": "10m"}
 }
 
 func caddyL4Command(c start) ([]string, error) {
@@ -101,15 +132,21 @@ func caddyL4Command(c start) ([]string, error) {
 		server["idle_timeout"] = "10m" // of UDP sessions
 		return server
 	}
+	deny := proxy(tcp, c.listen.denied, c.backend.tcp)
+	deny["routes"] = append([]object{{
+		"match":  []object{{"remote_ip": object{"ranges": []string{everybody}}}},
+		"handle": []object{{"handler": "close"}},
+	}}, deny["routes"].([]object)...)
 	return caddyCommand(c, object{"layer4": object{"servers": object{
-		tcp: proxy(tcp, c.listen.tcp, c.backend.tcp),
-		udp: proxy(udp, c.listen.udp, c.backend.udp),
+		tcp:      proxy(tcp, c.listen.tcp, c.backend.tcp),
+		udp:      proxy(udp, c.listen.udp, c.backend.udp),
+		"denied": deny,
 	}}})
 }
 
-// serve returns a server with one handler.
-func serve(listen string, handler object) object {
-	return object{"listen": []string{listen}, "routes": []object{{"handle": []object{handler}}}}
+// serve returns a server with one route for everybody.
+func serve(listen string, handlers ...object) object {
+	return object{"listen": []string{listen}, "routes": []object{{"handle": handlers}}}
 }
 
 // caddyCommand runs the binary under test.
@@ -139,12 +176,23 @@ defaults
 frontend in
   bind %s
   default_backend out
+frontend denied
+  bind %s
+  tcp-request connection reject if { src %s }
+  default_backend out
+frontend limited
+  bind %s
+  stick-table type ip size 1m expire 2h store conn_rate(1h)
+  tcp-request connection track-sc0 src
+  tcp-request connection reject if { sc0_conn_rate gt 1 }
+  default_backend out
 backend out
   server backend %s
-`, c.sessions, c.listen.tcp, c.backend.tcp))
+`, c.sessions, c.listen.tcp, c.listen.denied, everybody, c.listen.limited, c.backend.tcp))
 	return []string{c.haproxy, "-db", "-f", path}, err
 }
 
+// nginxCommand has only failures logged that nginx can't go on from, as it logs each client that is denied as an error.
 func nginxCommand(c start) ([]string, error) {
 	load := ""
 	for _, module := range []string{"/usr/lib/nginx/modules/ngx_stream_module.so", "/usr/lib64/nginx/modules/ngx_stream_module.so"} {
@@ -157,7 +205,7 @@ func nginxCommand(c start) ([]string, error) {
 worker_processes %d;
 daemon off;
 pid nginx.pid;
-error_log stderr;
+error_log stderr crit;
 events { worker_connections %d; }
 stream {
   proxy_connect_timeout 3s;
@@ -170,8 +218,13 @@ stream {
     listen %s udp reuseport;
     proxy_pass %s;
   }
+  server {
+    listen %s reuseport;
+    deny %s;
+    proxy_pass %s;
+  }
 }
-`, load, runtime.NumCPU(), 2*c.sessions, c.listen.tcp, c.backend.tcp, c.listen.udp, c.backend.udp))
+`, load, runtime.NumCPU(), 2*c.sessions, c.listen.tcp, c.backend.tcp, c.listen.udp, c.backend.udp, c.listen.denied, everybody, c.backend.tcp))
 	return []string{c.nginx, "-p", c.dir, "-c", path, "-e", "stderr"}, err
 }
 
@@ -188,7 +241,8 @@ type instance struct {
 	dir     string
 }
 
-// launch starts the target and waits until a byte makes its way through it and back, on each network.
+// launch starts the target and waits until a byte makes its way through it and back, on each network, and until it refuses what it
+// shall.
 func (t target) launch(ctx context.Context, c start) (*instance, error) {
 	i := &instance{target: t, address: c.backend}
 	if t.command == nil {
@@ -232,10 +286,7 @@ func (i *instance) awaitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	for {
-		err := probe(ctx, tcp, i.address)
-		if err == nil && i.udp {
-			err = probe(ctx, udp, i.address)
-		}
+		err := i.probe(ctx)
 		if err == nil {
 			return nil
 		}
@@ -249,9 +300,35 @@ func (i *instance) awaitReady(ctx context.Context) error {
 	}
 }
 
+func (i *instance) probe(ctx context.Context) error {
+	err := probe(ctx, tcp, i.address.tcp)
+	if err == nil && i.udp {
+		err = probe(ctx, udp, i.address.udp)
+	}
+	for _, kind := range i.refuses {
+		if err == nil {
+			err = probeRefusal(ctx, i.address.of(workload{network: tcp, kind: kind}))
+		}
+	}
+	return err
+}
+
+// probeRefusal wants a connection to be taken and ended. A rate lets the first one in, for which the answer is an error here, and then
+// no other.
+func probeRefusal(ctx context.Context, address netip.AddrPort) error {
+	switch err := probe(ctx, tcp, address); {
+	case errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE):
+		return nil
+	case err != nil:
+		return err
+	default:
+		return fmt.Errorf("%v: expected to be refused", address)
+	}
+}
+
 // probe sends one byte and wants it back.
-func probe(ctx context.Context, network string, address endpoint) error {
-	conn, err := new(net.Dialer).DialContext(ctx, network, address.of(network).String())
+func probe(ctx context.Context, network string, address netip.AddrPort) error {
+	conn, err := new(net.Dialer).DialContext(ctx, network, address.String())
 	if err != nil {
 		return err
 	}

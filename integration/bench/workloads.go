@@ -9,13 +9,18 @@ const (
 	bulkDown              // the backend sends, the client discards
 	closes                // one byte and its echo, the backend closes, then the client does, and opens the next one
 	resets                // the same, but the client ends it with a reset
+	denied                // the client connects, the proxy ends it because of the client's address
+	limited               // the same, because the client connects too often
 	idle                  // nothing
 	flood                 // the client sends datagrams as fast as it can, the backend counts those that arrive
 	paced                 // the same, at a rate that every proxy can keep up with
 )
 
 // churns says whether connections come and go.
-func (k kind) churns() bool { return k == closes || k == resets }
+func (k kind) churns() bool { return k == closes || k == resets || k.refused() }
+
+// refused says whether the proxy lets nobody in. Such work goes to a listener of its own.
+func (k kind) refused() bool { return k == denied || k == limited }
 
 // oneWay says whether datagrams are counted where they arrive.
 func (k kind) oneWay() bool { return k == flood || k == paced }
@@ -56,6 +61,8 @@ func workloads(idleSessions int) []workload {
 		{"64-byte exchanges, 1,000 connections", tcp, exchanges, 1000},
 		{"connect, 1 byte, close", tcp, closes, 32},
 		{"connect, 1 byte, reset", tcp, resets, 32},
+		{"connect, denied by address", tcp, denied, 32},
+		{"connect, denied by rate", tcp, limited, 32},
 		{whole(float64(idleSessions)) + " idle sessions", tcp, idle, idleSessions},
 		{"UDP: 64-byte exchanges, 32 sessions", udp, exchanges, 32},
 		{"UDP: 200 bytes one way, flood, 8 sessions", udp, flood, 8},
