@@ -143,14 +143,16 @@ func TestSlowBandwidth(t *testing.T) {
 		gate.Start(t, gate.Layer4(gate.Listen(network+"/"+addr,
 			rateLimit(`{"bandwidth": [{"direction": "up", "rate": "250B/s"}, {"direction": "down", "rate": "250B/s"}]}`), gate.Forward(upstream))))
 		client, server := pair(t, addr, accepted)
-		for range 3 {
+		quickest := time.Hour // of several, because the machine may be busy with something else
+		for range 5 {
 			start := time.Now()
 			mustWrite(t, client, "tiny")
 			mustRead(t, server, "tiny")
-			if took := time.Since(start); took > 100*time.Millisecond {
-				t.Errorf("4 bytes took %v", took)
-			}
+			quickest = min(quickest, time.Since(start))
 			<-time.After(50 * time.Millisecond) // which is worth 12 bytes
+		}
+		if quickest > 100*time.Millisecond {
+			t.Errorf("4 bytes took %v at least", quickest)
 		}
 		var both sync.WaitGroup
 		for _, ends := range [][2]*net.TCPConn{{client, server}, {server, client}} {
@@ -380,10 +382,22 @@ func TestInFrontOfSites(t *testing.T) {
 		})
 	}
 	p.Load(site(rateLimit(`{"name": "slow", "bandwidth": [{"direction": "down", "rate": "50KB/s"}]}`)))
-	start := time.Now()
-	if get(); time.Since(start) < 1700*time.Millisecond {
-		t.Errorf("100 kB at 50 kB/s took %v", time.Since(start))
-	}
+	gate.Eventually(t, peerTimeout, func() error { // a stock listener that is replaced drops what has just come to it
+		start := time.Now()
+		client := http.Client{Timeout: peerTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
+		resp, err := client.Get("http://" + addr)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+			return err
+		}
+		if took := time.Since(start); took < 1700*time.Millisecond {
+			t.Errorf("100 kB at 50 kB/s took %v", took)
+		}
+		return nil
+	})
 }
 
 // dry_run refuses nobody, but says what it would have done.
