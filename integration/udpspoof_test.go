@@ -59,8 +59,9 @@ func TestFloodOfForgedAddressesIsContained(t *testing.T) {
 	evicted, p90 := f.p.Metrics().Sum("caddy_portgate_udp_sessions_evicted_total", f.listener), percentile(took, 90)
 	t.Logf("%d datagrams in %v: at most %v sessions, %v evicted; TCP: p90 of an exchange is %v, the longest %v",
 		clients, elapsed.Round(time.Millisecond), most, evicted, p90, took[len(took)-1])
-	if most > f.maxSessions || most < f.maxSessions/2 {
-		t.Errorf("up to %v sessions, want up to %v", most, f.maxSessions)
+	// Those that are evicted count until they have ended, of which there may be as many again, or 1,024.
+	if ending := max(f.maxSessions, 1024); most > f.maxSessions+ending || most < f.maxSessions/2 {
+		t.Errorf("up to %v sessions, want up to %v and %v that end", most, f.maxSessions, ending)
 	}
 	if evicted < clients*8/10 || evicted > clients+atOnce {
 		t.Errorf("%v sessions were evicted, want nearly one for each of %d datagrams, of which %v came", evicted, clients, f.received())
