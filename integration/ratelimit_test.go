@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -351,22 +352,30 @@ func TestInFrontOfSites(t *testing.T) {
 	}
 	// caddy-l4 reads the counts of a connection for its log while the site uses it, which the race detector sees.
 	p := gate.Start(t, site(rateLimit(`{"connections": [{"rate": "1/m", "burst": 2}], "on_limit": ["respond"]}`)), gate.WithoutRace())
-	get := func() (status int, retryAfter string, body []byte) {
+	get := func() (status int) {
 		t.Helper()
 		client := http.Client{Timeout: peerTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
 		resp, err := client.Get("http://" + addr)
 		must(t, err)
 		defer resp.Body.Close()
-		body, err = io.ReadAll(resp.Body)
+		_, err = io.Copy(io.Discard, resp.Body)
 		must(t, err)
-		return resp.StatusCode, resp.Header.Get("Retry-After"), body
+		return resp.StatusCode
 	}
 	for range 2 {
-		if status, _, _ := get(); status != http.StatusOK {
+		if status := get(); status != http.StatusOK {
 			t.Errorf("status %d within the burst", status)
 		}
 	}
-	status, retryAfter, body := get()
+	// The answer comes before the question is asked, which Go's client takes for an error of the connection, now and then.
+	conn := dial(t, addr)
+	mustWrite(t, conn, "GET / HTTP/1.1\r\nHost: site\r\n\r\n")
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	must(t, err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	must(t, err)
+	status, retryAfter := resp.StatusCode, resp.Header.Get("Retry-After")
 	if status != http.StatusTooManyRequests || retryAfter != "60" || !bytes.Contains(body, []byte("Too Many")) {
 		t.Errorf("status %d, Retry-After %q: %s", status, retryAfter, body)
 	}

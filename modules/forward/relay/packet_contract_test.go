@@ -1,8 +1,10 @@
 package relay
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
+	"net"
 	"sync"
 	"testing"
 	"time"
@@ -178,4 +180,45 @@ func TestMaxReplyRatio(t *testing.T) {
 			t.Errorf("%d dropped, want 2", r.Dropped)
 		}
 	})
+}
+
+// unclosable is a client whose Close never returns, as that of a session of a server that is gone.
+type unclosable struct {
+	net.Conn
+	closing chan struct{}
+}
+
+func (d unclosable) Close() error {
+	_ = d.Conn.Close()
+	<-d.closing
+	return nil
+}
+
+func TestPacketClientThatIsNeverClosed(t *testing.T) {
+	t.Parallel()
+	upstream, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = upstream.Close() }()
+	ours, theirs := net.Pipe()
+	defer func() { _ = theirs.Close() }()
+	client := unclosable{ours, make(chan struct{})}
+	t.Cleanup(func() { close(client.closing) })
+	done := make(chan PacketResult, 1)
+	r := NewPacket(PacketConfig{
+		Client: client,
+		Next:   func(context.Context, error) (net.Addr, error) { return upstream.LocalAddr(), nil },
+		Done:   func(result PacketResult) { done <- result },
+	})
+	go r.Run()
+	r.Close("test")
+	select {
+	case result := <-done:
+		if result.Reason != "test" {
+			t.Errorf("ended because of %s", result.Reason)
+		}
+	case <-time.After(patience):
+		t.Error("Done was not called")
+	}
 }

@@ -286,6 +286,24 @@ func (g *packetGoroutines) end(err error) {
 	reason := g.state.reason
 	g.state.Unlock()
 	g.closeUpstream()
-	_ = g.cfg.Client.Close()
+	g.closeClient()
 	g.done(reason, err)
+}
+
+// closeTimeout bounds the wait for a client to be closed. A session of the stock network tells its server, which
+// does not listen any more once its config has gone.
+const closeTimeout = time.Second
+
+func (g *packetGoroutines) closeClient() {
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		_ = g.cfg.Client.Close()
+	}()
+	timeout := time.NewTimer(closeTimeout)
+	defer timeout.Stop()
+	select {
+	case <-closed:
+	case <-timeout.C:
+	}
 }
