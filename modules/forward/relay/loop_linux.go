@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -27,9 +28,14 @@ type loop struct {
 	inbox  []message
 	parked bool // and to be woken for a message
 
+	peers   []*loop      // all loops
+	turnsAt atomic.Int64 // the begin of this turn, as now; 0 while parked
+
 	// All below belongs to the loop's goroutine.
 
 	now     time.Duration // since epoch, as of this turn
+	yielded time.Duration // when it last let other goroutines run
+	gave    time.Duration // when it last looked after its peers
 	alarm   *time.Timer   // wakes the loop for a time limit
 	alarmAt time.Duration
 	letters []message // the inbox of this turn
@@ -61,8 +67,11 @@ var loops = sync.OnceValue(func() (all []*loop) {
 		if err != nil {
 			break // no descriptors: what there is has to do, if nothing then goroutines
 		}
-		go l.run()
 		all = append(all, l)
+	}
+	for _, l := range all {
+		l.peers = all
+		go l.run()
 	}
 	return all
 })
@@ -148,21 +157,18 @@ func (l *loop) watch(fd int, events, generation uint32) error {
 	return nil
 }
 
-// yieldAfter is how long a loop that always finds something to do keeps its processor. Giving way in every
-// turn costs a lone exchange half of its time.
-const yieldAfter = time.Millisecond
-
 func (l *loop) run() {
 	defer l.explainPanic()
-	yielded := time.Since(epoch)
 	for {
 		if l.mayPark() {
 			l.arm()
+			l.turnsAt.Store(0)
 			_ = l.poller.Read(l.pollFn) // the descriptor is never closed and has no deadline
 		} else {
 			l.poll(uintptr(l.epoll))
 		}
 		l.now = time.Since(epoch)
+		l.turnsAt.Store(int64(l.now))
 		l.wheel.skip(l.now)
 		l.readInbox()
 		l.dispatch()
@@ -171,11 +177,38 @@ func (l *loop) run() {
 		l.wheel.advance(l.now, l.expire)
 		l.resume()
 		l.endAll()
-		if l.now-yielded > yieldAfter {
-			runtime.Gosched()
-			yielded = time.Since(epoch)
+		l.giveWay()
+	}
+}
+
+const (
+	// yieldAfter is how long a loop that always finds something to do keeps its processor from other goroutines. Giving
+	// way in every turn costs a lone exchange half of its time.
+	yieldAfter = time.Millisecond
+	// starvedAfter is how long a loop may be kept from its turn by another one. The system puts the threads of both on
+	// one processor at times, and there each would have it for a whole tick, of up to 10 ms.
+	starvedAfter = 500 * time.Microsecond
+)
+
+func (l *loop) giveWay() {
+	if l.now-l.yielded > yieldAfter {
+		runtime.Gosched()
+		l.yielded = time.Since(epoch)
+	}
+	if l.now-l.gave > starvedAfter {
+		l.gave = l.now
+		if l.peerStarves() {
+			_, _, _ = syscall.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
 		}
 	}
+}
+
+// peerStarves reports whether another loop is in a turn that it does not get on with.
+func (l *loop) peerStarves() bool {
+	return slices.ContainsFunc(l.peers, func(peer *loop) bool {
+		at := time.Duration(peer.turnsAt.Load())
+		return peer != l && at != 0 && l.now-at > starvedAfter
+	})
 }
 
 // mayPark reports whether there is nothing to do but what poll finds.
