@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -139,11 +138,8 @@ type PacketStats struct {
 //
 // An upstream that refuses datagrams does not end the session: it may come back, at the same address or at another.
 type PacketRelay struct {
-	cfg   PacketConfig
-	start time.Time
-
-	connect    time.Duration
-	lastActive atomic.Int64 // nanoseconds since start
+	life
+	cfg PacketConfig
 
 	bytesUp, bytesDown         atomic.Int64
 	datagramsUp, datagramsDown atomic.Int64
@@ -152,15 +148,11 @@ type PacketRelay struct {
 	trust   atomic.Int32
 	asked   atomic.Int64 // bytes from the client, where MaxReplyRatio is set
 	granted int64        // bytes of replies that MaxReplyRatio has allowed; belongs to whoever sends replies
-
-	mu     sync.Mutex
-	engine engine // nil before Run
-	closed Reason // by Close before there was an engine
 }
 
 // NewPacket prepares a relay of datagrams. Nothing happens before [PacketRelay.Run].
 func NewPacket(cfg PacketConfig) *PacketRelay {
-	return &PacketRelay{cfg: cfg, start: time.Now()}
+	return &PacketRelay{cfg: cfg, life: life{start: time.Now()}}
 }
 
 // Run finds the upstream and moves datagrams. It returns as soon as it does not need the caller's goroutine
@@ -180,27 +172,6 @@ func (r *PacketRelay) Start() {
 	}
 }
 
-// Close ends the relay. Done gets the reason, unless the relay had ended before. Close does not block.
-func (r *PacketRelay) Close(reason Reason) {
-	r.mu.Lock()
-	e := r.engine
-	if e == nil && r.closed == "" {
-		r.closed = reason
-	}
-	r.mu.Unlock()
-	if e != nil {
-		e.cut(reason)
-	}
-}
-
-// begin makes e the engine. It returns the reason with which the relay was closed before.
-func (r *PacketRelay) begin(e engine) Reason {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.engine = e
-	return r.closed
-}
-
 // Stats may be called at any time.
 func (r *PacketRelay) Stats() PacketStats {
 	return PacketStats{
@@ -209,15 +180,9 @@ func (r *PacketRelay) Stats() PacketStats {
 		DatagramsUp:   r.datagramsUp.Load(),
 		DatagramsDown: r.datagramsDown.Load(),
 		Dropped:       r.dropped.Load(),
-		LastActive:    r.start.Add(time.Duration(r.lastActive.Load())),
+		LastActive:    r.start.Add(r.activeAt()),
 	}
 }
-
-// age is the time since NewPacket.
-func (r *PacketRelay) age() time.Duration { return time.Since(r.start) }
-
-// touch notes that a datagram moved at that age.
-func (r *PacketRelay) touch(age time.Duration) { r.lastActive.Store(int64(age)) }
 
 // What is known of whether the client receives what is sent to its address.
 const (
@@ -301,7 +266,7 @@ func (r *PacketRelay) drop(why Drop) {
 
 // expires returns the age at which a limit ends the relay if nothing moves until then, and which.
 func (r *PacketRelay) expires(connected bool) (time.Duration, Reason) {
-	return r.cfg.Limits.expires(time.Duration(r.lastActive.Load()), connected, false)
+	return r.cfg.Limits.expires(r.activeAt(), connected, false)
 }
 
 func (r *PacketRelay) done(reason Reason, err error) {

@@ -24,7 +24,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -122,28 +121,16 @@ type Stats struct {
 
 // Relay is one session. Make it with [New].
 type Relay struct {
-	cfg   Config
-	start time.Time
+	life
+	cfg Config
 
-	connect    time.Duration
-	lastActive atomic.Int64 // nanoseconds since start
-	up, down   atomic.Int64
-	spliced    atomic.Int64
-
-	mu     sync.Mutex
-	engine engine // nil before Run
-	closed Reason // by Close before there was an engine
-}
-
-// engine is what moves a relay's bytes.
-type engine interface {
-	// cut closes both connections in order, soon.
-	cut(Reason)
+	up, down atomic.Int64
+	spliced  atomic.Int64
 }
 
 // New prepares a relay. Nothing happens before [Relay.Run].
 func New(cfg Config) *Relay {
-	return &Relay{cfg: cfg, start: time.Now()}
+	return &Relay{cfg: cfg, life: life{start: time.Now()}}
 }
 
 // Run connects and moves the bytes. It returns as soon as it does not need the caller's goroutine
@@ -163,45 +150,13 @@ func (r *Relay) Start() {
 	}
 }
 
-// Close ends the relay: both connections are closed in order, after the kernel has sent what they
-// were given. Done gets the reason, unless the relay had ended before. Close does not block.
-func (r *Relay) Close(reason Reason) {
-	r.mu.Lock()
-	e := r.engine
-	if e == nil && r.closed == "" {
-		r.closed = reason
-	}
-	r.mu.Unlock()
-	if e != nil {
-		e.cut(reason)
-	}
-}
-
-// begin makes e the engine. It returns the reason with which the relay was closed before.
-func (r *Relay) begin(e engine) Reason {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.engine = e
-	return r.closed
-}
-
 // Stats may be called at any time.
 func (r *Relay) Stats() Stats {
 	return Stats{
 		BytesUp:    r.up.Load(),
 		BytesDown:  r.down.Load(),
 		Spliced:    r.spliced.Load(),
-		LastActive: r.start.Add(time.Duration(r.lastActive.Load())),
-	}
-}
-
-// age is the time since New.
-func (r *Relay) age() time.Duration { return time.Since(r.start) }
-
-// touch notes that bytes moved at that age, or will not before because of a Pacer.
-func (r *Relay) touch(age time.Duration) {
-	if int64(age) > r.lastActive.Load() {
-		r.lastActive.Store(int64(age))
+		LastActive: r.start.Add(r.activeAt()),
 	}
 }
 
@@ -209,7 +164,7 @@ func (r *Relay) touch(age time.Duration) {
 const never = time.Duration(1<<63 - 1)
 
 func (r *Relay) expires(connected, halfClosed bool) (time.Duration, Reason) {
-	return r.cfg.Limits.expires(time.Duration(r.lastActive.Load()), connected, halfClosed)
+	return r.cfg.Limits.expires(r.activeAt(), connected, halfClosed)
 }
 
 // expires returns the age at which a limit ends a relay if nothing moves until then, and which. All times are
