@@ -5,7 +5,6 @@ import (
 	"net"
 	"sync/atomic"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,33 +13,14 @@ import (
 // goroutine, but for the time in which dial looks for an upstream.
 type flow struct {
 	*Relay
-	loop *loop
+	task
 
-	ctx    context.Context // ends when the relay is cut; for dial
-	cancel context.CancelFunc
+	ctx      context.Context // ends when the relay is cut; for dial
+	target   net.Addr        // of the attempt that is under way
+	firstFIN Reason
 
 	client, upstream half
-
-	phase     phase
-	queued    bool   // in loop.ready
-	reason    Reason // what ends the flow; empty while it runs
-	firstFIN  Reason
-	failed    error
-	opened    time.Duration // start, in the loop's time
-	connectBy time.Duration
-	target    net.Addr // of the attempt that is under way
-
-	timer timer
 }
-
-type phase uint8
-
-const (
-	phaseDialing    phase = iota // dial looks for an upstream
-	phaseConnecting              // a connection attempt is under way
-	phaseOpen
-	phaseOver
-)
 
 // half is one of the two sockets of a flow, and what waits to be sent to it.
 type half struct {
@@ -96,10 +76,10 @@ func (r *Relay) runLoop() bool {
 	if !ok {
 		return false
 	}
-	f := &flow{Relay: r, loop: l, opened: r.start.Sub(epoch)}
+	f := &flow{Relay: r, task: task{loop: l, opened: r.start.Sub(epoch)}}
 	f.timer.of = f
 	f.client = half{flow: f, fd: fd}
-	f.ctx, f.cancel = context.WithCancel(context.Background())
+	f.ctx = f.dialling()
 	r.cfg.Client = nil
 	if reason := r.begin(f); reason != "" {
 		f.cut(reason)
@@ -107,28 +87,9 @@ func (r *Relay) runLoop() bool {
 	if r.cfg.Limits.Lifetime > 0 {
 		l.post(message{to: f, what: orderTime}) // Next may block for longer
 	}
-	f.dial(nil)
+	f.dial(f.ctx, r.cfg.Next, nil)
 	return true
 }
-
-// cut is called by any goroutine.
-func (f *flow) cut(reason Reason) {
-	f.loop.post(message{to: f, what: orderCut, reason: reason})
-}
-
-// dial finds the next address, or that there is none. It may block, so it runs in a goroutine of its
-// own or in Run's.
-func (f *flow) dial(failed error) {
-	addr, err := f.cfg.Next(f.ctx, failed)
-	if err != nil {
-		f.loop.post(message{to: f, what: orderFail, err: err})
-		return
-	}
-	f.loop.post(message{to: f, what: orderConnect, addr: addr})
-}
-
-// age is the flow's in this turn of the loop.
-func (f *flow) age() time.Duration { return f.loop.now - f.opened }
 
 // connectTo begins a connection attempt.
 func (f *flow) connectTo(addr net.Addr) {
@@ -137,11 +98,7 @@ func (f *flow) connectTo(addr net.Addr) {
 		return
 	}
 	f.target = addr
-	f.phase = phaseConnecting
-	f.connectBy = never
-	if limit := f.cfg.Limits.Connect; limit > 0 {
-		f.connectBy = f.loop.now + limit
-	}
+	f.connecting(f.cfg.Limits.Connect)
 	f.tryConnect()
 }
 
@@ -171,7 +128,7 @@ func (f *flow) redial(failed error) {
 	f.discard(&f.upstream)
 	f.phase = phaseDialing
 	f.setTimer()
-	go f.dial(dialError(f.target, failed))
+	go f.dial(f.ctx, f.cfg.Next, dialError(f.target, failed))
 }
 
 // fail ends a flow that never had an upstream: the client is reset, so that it knows at once.
@@ -182,15 +139,6 @@ func (f *flow) fail(err error) {
 		resetOnClose(f.client.fd)
 	}
 	f.end()
-}
-
-// because notes what ends the flow, unless that is known already.
-func (f *flow) because(reason Reason) (first bool) {
-	first = f.reason == ""
-	if first {
-		f.reason = reason
-	}
-	return first
 }
 
 // step moves what there is to move.
@@ -323,19 +271,6 @@ func (f *flow) passReset(gone, other *half) {
 	f.end()
 }
 
-// close ends the flow from outside.
-func (f *flow) close(reason Reason) {
-	if f.phase == phaseOver {
-		return
-	}
-	f.because(reason)
-	if f.phase == phaseDialing {
-		f.cancel() // dial comes back with what it has
-		return
-	}
-	f.end()
-}
-
 // check is called when a limit may have passed.
 func (f *flow) check() {
 	if age, reason := f.expires(f.phase == phaseOpen, f.firstFIN != ""); age <= f.age() {
@@ -374,16 +309,10 @@ func (f *flow) setTimer() {
 	f.loop.wheel.set(&f.timer, due)
 }
 
-// end closes both sockets and reports.
 func (f *flow) end() {
-	if f.cancel != nil {
-		f.cancel()
-	}
-	f.loop.wheel.remove(&f.timer)
 	f.discard(&f.client)
 	f.discard(&f.upstream)
-	f.phase = phaseOver
-	f.loop.ended = append(f.loop.ended, f)
+	f.leave()
 }
 
 // discard closes a socket and drops what was left for it.

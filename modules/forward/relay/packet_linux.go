@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"sync"
@@ -14,7 +13,7 @@ import (
 // the goroutine in which the network receives them, straight to the upstream's socket.
 type packetFlow struct {
 	*PacketRelay
-	loop   *loop
+	task
 	client PacketClient
 
 	// Of the client's ReplyPath.
@@ -30,20 +29,12 @@ type packetFlow struct {
 
 	// All below belongs to the loop's goroutine.
 
-	phase      phase
 	ask        ask
-	queued     bool // in loop.ready
 	readable   bool // no read has found the upstream's socket empty since it last was
 	generation uint32
 	pending    int // replies that are in loop.replies
 	target     *net.UDPAddr
-	cancel     context.CancelFunc // of dial, nil where it is not under way
-	reason     Reason             // what ends the flow; empty while it runs
-	failed     error
-	opened     time.Duration // start, in the loop's time
-	connectBy  time.Duration
 	nextAsk    time.Duration
-	timer      timer
 }
 
 // ask is what there is to know about an upstream that refuses datagrams.
@@ -65,10 +56,9 @@ func (r *PacketRelay) runLoop() bool {
 	if l == nil {
 		return false
 	}
-	f := &packetFlow{PacketRelay: r, loop: l, client: client, fd: -1, opened: r.start.Sub(epoch)}
+	f := &packetFlow{PacketRelay: r, task: task{loop: l, opened: r.start.Sub(epoch)}, client: client, fd: -1}
 	f.timer.of = f
-	var ctx context.Context
-	ctx, f.cancel = context.WithCancel(context.Background())
+	ctx := f.dialling()
 	if !client.Attach(f.receive, f.clientClosed) {
 		f.cancel()
 		_ = client.Close()
@@ -82,28 +72,12 @@ func (r *PacketRelay) runLoop() bool {
 	if r.cfg.Limits.Lifetime > 0 {
 		l.post(message{to: f, what: orderTime}) // Next may block for longer
 	}
-	f.dial(ctx, nil)
+	f.dial(ctx, r.cfg.Next, nil)
 	return true
 }
 
 // clientClosed is called when the network ends the session.
 func (f *packetFlow) clientClosed(reason string) { f.cut(Reason(reason)) }
-
-// cut is called by any goroutine.
-func (f *packetFlow) cut(reason Reason) {
-	f.loop.post(message{to: f, what: orderCut, reason: reason})
-}
-
-// dial finds the next address, or that there is none. It may block, so it runs in a goroutine of its
-// own or in Run's.
-func (f *packetFlow) dial(ctx context.Context, failed error) {
-	addr, err := f.cfg.Next(ctx, failed)
-	if err != nil {
-		f.loop.post(message{to: f, what: orderFail, err: err})
-		return
-	}
-	f.loop.post(message{to: f, what: orderConnect, addr: addr})
-}
 
 func (f *packetFlow) obey(m *message) {
 	switch m.what {
@@ -127,9 +101,6 @@ func (f *packetFlow) report() {
 	f.done(f.reason, f.failed)
 }
 
-// age is the flow's in this turn of the loop.
-func (f *packetFlow) age() time.Duration { return f.loop.now - f.opened }
-
 // connectTo makes addr the upstream.
 func (f *packetFlow) connectTo(addr net.Addr) {
 	switch {
@@ -149,11 +120,7 @@ func (f *packetFlow) connectTo(addr net.Addr) {
 		return
 	}
 	f.target = to
-	f.phase = phaseConnecting
-	f.connectBy = never
-	if limit := f.cfg.Limits.Connect; limit > 0 {
-		f.connectBy = f.loop.now + limit
-	}
+	f.connecting(f.cfg.Limits.Connect)
 	f.tryConnect()
 }
 
@@ -224,10 +191,9 @@ func (f *packetFlow) closeUpstream() {
 // redial asks for another address in the place of one that can't be used.
 func (f *packetFlow) redial(addr net.Addr, failed error) {
 	f.cancel()
-	var ctx context.Context
-	ctx, f.cancel = context.WithCancel(context.Background())
+	ctx := f.dialling()
 	f.setTimer()
-	go f.dial(ctx, dialError(addr, failed))
+	go f.dial(ctx, f.cfg.Next, dialError(addr, failed))
 }
 
 // dialled ends what dial was for.
@@ -251,9 +217,7 @@ func (f *packetFlow) askAgain() {
 		f.setTimer()
 	default:
 		f.ask = askNow
-		var ctx context.Context
-		ctx, f.cancel = context.WithCancel(context.Background())
-		go f.dial(ctx, dialError(f.target, unix.ECONNREFUSED))
+		go f.dial(f.dialling(), f.cfg.Next, dialError(f.target, unix.ECONNREFUSED))
 	}
 }
 
@@ -269,28 +233,6 @@ func (f *packetFlow) fail(err error) {
 		f.connect = f.age()
 		f.end()
 	}
-}
-
-// because notes what ends the flow, unless that is known already.
-func (f *packetFlow) because(reason Reason) (first bool) {
-	first = f.reason == ""
-	if first {
-		f.reason = reason
-	}
-	return first
-}
-
-// close ends the flow from outside.
-func (f *packetFlow) close(reason Reason) {
-	if f.phase == phaseOver {
-		return
-	}
-	f.because(reason)
-	if f.phase == phaseDialing {
-		f.cancel() // dial comes back with what it has
-		return
-	}
-	f.end()
 }
 
 // check is called when a limit may have passed, or when it is time to ask.
@@ -321,16 +263,10 @@ func (f *packetFlow) setTimer() {
 	f.loop.wheel.set(&f.timer, due)
 }
 
-// end closes the socket and has the client closed.
 func (f *packetFlow) end() {
-	if f.cancel != nil {
-		f.cancel()
-	}
-	f.loop.wheel.remove(&f.timer)
 	f.closeUpstream()
 	f.mu.Lock()
 	f.shut, f.waiting = true, nil
 	f.mu.Unlock()
-	f.phase = phaseOver
-	f.loop.ended = append(f.loop.ended, f)
+	f.leave()
 }

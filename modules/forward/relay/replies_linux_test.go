@@ -71,7 +71,7 @@ func newStillFlow(t testing.TB, l *loop, fd int, name []byte, with ...func(*Pack
 		set(&cfg)
 	}
 	s := &stillFlow{TB: t, path: &path{fd: fd, name: name}, server: packetEngines[0].listen(t)}
-	f := &packetFlow{PacketRelay: NewPacket(cfg), loop: l, client: s.path, fd: -1, cancel: func() {}}
+	f := &packetFlow{PacketRelay: NewPacket(cfg), task: task{loop: l, cancel: func() {}}, client: s.path, fd: -1}
 	f.timer.of = f
 	f.replyFD, f.peer, f.control = s.path.ReplyPath()
 	f.connectTo(s.server.LocalAddr())

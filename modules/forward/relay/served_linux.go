@@ -15,6 +15,8 @@ type served interface {
 	step()
 	// check is called when a limit may have passed.
 	check()
+	// end closes the sockets and leaves the loop.
+	end()
 	// report tells the owner that the session has ended. It may block, and has a goroutine for that.
 	report()
 	// name is for the stack of a panic.
