@@ -1,9 +1,9 @@
 package acl
 
 import (
-	"errors"
-
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/portgate/caddy-portgate/modules/internal/meter"
 )
 
 // metrics outlive the configs: they are made once and registered again with each config's registry.
@@ -14,36 +14,15 @@ type metrics struct {
 	loadErrors *prometheus.CounterVec
 }
 
-const namespace, subsystem = "caddy", "portgate"
-
 var collectors = &metrics{
-	decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "acl_decisions_total",
-		Help: "What access control lists have decided about clients, and by which rule.",
-	}, []string{"listener", "rule", "action"}),
-	entries: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "acl_list_entries",
-		Help: "Entries of a list.",
-	}, []string{"list"}),
-	loaded: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "acl_list_last_success_timestamp_seconds",
-		Help: "When a list was last loaded, or found to be unchanged.",
-	}, []string{"list"}),
-	loadErrors: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "acl_list_load_errors_total",
-		Help: "How often a list could not be loaded, so that its last good content stayed in use.",
-	}, []string{"list"}),
+	decisions:  meter.Counter("acl_decisions_total", "What access control lists have decided about clients, and by which rule.", "listener", "rule", "action"),
+	entries:    meter.Gauge("acl_list_entries", "Entries of a list.", "list"),
+	loaded:     meter.Gauge("acl_list_last_success_timestamp_seconds", "When a list was last loaded, or found to be unchanged.", "list"),
+	loadErrors: meter.Counter("acl_list_load_errors_total", "How often a list could not be loaded, so that its last good content stayed in use.", "list"),
 }
 
-// register makes the collectors part of a config's registry. Several handlers of one config share it.
 func (m *metrics) register(registry *prometheus.Registry) error {
-	for _, c := range []prometheus.Collector{m.decisions, m.entries, m.loaded, m.loadErrors} {
-		var already prometheus.AlreadyRegisteredError
-		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
-			return err
-		}
-	}
-	return nil
+	return meter.Register(registry, m.decisions, m.entries, m.loaded, m.loadErrors)
 }
 
 // forget removes a list that nobody uses any more.

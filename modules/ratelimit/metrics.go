@@ -1,9 +1,9 @@
 package ratelimit
 
 import (
-	"errors"
-
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/portgate/caddy-portgate/modules/internal/meter"
 )
 
 // metrics outlive the configs: they are made once and registered again with each config's registry.
@@ -15,41 +15,21 @@ type metrics struct {
 	kept          keptMetrics
 }
 
-const namespace, subsystem = "caddy", "portgate"
-
 // From a Redis on the same machine to the longest timeout.
 var storeBuckets = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .02, .05, .1, 1, 10}
 
 var collectors = &metrics{
-	decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "ratelimit_decisions_total",
-		Help: "What limits have decided.",
-	}, []string{"listener", "limit", "result"}),
-	storeErrors: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "ratelimit_store_errors_total",
-		Help: "Calls of Redis that have failed.",
-	}, []string{"name"}),
-	storeDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "ratelimit_store_duration_seconds",
-		Help: "How long calls of Redis took.", Buckets: storeBuckets,
-	}, []string{"name"}),
+	decisions:     meter.Counter("ratelimit_decisions_total", "What limits have decided.", "listener", "limit", "result"),
+	storeErrors:   meter.Counter("ratelimit_store_errors_total", "Calls of Redis that have failed.", "name"),
+	storeDuration: meter.Histogram("ratelimit_store_duration_seconds", "How long calls of Redis took.", storeBuckets, "name"),
 	kept: keptMetrics{
-		keys: prometheus.NewDesc(prometheus.BuildFQName(namespace, subsystem, "ratelimit_keys"),
-			"Keys on this machine whose buckets are not full, or whose counts not zero.", []string{"name"}, nil),
-		open: prometheus.NewDesc(prometheus.BuildFQName(namespace, subsystem, "ratelimit_store_breaker_open"),
-			"1 while Redis is not asked because it does not answer.", []string{"name"}, nil),
+		keys: meter.Desc("ratelimit_keys", "Keys on this machine whose buckets are not full, or whose counts not zero.", "name"),
+		open: meter.Desc("ratelimit_store_breaker_open", "1 while Redis is not asked because it does not answer.", "name"),
 	},
 }
 
-// register makes the collectors part of a config's registry. Several handlers of one config share it.
 func (m *metrics) register(registry *prometheus.Registry) error {
-	for _, c := range []prometheus.Collector{m.decisions, m.storeErrors, m.storeDuration, m.kept} {
-		var already prometheus.AlreadyRegisteredError
-		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
-			return err
-		}
-	}
-	return nil
+	return meter.Register(registry, m.decisions, m.storeErrors, m.storeDuration, m.kept)
 }
 
 // keptMetrics are looked up when they are read. Handlers without a name are one.

@@ -6,6 +6,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/portgate/caddy-portgate/modules/internal/meter"
 )
 
 // DropReason is why a datagram was dropped.
@@ -74,13 +76,10 @@ func Register(ctx caddy.Context) error { return collectors.register(ctx.GetMetri
 type datagramsMoved struct{ total, dropped, evicted *prometheus.Desc }
 
 func newDatagramsMoved() datagramsMoved {
-	desc := func(name, help string, labels ...string) *prometheus.Desc {
-		return prometheus.NewDesc(prometheus.BuildFQName(namespace, subsystem, name), help, labels, nil)
-	}
 	return datagramsMoved{
-		total:   desc("datagrams_total", "Datagrams moved: up from clients, down to them.", "listener", "direction"),
-		dropped: desc("datagrams_dropped_total", "Datagrams that were dropped.", "listener", "reason"),
-		evicted: desc("udp_sessions_evicted_total", "UDP sessions that made room for others.", "listener"),
+		total:   meter.Desc("datagrams_total", "Datagrams moved: up from clients, down to them.", "listener", "direction"),
+		dropped: meter.Desc("datagrams_dropped_total", "Datagrams that were dropped.", "listener", "reason"),
+		evicted: meter.Desc("udp_sessions_evicted_total", "UDP sessions that made room for others.", "listener"),
 	}
 }
 

@@ -1,11 +1,12 @@
 package session
 
 import (
-	"errors"
 	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/portgate/caddy-portgate/modules/internal/meter"
 )
 
 // metrics outlive the configs: they are made once and registered again with each config's registry.
@@ -20,8 +21,6 @@ type metrics struct {
 	datagrams datagramsMoved
 }
 
-const namespace, subsystem = "caddy", "portgate"
-
 // Sessions last from a refused dial to days; connects from a loopback to a timeout.
 var (
 	durationBuckets = []float64{.001, .01, .1, 1, 10, 60, 600, 3600, 86400}
@@ -29,38 +28,16 @@ var (
 )
 
 var collectors = &metrics{
-	sessions: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "sessions_total",
-		Help: "Sessions that have ended.",
-	}, []string{"listener", "upstream", "status"}),
-	active: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "sessions_active",
-		Help: "Sessions under way.",
-	}, []string{"listener"}),
-	bytes: bytesMoved{prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "bytes_total",
-		Help: "Bytes moved by sessions: up from the client, down to it.",
-	}, []string{"listener", "upstream", "direction"})},
-	duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "session_duration_seconds",
-		Help: "How long sessions lasted.", Buckets: durationBuckets,
-	}, []string{"listener"}),
-	connect: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "connect_duration_seconds",
-		Help: "Time until an upstream was connected, attempts that failed included.", Buckets: connectBuckets,
-	}, []string{"upstream"}),
+	sessions:  meter.Counter("sessions_total", "Sessions that have ended.", "listener", "upstream", "status"),
+	active:    meter.Gauge("sessions_active", "Sessions under way.", "listener"),
+	bytes:     bytesMoved{meter.Counter("bytes_total", "Bytes moved by sessions: up from the client, down to it.", "listener", "upstream", "direction")},
+	duration:  meter.Histogram("session_duration_seconds", "How long sessions lasted.", durationBuckets, "listener"),
+	connect:   meter.Histogram("connect_duration_seconds", "Time until an upstream was connected, attempts that failed included.", connectBuckets, "upstream"),
 	datagrams: newDatagramsMoved(),
 }
 
-// register makes the collectors part of a config's registry. Several handlers of one config share it.
 func (m *metrics) register(registry *prometheus.Registry) error {
-	for _, c := range []prometheus.Collector{m.sessions, m.active, m.bytes, m.duration, m.connect, m.datagrams} {
-		var already prometheus.AlreadyRegisteredError
-		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
-			return err
-		}
-	}
-	return nil
+	return meter.Register(registry, m.sessions, m.active, m.bytes, m.duration, m.connect, m.datagrams)
 }
 
 // bytesMoved is a counter that is brought up to date whenever it is read, because a session may last for days.

@@ -129,7 +129,7 @@ func TestNewScopeFailsWhereAMetricIsTaken(t *testing.T) {
 	ctx, unload := caddy.NewContext(caddy.Context{Context: context.Background()})
 	defer unload()
 	ctx.GetMetricsRegistry().MustRegister(prometheus.NewCounter(prometheus.CounterOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "bytes_total", Help: "Somebody else's.",
+		Name: "caddy_portgate_bytes_total", Help: "Somebody else's.",
 	}))
 	if sc, err := NewScope(ctx, 0, 0); err == nil || sc != nil {
 		t.Errorf("got %v, %v", sc, err)

@@ -1,0 +1,44 @@
+// Package meter makes Prometheus metrics that outlive configs: each is made once, has the prefix caddy_portgate_, and is
+// registered again with the registry of each config that uses it.
+package meter
+
+import (
+	"errors"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+const namespace, subsystem = "caddy", "portgate"
+
+// Counter returns a counter for each combination of the labels.
+func Counter(name, help string, labels ...string) *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help}, labels)
+}
+
+// Gauge returns a gauge for each combination of the labels.
+func Gauge(name, help string, labels ...string) *prometheus.GaugeVec {
+	return prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help}, labels)
+}
+
+// Histogram returns a histogram for each combination of the labels. The buckets are upper bounds, in order.
+func Histogram(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+	return prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: namespace, Subsystem: subsystem, Name: name, Help: help, Buckets: buckets,
+	}, labels)
+}
+
+// Desc describes a metric that a collector makes when it is read.
+func Desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(prometheus.BuildFQName(namespace, subsystem, name), help, labels, nil)
+}
+
+// Register makes the collectors part of a config's registry. Several handlers of one config share it.
+func Register(registry *prometheus.Registry, all ...prometheus.Collector) error {
+	for _, c := range all {
+		var already prometheus.AlreadyRegisteredError
+		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
+			return err
+		}
+	}
+	return nil
+}
