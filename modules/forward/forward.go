@@ -58,8 +58,8 @@ type Handler struct {
 	// 0: never. Default: 1m.
 	KeepAlive *caddy.Duration `json:"keepalive,omitempty"`
 
-	// MaxReplies ends a UDP session when the upstream has sent so many datagrams to the client, as 1 does with
-	// DNS queries. Default: 0, no limit.
+	// MaxReplies ends a UDP session when the upstream has sent so many datagrams for each one of the client, as 1 does
+	// with DNS queries. Default: 0, no limit.
 	MaxReplies *int `json:"max_replies,omitempty"`
 
 	// MaxReplyRatio keeps a UDP port from being used to flood somebody whose address is given as the sender's: the

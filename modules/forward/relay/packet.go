@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"fmt"
+	"math"
 	"net"
 	"sync/atomic"
 	"time"
@@ -10,7 +11,7 @@ import (
 
 // The further reasons of a [PacketRelay]. A network's own come from [PacketClient.Attach].
 const (
-	// MaxReplies: as many replies were sent as may be.
+	// MaxReplies: all replies were sent that there may be.
 	MaxReplies Reason = "max_replies"
 	// Evicted: the network had ended the session before the relay got it.
 	Evicted Reason = "evicted"
@@ -81,7 +82,8 @@ type PacketConfig struct {
 	// nothing here.
 	Limits Limits
 
-	// MaxReplies ends the session when so many replies have been sent. Zero: no limit.
+	// MaxReplies ends the session when so many replies have been sent for each datagram of the client, as nginx's
+	// proxy_responses does: with 1, a client that has several questions open gets all answers. Zero: no limit.
 	MaxReplies int64
 
 	// MaxReplyRatio bounds what is sent to a client that may not have asked for it, its address being
@@ -145,9 +147,10 @@ type PacketRelay struct {
 	datagramsUp, datagramsDown atomic.Int64
 	dropped                    atomic.Int64
 
-	trust   atomic.Int32
-	asked   atomic.Int64 // bytes from the client, where MaxReplyRatio is set
-	granted int64        // bytes of replies that MaxReplyRatio has allowed; belongs to whoever sends replies
+	trust    atomic.Int32
+	requests atomic.Int64 // datagrams from the client, where MaxReplies is set
+	asked    atomic.Int64 // bytes from the client, where MaxReplyRatio is set
+	granted  int64        // bytes of replies that MaxReplyRatio has allowed; belongs to whoever sends replies
 }
 
 // NewPacket prepares a relay of datagrams. Nothing happens before [PacketRelay.Run].
@@ -194,6 +197,9 @@ const (
 // received notes a datagram of the client.
 func (r *PacketRelay) received(size int) {
 	r.touch(r.age())
+	if r.cfg.MaxReplies > 0 {
+		r.requests.Add(1)
+	}
 	if r.cfg.MaxReplyRatio > 0 {
 		r.asked.Add(int64(size))
 	}
@@ -235,6 +241,14 @@ func (r *PacketRelay) mayReply(size int) bool {
 	}
 	r.granted = total
 	return true
+}
+
+// repliesLeft is how many more replies the client may be sent, until it sends something itself.
+func (r *PacketRelay) repliesLeft() int64 {
+	if r.cfg.MaxReplies <= 0 {
+		return math.MaxInt64
+	}
+	return r.cfg.MaxReplies*max(r.requests.Load(), 1) - r.datagramsDown.Load()
 }
 
 // sentUp notes a datagram that was sent to the upstream, sentDown one that was sent to the client.

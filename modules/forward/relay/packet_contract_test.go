@@ -156,6 +156,28 @@ func TestMaxReplies(t *testing.T) {
 	})
 }
 
+// Each datagram of the client has its replies: what is under way is not cut off by the answer to another.
+func TestMaxRepliesIsForEachDatagram(t *testing.T) {
+	overPackets(t, packetPairs, func(t *testing.T, p packetPair) {
+		const each, asked = 2, 30
+		s := p.open(t, func(c *PacketConfig) { c.MaxReplies = each }) // one of the first two is there
+		for i := range asked {
+			s.sendUp(numbered(i))
+			s.wantUp(numbered(i))
+		}
+		const replies = each*(asked+1) - 1
+		for i := range replies {
+			s.sendDown(numbered(i))
+		}
+		for i := range replies {
+			s.wantDown(numbered(i))
+		}
+		if r := s.want(MaxReplies); r.DatagramsDown != replies+1 {
+			t.Errorf("%d replies, want %d", r.DatagramsDown, replies+1)
+		}
+	})
+}
+
 // Until the client has answered a reply it gets no more than its share, also of many that come at once.
 func TestMaxReplyRatio(t *testing.T) {
 	overPackets(t, packetPairs, func(t *testing.T, p packetPair) {

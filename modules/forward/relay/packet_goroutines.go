@@ -189,7 +189,7 @@ func (g *packetGoroutines) sendDown(b []byte) {
 		return
 	}
 	g.sentDown(len(b))
-	if most := g.cfg.MaxReplies; most > 0 && g.datagramsDown.Load() >= most {
+	if g.repliesLeft() <= 0 {
 		g.cut(MaxReplies)
 	}
 }

@@ -123,10 +123,7 @@ func (f *packetFlow) readReplies() {
 
 // mayHave is how many replies can be read without more being sent to the client than it may have.
 func (f *packetFlow) mayHave() int {
-	if f.cfg.MaxReplies <= 0 {
-		return turnReplies
-	}
-	return int(min(f.cfg.MaxReplies-f.datagramsDown.Load()-int64(f.pending), turnReplies))
+	return int(min(f.repliesLeft()-int64(f.pending), turnReplies))
 }
 
 // take makes the next n datagrams of the loop's replies those of the flow.
@@ -152,7 +149,7 @@ func (f *packetFlow) take(n int) (size int) {
 func (f *packetFlow) replied(size int) {
 	f.pending--
 	f.sentDown(size)
-	if most := f.cfg.MaxReplies; most > 0 && f.datagramsDown.Load() >= most {
+	if f.repliesLeft() <= 0 {
 		f.close(MaxReplies)
 	}
 }
