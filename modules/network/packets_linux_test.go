@@ -30,7 +30,7 @@ func attach(t testing.TB, listen string) (l *packetSocket, client *net.UDPConn, 
 	detached, _ := accept(t, g).Detach()
 	t.Cleanup(func() { _ = detached.Close() })
 	c, received = detached.(*PacketSession), new(int)
-	c.Attach(func([]byte) { *received++ }, func(string) {})
+	c.Attach(func([]byte) bool { *received++; return true }, func(string) {})
 	return g.socket.(*packetSocket), client, c, received
 }
 
@@ -188,7 +188,7 @@ func TestUDPNothingIsLeft(t *testing.T) {
 		conn := accept(t, g)
 		ended := make(chan string, 1)
 		detached, _ := conn.Detach()
-		detached.(*PacketSession).Attach(func([]byte) {}, func(reason string) { ended <- reason })
+		detached.(*PacketSession).Attach(receiveNothing, func(reason string) { ended <- reason })
 
 		reader := dialUDP(t, g.Addr())
 		say(t, reader, "read")
@@ -310,7 +310,7 @@ func BenchmarkReceive(b *testing.B) {
 func BenchmarkDeliver(b *testing.B) {
 	s := newTestSocket(defaultLimits)
 	for n := range 1000 {
-		s.arrive(n, nil).Attach(func([]byte) {}, func(string) {})
+		s.arrive(n, nil).Attach(receiveNothing, func(string) {})
 	}
 	payload := make([]byte, 64)
 	b.ReportAllocs()

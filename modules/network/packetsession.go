@@ -37,7 +37,7 @@ type PacketSession struct {
 
 	mu      sync.Mutex
 	inbox   *inbox // nil once somebody is attached, or the session gone
-	receive func(b []byte)
+	receive func(b []byte) (taken bool)
 	closed  func(reason string)
 }
 
@@ -47,12 +47,13 @@ type PacketSession struct {
 //
 // receive is called with one datagram at a time, in order: from Attach before it returns, and then from the
 // receive loop, which serves all clients. It must not block. b is its own only during the call. Once Close
-// has returned it is not called any more. It must therefore neither call Close, nor wait for somebody who does.
+// has returned it is not called any more. It must therefore neither call Close, nor wait for somebody who does. Where it
+// reports false the session is to be closed soon, and b begins another one.
 //
 // closed is called at most once, when the listener ends the session: to make room for others ("evicted"), or
 // because no config has the listener any more ("drain"). It must not block, but may call Close; where both
 // come together it may be called during Close, or after. The session is still to be closed then.
-func (c *PacketSession) Attach(receive func(b []byte), closed func(reason string)) bool {
+func (c *PacketSession) Attach(receive func(b []byte) (taken bool), closed func(reason string)) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.inbox == nil || c.inbox.forgot {
@@ -60,7 +61,7 @@ func (c *PacketSession) Attach(receive func(b []byte), closed func(reason string
 	}
 	in := c.takeInbox()
 	for _, b := range in.datagrams {
-		receive(b)
+		_ = receive(b) // who has just attached takes them
 	}
 	c.receive, c.closed = receive, closed
 	return true
@@ -101,7 +102,10 @@ func (c *PacketSession) deliver(b []byte) outcome {
 	defer c.mu.Unlock()
 	switch {
 	case c.receive != nil:
-		c.receive(b)
+		if !c.receive(b) {
+			c.socket.forget(c)
+			return gone
+		}
 	case c.inbox == nil:
 		return gone
 	case !c.inbox.put(b, c.socket.held.Load()+int64(len(b)) > maxHeldBytes):

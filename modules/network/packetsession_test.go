@@ -48,6 +48,9 @@ func (s *packetSocket) dropped(reason session.DropReason) int64 {
 	return s.terms.Load().counts.Dropped[reason].Load()
 }
 
+// receiveNothing throws away what comes.
+func receiveNothing([]byte) bool { return true }
+
 func expectRead(t *testing.T, c *PacketSession, size int, want string) {
 	t.Helper()
 	b := make([]byte, size)
@@ -70,6 +73,34 @@ func TestReadKeepsBoundaries(t *testing.T) {
 	expectRead(t, c, 100, "third")
 }
 
+func TestWhatIsNotTakenBeginsAnotherSession(t *testing.T) {
+	t.Parallel()
+	s := newTestSocket(defaultLimits)
+	c := s.arrive(1, []byte("first"))
+	var got []string
+	if !c.Attach(func(b []byte) bool { got = append(got, string(b)); return len(got) < 3 }, func(string) {}) {
+		t.Fatal("not attached")
+	}
+	if s.arrive(1, []byte("second")) != nil {
+		t.Error("another session for what was taken")
+	}
+	next := s.arrive(1, []byte("third")) // c is not closed yet
+	if next == nil {
+		t.Fatalf("no session for what was not taken of %q", got)
+	}
+	s.arrive(1, []byte("fourth"))
+	expectRead(t, next, 100, "third")
+	expectRead(t, next, 100, "fourth")
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	s.arrive(1, []byte("fifth"))
+	expectRead(t, next, 100, "fifth")
+	if len(got) != 3 {
+		t.Errorf("received %q after it had refused one", got)
+	}
+}
+
 func TestAttachGivesAgainWhatWasRead(t *testing.T) {
 	t.Parallel()
 	s := newTestSocket(defaultLimits)
@@ -80,7 +111,7 @@ func TestAttachGivesAgainWhatWasRead(t *testing.T) {
 	expectRead(t, c, 100, "")
 	expectRead(t, c, 2, "th")
 	var got []string
-	receive := func(b []byte) { got = append(got, string(b)) }
+	receive := func(b []byte) bool { got = append(got, string(b)); return true }
 	if !c.Attach(receive, func(string) {}) {
 		t.Fatal("not attached")
 	}
@@ -123,7 +154,7 @@ func TestAttachAfterTooMuchWasRead(t *testing.T) {
 			}
 			expectRead(t, c, test.size, string(make([]byte, test.size)))
 		}
-		if c.Attach(func([]byte) {}, func(string) {}) != test.attaches {
+		if c.Attach(receiveNothing, func(string) {}) != test.attaches {
 			t.Errorf("%s: attached: %v", name, !test.attaches)
 		}
 		if !test.attaches && s.held.Load() != 0 {
@@ -150,7 +181,7 @@ func TestInboxIsBounded(t *testing.T) {
 			t.Errorf("%s: %d were dropped, want %d", name, got, 100-test.fit)
 		}
 		received := 0
-		c.Attach(func([]byte) { received++ }, func(string) {})
+		c.Attach(func([]byte) bool { received++; return true }, func(string) {})
 		if received != test.fit {
 			t.Errorf("%s: received %d, want %d", name, received, test.fit)
 		}
@@ -183,7 +214,6 @@ func TestFloodEvictsNoEstablishedSession(t *testing.T) {
 	t.Parallel()
 	s := newTestSocket(sessionLimits{total: 100, perClient: 100})
 	var ended []string
-	receiveNothing := func([]byte) {}
 	for n := range 3 {
 		c := s.arrive(n, []byte("hello"))
 		c.Attach(receiveNothing, func(reason string) { ended = append(ended, fmt.Sprint(n, " ", reason)) })
@@ -293,7 +323,7 @@ func TestClosedSessionMakesWay(t *testing.T) {
 	if n, err := c.Write([]byte("late")); n != 0 || !errors.Is(err, net.ErrClosed) {
 		t.Errorf("a write: %d, %v", n, err)
 	}
-	if c.Attach(func([]byte) {}, func(string) {}) {
+	if c.Attach(receiveNothing, func(string) {}) {
 		t.Error("attached to a closed session")
 	}
 	next := s.arrive(1, []byte("two"))
@@ -308,7 +338,7 @@ func TestClosedMayClose(t *testing.T) {
 	s := newTestSocket(sessionLimits{total: 1, perClient: 1})
 	c := s.arrive(1, nil)
 	ends := 0
-	c.Attach(func([]byte) {}, func(reason string) {
+	c.Attach(receiveNothing, func(reason string) {
 		ends++
 		_ = c.Close()
 	})
@@ -408,7 +438,7 @@ func TestEndWakesReaders(t *testing.T) {
 	for name, end := range map[string]func(*PacketSession){
 		"close":   func(c *PacketSession) { _ = c.Close() },
 		"evicted": func(c *PacketSession) { c.end("evicted") },
-		"attach":  func(c *PacketSession) { c.Attach(func([]byte) {}, func(string) {}) },
+		"attach":  func(c *PacketSession) { c.Attach(receiveNothing, func(string) {}) },
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			s := newTestSocket(defaultLimits)
@@ -451,12 +481,13 @@ func TestSessionsInAnyOrder(t *testing.T) {
 		}
 		closed := make(chan string, 2)
 		var in atomic.Bool
-		ok := c.Attach(func(b []byte) {
+		ok := c.Attach(func(b []byte) bool {
 			if in.Swap(true) {
 				t.Error("received two at a time")
 			}
 			received.Add(1)
 			in.Store(false)
+			return true
 		}, func(reason string) { closed <- reason })
 		if !ok {
 			return

@@ -321,7 +321,7 @@ func TestBurstsStayInOrder(t *testing.T) {
 	detached, _ := accept(t, g).Detach()
 	defer func() { _ = detached.Close() }()
 	got := make(chan byte, 1000)
-	detached.(*PacketSession).Attach(func(b []byte) { got <- b[0] }, func(string) {})
+	detached.(*PacketSession).Attach(func(b []byte) bool { got <- b[0]; return true }, func(string) {})
 	var want, received []byte
 	for i := range 200 {
 		want = append(want, byte(i))

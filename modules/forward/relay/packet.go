@@ -46,10 +46,11 @@ type PacketClient interface {
 	net.Conn
 
 	// Attach hands the session over: receive is called with every datagram of the client, one call at a
-	// time and in order, those first that came before. It does not block, and b is valid during the call.
+	// time and in order, those first that came before. It does not block, and b is valid during the call. Where
+	// it reports false the relay is about to end: b, and what follows, is for another session.
 	// closed is called at most once, without locks, when the network ends the session, and says why. When
 	// Close has returned neither is called any more. Attach reports false where the session has ended.
-	Attach(receive func(b []byte), closed func(reason string)) bool
+	Attach(receive func(b []byte) (taken bool), closed func(reason string)) bool
 
 	// ReplyPath is how replies leave: sendmsg(2) on that non-blocking descriptor, to the address name and
 	// with the control message. All are valid until Close.

@@ -22,7 +22,7 @@ type packetFlow struct {
 
 	mu      sync.Mutex
 	fd      int      // the upstream's socket, -1 where there is none; only the loop changes it
-	shut    bool     // there will be none any more
+	shut    bool     // what the client sends now is for another session
 	told    bool     // the loop, that the upstream refuses datagrams
 	waiting [][]byte // for the upstream's socket
 	size    int      // of what waits
@@ -264,9 +264,9 @@ func (f *packetFlow) setTimer() {
 }
 
 func (f *packetFlow) end() {
-	f.closeUpstream()
 	f.mu.Lock()
 	f.shut, f.waiting = true, nil
 	f.mu.Unlock()
+	f.closeUpstream()
 	f.leave()
 }

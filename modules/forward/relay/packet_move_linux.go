@@ -15,23 +15,24 @@ const (
 )
 
 // receive is called with each datagram of the client, by the network.
-func (f *packetFlow) receive(b []byte) {
-	f.received(len(b))
-	if !f.admitsUp(len(b)) {
-		return
-	}
+func (f *packetFlow) receive(b []byte) (taken bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.shut {
+		return false
+	}
+	f.received(len(b))
 	switch {
+	case !f.admitsUp(len(b)):
 	case f.fd >= 0:
 		f.sendUp(b)
-	case f.shut:
 	case len(f.waiting) == waitingMax || f.size+len(b) > waitingMaxBytes:
 		f.drop(DropQueueFull)
 	default:
 		f.waiting = append(f.waiting, append(make([]byte, 0, len(b)), b...))
 		f.size += len(b)
 	}
+	return true
 }
 
 // sendUp needs mu.
@@ -149,9 +150,18 @@ func (f *packetFlow) take(n int) (size int) {
 func (f *packetFlow) replied(size int) {
 	f.pending--
 	f.sentDown(size)
-	if f.repliesLeft() <= 0 {
+	if f.cfg.MaxReplies > 0 && f.wasLast() {
 		f.close(MaxReplies)
 	}
+}
+
+// wasLast tells whether the reply that was sent is the last one. A datagram that the client sends then is taken either
+// by this session, which has its reply to wait for, or by the next one.
+func (f *packetFlow) wasLast() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.shut = f.repliesLeft() <= 0
+	return f.shut
 }
 
 // unsent is told that a reply could not be sent.

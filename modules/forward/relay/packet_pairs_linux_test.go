@@ -24,7 +24,7 @@ func acceptAttachable(t testing.TB, host string) (net.Conn, *net.UDPConn) {
 
 func (a attachable) queued() *queuedClient { return a.queuedClient }
 
-func (a attachable) Attach(receive func(b []byte), closed func(reason string)) bool {
+func (a attachable) Attach(receive func(b []byte) bool, closed func(reason string)) bool {
 	a.taking.Lock()
 	defer a.taking.Unlock()
 	a.mu.Lock()

@@ -62,7 +62,7 @@ type queuedClient struct {
 	answers atomic.Int32
 	replies atomic.Int64 // written
 	arrived atomic.Int64 // from the client
-	receive func(b []byte)
+	receive func(b []byte) bool
 	onClose func(reason string)
 	taking  sync.Mutex // held while receive is called
 }

@@ -246,6 +246,33 @@ func TestMaxRepliesCountsWhatWasSent(t *testing.T) {
 	}
 }
 
+// A client that asks again while the last answer leaves gets its answer, from this session or from the next one.
+func TestADatagramBeyondTheLastReplyIsForAnotherSession(t *testing.T) {
+	t.Parallel()
+	l, p := still(t), packetEngines[0]
+	client := p.listen(t)
+	f := newStillFlow(t, l, fdOf(t, p.listen(t)), nameOf(t, client), func(c *PacketConfig) { c.MaxReplies = 1 })
+	for _, question := range []string{"1", "2"} {
+		if !f.receive([]byte(question)) {
+			t.Fatalf("%s was not taken", question)
+		}
+	}
+	f.reply("a")
+	l.sendReplies()
+	if f.phase != phaseOpen || !f.receive([]byte("3")) {
+		t.Fatalf("phase %d after the first of two answers", f.phase)
+	}
+	f.reply("b", "c")
+	l.sendReplies()
+	wantReplies(t, client, "a", "b", "c")
+	if f.phase != phaseOver || f.reason != MaxReplies {
+		t.Errorf("phase %d, reason %q after the last answer", f.phase, f.reason)
+	}
+	if f.receive([]byte("4")) {
+		t.Error("a question was taken that nobody will answer")
+	}
+}
+
 // The kernel may give a socket the very address that it connects to, where nobody listens there: it would answer
 // itself. So many attempts would hardly all miss.
 func TestPacketSocketIsNotItsOwnUpstream(t *testing.T) {

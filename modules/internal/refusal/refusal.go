@@ -97,7 +97,7 @@ const maxMuted = 1000
 
 // muter is a session of datagrams that can be told to hand them over.
 type muter interface {
-	Attach(receive func([]byte), closed func(reason string)) bool
+	Attach(receive func(b []byte) (taken bool), closed func(reason string)) bool
 }
 
 // mute throws the datagrams of a client away, for a while where the network can do that by itself.
@@ -109,7 +109,7 @@ func mute(s *session.Session, end session.End, conn net.Conn) {
 	}
 	if m, ok := conn.(muter); ok {
 		if h := hold(s, end, conn, muteTime, &mutedNow, maxMuted); h != nil {
-			if !m.Attach(func([]byte) {}, h.Close) {
+			if !m.Attach(func([]byte) bool { return true }, h.Close) {
 				h.release()
 			}
 			return

@@ -140,8 +140,8 @@ type packets struct {
 	once              sync.Once
 }
 
-func (p *packets) Attach(func([]byte), func(string)) bool { p.attached.Add(1); return true }
-func (p *packets) Write(b []byte) (int, error)            { p.written.Add(int64(len(b))); return len(b), nil }
+func (p *packets) Attach(func([]byte) bool, func(string)) bool { p.attached.Add(1); return true }
+func (p *packets) Write(b []byte) (int, error)                 { p.written.Add(int64(len(b))); return len(b), nil }
 
 func (p *packets) Close() error {
 	p.once.Do(func() { close(p.closed) })
