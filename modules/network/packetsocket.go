@@ -11,8 +11,8 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
-// maxNew is how many sessions may wait to be accepted: what arrives while the processors are busy with
-// something else, as in an accept queue of TCP.
+// maxNew is how many sessions may wait for a place and to be accepted: what arrives while the processors are
+// busy with something else, as in an accept queue of TCP.
 const maxNew = 1024
 
 // terms are what a config wants of a UDP socket.
@@ -36,7 +36,7 @@ type packetSocket struct {
 
 	mu    sync.Mutex
 	table *table
-	refs  int // sessions that are not closed, and the socket itself until it is destructed
+	refs  int // sessions that have a place, and the socket itself until it is destructed
 }
 
 func openPacketSocket(ctx context.Context, addr *net.UDPAddr, cfg net.ListenConfig, terms *terms) (*packetSocket, error) {
@@ -60,7 +60,12 @@ func newPacketSocket(terms *terms) *packetSocket {
 		refs:     1,
 	}
 	s.terms.Store(terms)
-	s.begins = func(g *generation) { s.terms.Store(g.terms) }
+	s.begins = func(g *generation) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.terms.Store(g.terms)
+		s.handOver() // it may have more places
+	}
 	return s
 }
 
@@ -84,7 +89,7 @@ func (s *packetSocket) Destruct() error {
 	for _, c := range sessions {
 		c.end("drain")
 	}
-	for len(s.accepted) > 0 { // nobody sends or receives any more
+	for len(s.accepted) > 0 { // nobody receives any more, or sends: the new table has none that wait
 		_ = (<-s.accepted).Close()
 	}
 	s.release()
@@ -138,39 +143,44 @@ func (s *packetSocket) deliver(f *flow, b []byte, truncated bool) {
 
 // begin starts a session with its first datagram, if it may be. It unlocks the mutex.
 func (s *packetSocket) begin(f *flow, b []byte, terms *terms) {
-	c, leaves, why := s.admit(f, terms.limits)
+	leaves, why, ok := s.admit(f, b, terms.limits)
 	s.mu.Unlock()
 	if leaves != nil {
 		terms.counts.Evicted.Add(1)
 		leaves.end("evicted")
 	}
-	if c == nil {
+	if !ok {
 		terms.counts.Dropped[why].Add(1)
-		return
 	}
-	c.deliver(b)
-	s.accepted <- c // there is room: admit has looked, and nobody else sends
 }
 
 // admit makes a new session, and says which one leaves for it; or why it may not be.
-func (s *packetSocket) admit(f *flow, limits sessionLimits) (c, leaves *PacketSession, why session.DropReason) {
-	if len(s.accepted) == cap(s.accepted) {
-		return nil, nil, session.DropAcceptQueue
+func (s *packetSocket) admit(f *flow, b []byte, limits sessionLimits) (leaves *PacketSession, why session.DropReason, ok bool) {
+	if len(s.accepted)+s.table.queued >= maxNew {
+		return nil, session.DropAcceptQueue, false
 	}
-	// Handlers have more to do to end a session that was evicted than a flood has to start another one.
-	if ending := s.refs - 1 - len(s.table.sessions); ending >= max(limits.total, maxNew) {
-		return nil, nil, session.DropSessionLimit
-	}
-	leaves, why, ok := s.table.room(f.clientKey(), limits)
+	leaves, why, ok = s.table.room(f.clientKey(), limits)
 	if !ok {
-		return nil, nil, why
+		return nil, why, false
 	}
-	c = &PacketSession{socket: s, flow: *f, inbox: new(inbox)}
+	c := &PacketSession{socket: s, flow: *f, inbox: new(inbox)}
 	c.inbox.arrived.L = &c.mu
 	c.path = s.listener.replyPath(f)
+	c.deliver(b) // nobody else knows it yet, so the order of the mutexes does not matter
 	s.table.add(c)
-	s.refs++
-	return c, leaves, 0
+	s.handOver()
+	return leaves, 0, true
+}
+
+// handOver gives places to the sessions that wait for one, as long as there are any. A session has its place
+// until it is closed: one that was evicted still has a handler, and descriptors, until then. Where a reload has
+// lowered the limit, what has left the table is still replaced.
+func (s *packetSocket) handOver() {
+	limits := s.terms.Load().limits
+	for s.table.queued > 0 && s.refs-1 < max(limits.total, len(s.table.sessions)) {
+		s.refs++
+		s.accepted <- s.table.next() // does not wait: admit has seen to it that all who wait find room
+	}
 }
 
 // acceptFor waits for a session on behalf of g, which has the turn, until g is closed. Sessions that g does
@@ -206,10 +216,11 @@ func (s *packetSocket) forget(c *PacketSession) {
 	s.mu.Unlock()
 }
 
-// release is called when a session is closed, and when the socket is destructed.
+// release is called when a session that had a place is closed, and when the socket is destructed.
 func (s *packetSocket) release() {
 	s.mu.Lock()
 	s.refs--
+	s.handOver()
 	last := s.refs == 0
 	s.mu.Unlock()
 	if last {

@@ -21,6 +21,8 @@ type table struct {
 	sessions map[flow]*PacketSession
 	clients  map[clientKey]*client
 	waiting  [established]list
+	queue    list // of sessions that have no place yet, in the order of their arrival
+	queued   int
 }
 
 // client has the sessions of one client.
@@ -36,11 +38,13 @@ type entry struct {
 	client       *client // nil once it is out of the table
 	link         link    // in the table's list of the tier, as long as there is one
 	linkInClient link    // in the client's
+	linkInQueue  link    // in the table's queue, until the session has a place
 }
 
 func newTable() *table {
 	t := &table{sessions: make(map[flow]*PacketSession), clients: make(map[clientKey]*client)}
 	initialize(&t.waiting)
+	t.queue.initialize()
 	return t
 }
 
@@ -61,7 +65,7 @@ func (t *table) room(key clientKey, limits sessionLimits) (leaves *PacketSession
 	return leaves, 0, true
 }
 
-// add makes c the youngest session.
+// add makes c the youngest session, and the last in the queue.
 func (t *table) add(c *PacketSession) {
 	key := c.flow.clientKey()
 	cl := t.clients[key]
@@ -73,8 +77,25 @@ func (t *table) add(c *PacketSession) {
 	cl.count++
 	t.sessions[c.flow] = c
 	c.entry.client = cl
-	c.entry.link.session, c.entry.linkInClient.session = c, c
+	c.entry.link.session, c.entry.linkInClient.session, c.entry.linkInQueue.session = c, c, c
 	t.enter(c, unanswered)
+	t.queue.append(&c.entry.linkInQueue)
+	t.queued++
+}
+
+// next takes the first session out of the queue, which must have one.
+func (t *table) next() *PacketSession {
+	c := t.queue.next.session
+	t.dequeue(c)
+	return c
+}
+
+// dequeue takes c out of the queue, if it is in.
+func (t *table) dequeue(c *PacketSession) {
+	if c.entry.linkInQueue.next != nil {
+		c.entry.linkInQueue.unlink()
+		t.queued--
+	}
 }
 
 // remove takes c out, if it is in.
@@ -84,6 +105,7 @@ func (t *table) remove(c *PacketSession) {
 		return
 	}
 	t.leave(c)
+	t.dequeue(c)
 	c.entry.client = nil
 	delete(t.sessions, c.flow)
 	if cl.count--; cl.count == 0 {
@@ -132,10 +154,11 @@ type link struct {
 
 func initialize(lists *[established]list) {
 	for i := range lists {
-		l := &lists[i].link
-		l.prev, l.next = l, l
+		lists[i].initialize()
 	}
 }
+
+func (l *list) initialize() { l.prev, l.next = &l.link, &l.link }
 
 func (l *list) append(k *link) {
 	k.prev, k.next = l.prev, &l.link
