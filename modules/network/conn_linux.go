@@ -69,7 +69,7 @@ func (l *listener) accept() (*Conn, error) {
 // tryAccept is called by the poller: false waits for a connection.
 func (l *listener) tryAccept(fd uintptr) bool {
 	size := uint32(unsafe.Sizeof(l.peer))
-	conn, _, errno := syscall.RawSyscall6(syscall.SYS_ACCEPT4, fd, uintptr(unsafe.Pointer(&l.peer)),
+	conn, _, errno := syscall.RawSyscall6(unix.SYS_ACCEPT4, fd, uintptr(unsafe.Pointer(&l.peer)),
 		uintptr(unsafe.Pointer(&size)), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
 	l.fd, l.err = int(conn), nil
 	if errno != 0 {
@@ -270,7 +270,7 @@ func (c *Conn) LocalAddr() net.Addr {
 	_ = c.control("getsockname", func(fd int) error {
 		var sa unix.RawSockaddrAny
 		size := uint32(unsafe.Sizeof(sa))
-		_, _, errno := syscall.RawSyscall(syscall.SYS_GETSOCKNAME, uintptr(fd),
+		_, _, errno := syscall.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd),
 			uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&size)))
 		if errno == 0 {
 			local = net.TCPAddrFromAddrPort(addrPort(&sa))
