@@ -444,9 +444,12 @@ func TestSessionsInAnyOrder(t *testing.T) {
 	t.Parallel()
 	s := newTestSocket(sessionLimits{total: 8, perClient: 4})
 	var handlers sync.WaitGroup
-	var received, given atomic.Int64
+	var received, given, open atomic.Int64
 	handle := func(c *PacketSession, kind int) {
-		defer func() { _ = c.Close() }()
+		defer func() {
+			open.Add(-1)
+			_ = c.Close()
+		}()
 		b := make([]byte, 100)
 		_ = c.SetReadDeadline(time.Now().Add(time.Duration(kind%3) * time.Millisecond))
 		if kind%2 == 0 {
@@ -490,6 +493,9 @@ func TestSessionsInAnyOrder(t *testing.T) {
 	}()
 	kind := 0
 	for c := range s.accepted {
+		if n := open.Add(1); n > 8 {
+			t.Errorf("%d sessions are open", n)
+		}
 		kind++
 		this := kind
 		handlers.Go(func() { handle(c, this) })
