@@ -43,6 +43,8 @@ type plan struct {
 	mu     sync.Mutex
 	routes map[*layer4.Server][]string // the keys of the handlers of its first route
 	steps  map[string]Step             // by key
+	noted  map[*layer4.Route]bool      // those of which places has the handlers
+	places map[string][]Place          // by key
 }
 
 // plans are found by their *layer4.App. Each goes with its config.
@@ -51,24 +53,36 @@ var plans sync.Map
 // Offer is called in Provision by a handler that is a Step in this config, with the JSON it was made of, as
 // [caddyfile.CanonicalJSON] has it. Handlers with the same JSON do the same.
 func Offer(ctx caddy.Context, canonical string, step Step) {
+	if p := planOf(ctx); p != nil {
+		defer p.mu.Unlock()
+		p.steps[key(step.CaddyModule().ID.Name(), canonical)] = step
+	}
+}
+
+// planOf returns the plan of the config, locked, with what there is to know now. It returns nil in front of an HTTP site.
+func planOf(ctx caddy.Context) *plan {
 	app := appOf(ctx)
 	if app == nil {
-		return // in front of an HTTP site
+		return nil
 	}
 	known, loaded := plans.LoadOrStore(app, &plan{
 		routes: make(map[*layer4.Server][]string),
 		steps:  make(map[string]Step),
+		noted:  make(map[*layer4.Route]bool),
+		places: make(map[string][]Place),
 	})
 	if !loaded {
 		context.AfterFunc(ctx, func() { plans.Delete(app) })
 	}
 	p := known.(*plan)
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.steps[key(step.CaddyModule().ID.Name(), canonical)] = step
 	for _, server := range app.Servers {
 		p.note(server)
+		for i, route := range server.Routes {
+			p.notePlaces(server, i, route)
+		}
 	}
+	return p
 }
 
 // note remembers the handlers of a server's first route, whose JSON is there until the last of them has been

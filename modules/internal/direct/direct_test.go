@@ -51,18 +51,21 @@ func (s *step) UnmarshalJSON(data []byte) error {
 	return err
 }
 
-// places is what Places said to the steps with the id 7.
-var places = struct {
+// places is what Places said to each of the steps with the id 7.
+var places struct {
 	sync.Mutex
-	found map[string]bool
-}{found: make(map[string]bool)}
+	found [][]string
+}
 
 func (s *step) Provision(ctx caddy.Context) error {
 	if s.ID == 7 {
-		places.Lock()
+		var found []string
 		for _, place := range Places(ctx, "test_step", s.canonical) {
-			places.found[place.String()] = true
+			found = append(found, place.String())
 		}
+		slices.Sort(found)
+		places.Lock()
+		places.found = append(places.found, found)
 		places.Unlock()
 	}
 	if !s.Never {

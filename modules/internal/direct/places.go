@@ -1,11 +1,14 @@
 package direct
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/mholt/caddy-l4/layer4"
 
 	"github.com/portgate/caddy-portgate/caddyfile"
 )
@@ -19,32 +22,47 @@ type Place struct {
 	Always bool
 }
 
-// Places returns where a handler stands that is being provisioned, and all others with the same JSON, as
+// Places returns where a handler stands that is being provisioned, and all others of the config with the same JSON, as
 // [caddyfile.CanonicalJSON] has it. Outside a layer4 app, as in front of an HTTP site, there are none.
 func Places(ctx caddy.Context, name, canonical string) []Place {
-	app := appOf(ctx)
-	if app == nil {
+	p := planOf(ctx)
+	if p == nil {
 		return nil
 	}
-	var places []Place
-	for _, server := range app.Servers {
-		for i, route := range server.Routes {
-			for j, raw := range route.HandlersRaw {
-				var document any
-				if json.Unmarshal(raw, &document) != nil {
-					continue
-				}
-				always := i == 0 && len(route.MatcherSetsRaw) == 0 && unconditional(route, 0)
-				walk(document, fmt.Sprintf("%d/%d", i, j), func(path string, handler map[string]any) {
-					if handler["handler"] == name && sameHandler(handler, canonical) {
-						nested := strings.Count(path, "/") > 1
-						places = append(places, placesOf(server.Listen, path, always && !nested)...)
-					}
-				})
-			}
-		}
+	defer p.mu.Unlock()
+	return slices.Clone(p.places[placeKey(name, canonical)])
+}
+
+// notePlaces remembers where the handlers of a route stand. Their JSON is there until the last of them has been
+// provisioned, so the first one that asks finds all that are to ask.
+func (p *plan) notePlaces(server *layer4.Server, i int, route *layer4.Route) {
+	if len(route.HandlersRaw) == 0 || p.noted[route] {
+		return
 	}
-	return places
+	p.noted[route] = true
+	always := i == 0 && len(route.MatcherSetsRaw) == 0 && unconditional(route, 0)
+	for j, raw := range route.HandlersRaw {
+		var document any
+		if json.Unmarshal(raw, &document) != nil {
+			continue // not to be loaded either
+		}
+		walk(document, fmt.Sprintf("%d/%d", i, j), func(path string, handler map[string]any) {
+			name, _ := handler["handler"].(string)
+			canonical, ok := canonicalOf(handler)
+			if name == "" || !ok {
+				return
+			}
+			nested := strings.Count(path, "/") > 1
+			key := placeKey(name, canonical)
+			p.places[key] = append(p.places[key], placesOf(server.Listen, path, always && !nested)...)
+		})
+	}
+}
+
+// placeKey is short, because a handler's JSON may have long lists.
+func placeKey(name, canonical string) string {
+	sum := sha256.Sum256([]byte(key(name, canonical)))
+	return string(sum[:])
 }
 
 // walk visits every object below the document.
@@ -62,13 +80,13 @@ func walk(document any, path string, visit func(path string, object map[string]a
 	}
 }
 
-func sameHandler(handler map[string]any, canonical string) bool {
+func canonicalOf(handler map[string]any) (canonical string, ok bool) {
 	raw, err := json.Marshal(handler)
 	if err != nil {
-		return false
+		return "", false
 	}
-	found, err := caddyfile.CanonicalJSON(raw, "handler")
-	return err == nil && found == canonical
+	canonical, err = caddyfile.CanonicalJSON(raw, "handler")
+	return canonical, err == nil
 }
 
 // placesOf returns one place for each address that a server listens on.
