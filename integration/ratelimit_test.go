@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"os/exec"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -85,102 +84,6 @@ func TestRateIsAccurate(t *testing.T) {
 			))
 		})
 	}
-}
-
-// A bandwidth holds in each direction, for one session and for four that share it, on both of forward's engines.
-func TestBandwidth(t *testing.T) {
-	t.Parallel()
-	const total = 3_000_000 // at 1 MB/s, with a burst of a tenth of a second
-	onEachNetwork(t, func(t *testing.T, network string) {
-		for _, direction := range []string{"up", "down"} {
-			for _, sessions := range []int{1, 4} {
-				t.Run(fmt.Sprintf("%s %d", direction, sessions), func(t *testing.T) {
-					t.Parallel()
-					upstream, accepted := accepting(t)
-					addr := gate.ReserveAddr(t)
-					gate.Start(t, gate.Layer4(gate.Listen(network+"/"+addr,
-						rateLimit(`{"bandwidth": [{"direction": "`+direction+`", "rate": "1MB/s", "per": "ip"}]}`), gate.Forward(upstream))))
-					var all sync.WaitGroup
-					took := make([]time.Duration, sessions)
-					var ends [][2]*net.TCPConn
-					for range sessions {
-						client, server := pair(t, addr, accepted)
-						if direction == "down" {
-							client, server = server, client
-						}
-						ends = append(ends, [2]*net.TCPConn{client, server})
-					}
-					start := time.Now()
-					for i := range sessions {
-						from, to := ends[i][0], ends[i][1]
-						all.Go(func() {
-							sent := sending(from, int64(total/sessions))
-							got, err := receive(to)
-							took[i] = time.Since(start)
-							if s := <-sent; s.err != nil || err != nil || got != s.stream {
-								t.Errorf("sent %d bytes (%v), received %d (%v)", s.bytes, s.err, got.bytes, err)
-							}
-						})
-					}
-					all.Wait()
-					if last := slices.Max(took); last < 2800*time.Millisecond || last > 3200*time.Millisecond {
-						t.Errorf("3 MB at 1 MB/s took %v", last)
-					}
-					if first := slices.Min(took); first < 2500*time.Millisecond {
-						t.Errorf("shares that are not fair: %v", took)
-					}
-				})
-			}
-		}
-	})
-}
-
-// 1,000 bytes at 250 B/s take at least 3 seconds; a few bytes are not delayed.
-func TestSlowBandwidth(t *testing.T) {
-	t.Parallel()
-	onEachNetwork(t, func(t *testing.T, network string) {
-		upstream, accepted := accepting(t)
-		addr := gate.ReserveAddr(t)
-		gate.Start(t, gate.Layer4(gate.Listen(network+"/"+addr,
-			rateLimit(`{"bandwidth": [{"direction": "up", "rate": "250B/s"}, {"direction": "down", "rate": "250B/s"}]}`), gate.Forward(upstream))))
-		client, server := pair(t, addr, accepted)
-		quickest := time.Hour // of several, because the machine may be busy with something else
-		for range 5 {
-			start := time.Now()
-			mustWrite(t, client, "tiny")
-			mustRead(t, server, "tiny")
-			quickest = min(quickest, time.Since(start))
-			<-time.After(50 * time.Millisecond) // which is worth 12 bytes
-		}
-		if quickest > 100*time.Millisecond {
-			t.Errorf("4 bytes took %v at least", quickest)
-		}
-		var both sync.WaitGroup
-		for _, ends := range [][2]*net.TCPConn{{client, server}, {server, client}} {
-			both.Go(func() {
-				start := time.Now()
-				text := strings.Repeat("x", 1000)
-				_, err := io.WriteString(ends[0], text)
-				if _, readErr := io.ReadFull(ends[1], make([]byte, len(text))); err != nil || readErr != nil {
-					t.Error(err, readErr)
-				}
-				if took := time.Since(start); took < 3*time.Second || took > 5*time.Second {
-					t.Errorf("1,000 bytes took %v", took)
-				}
-			})
-		}
-		both.Wait()
-	})
-}
-
-// A rate of 0 is no limit.
-func TestBandwidthOfZero(t *testing.T) {
-	t.Parallel()
-	_, addr := startLimited(t, "gate+tcp", `{"bandwidth": [{"direction": "both", "rate": "0"}], "concurrent": [{"max": 5}]}`)
-	conn := dial(t, addr)
-	sent := sending(conn, 50*mib)
-	got, err := receive(conn)
-	mustArrive(t, "both", <-sent, result{got, err}, 50*mib)
 }
 
 // Sessions one after another are all served; slots come back in every way in which a session can end, and nothing is held at rest.
@@ -283,6 +186,34 @@ func TestLimitsOutliveReloads(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// Handlers that are written alike share their buckets, also after reloads, which provision them in any order.
+func TestLimitsThatAreWrittenAlikeAreOne(t *testing.T) {
+	t.Parallel()
+	upstream := gate.Forward(serve(t, echo))
+	var addrs []string
+	var listeners []gate.Server
+	for range 5 {
+		addr := gate.ReserveAddr(t)
+		addrs = append(addrs, addr)
+		listeners = append(listeners, gate.Listen(addr, rateLimit(`{"connections": [{"rate": "1/h", "burst": 5}]}`), upstream))
+	}
+	config := gate.Layer4(listeners...)
+	p := gate.Start(t, config)
+	for _, addr := range addrs {
+		if n := admittedOf(t, 1, "127.0.0.1", addr); n != 1 {
+			t.Errorf("%s: a client of five is refused", addr)
+		}
+	}
+	for range 10 {
+		for _, addr := range addrs {
+			if n := admittedOf(t, 1, "127.0.0.1", addr); n != 0 {
+				t.Fatalf("%s: a sixth client is let in", addr)
+			}
+		}
+		p.Load(config)
+	}
 }
 
 // leaky_bucket lets connections wait for their turn.

@@ -77,13 +77,17 @@ func (h *Handler) datagrams(v *visitor) func() bool {
 }
 
 // pacer is a [session.Pacer]. A nil one holds nobody to anything.
-type pacer struct{ *bucket.Pacer }
+type pacer struct {
+	*bucket.Pacer
+	asked bool          // allow was called before
+	until time.Duration // when the pause of a session of datagrams is over
+}
 
 func (h *Handler) pacer(limits []limit, v *visitor) *pacer {
 	if len(limits) == 0 {
 		return nil
 	}
-	return &pacer{bucket.NewPacer(h.buckets.Value().memory, h.requests(limits, v)...)}
+	return &pacer{Pacer: bucket.NewPacer(h.buckets.Value().memory, h.requests(limits, v)...)}
 }
 
 // Moved implements [session.Pacer].
@@ -92,14 +96,20 @@ func (p *pacer) Moved(n int) (pause time.Duration) {
 	return max(p.Pacer.Moved(t, n)-t, 0)
 }
 
-// allow decides about a datagram, which can't be held back: it is dropped when it comes in a pause. What others
-// say is asked before it is charged.
+// allow decides about a datagram, which can't be held back: it is dropped when it comes in a pause of its session. So the
+// sessions that share a limit take turns as streams do, and one that sends little loses nothing to those that send much.
+// What others say is asked before it is charged.
 func (p *pacer) allow(size int, others func() bool) bool {
-	if p != nil && p.Moved(0) > 0 || others != nil && !others() {
+	if p == nil {
+		return others == nil || others()
+	}
+	t := now()
+	if !p.asked { // else each session would have its first turn for nothing
+		p.asked, p.until = true, p.Pacer.Moved(t, 0)
+	}
+	if t < p.until || others != nil && !others() {
 		return false
 	}
-	if p != nil {
-		p.Moved(size)
-	}
+	p.until = p.Pacer.Moved(t, size)
 	return true
 }
