@@ -56,26 +56,29 @@ func merge[N uint32 | uint128](all []span[N], compare func(a, b N) int, touch fu
 // frozen4 has the IPv4 addresses of a list.
 type frozen4 struct {
 	spans []span[uint32]
-	index []uint32 // the position of the first span that begins with these bits or later; nil where it isn't worth it
+	index []uint32 // how many spans begin before these first bits; nil where it isn't worth it
+	shift int      // what is left of an address are the bits of the index
 }
 
 const (
-	// indexBits is the part of an address by which it finds its spans. The index takes 256 KiB, so that it stays in
-	// the processor's cache, and leaves 15 spans to search of a million that are spread evenly.
-	indexBits = 16
+	// indexBits is the most bits of an address by which it finds its spans. The index then takes 1 MiB, and leaves 4 spans
+	// to search of a million that are spread evenly.
+	indexBits = 18
 	// indexed is how many spans are worth an index.
 	indexed = 1 << 12
 )
 
 func freeze4(all []span[uint32]) frozen4 {
-	f := frozen4{spans: merge(all, cmp.Compare, func(last, first uint32) bool { return last+1 == first })}
-	if len(f.spans) < indexed {
+	all = merge(all, cmp.Compare, func(last, first uint32) bool { return last+1 == first })
+	f := frozen4{spans: all}
+	if len(all) < indexed {
 		return f
 	}
-	f.index = make([]uint32, 1<<indexBits+1)
+	f.shift = 32 - min(bits.Len(uint(len(all))), indexBits)
+	f.index = make([]uint32, 1<<(32-f.shift)+1)
 	at := 0
 	for i := range f.index {
-		for at < len(f.spans) && f.spans[at].first>>(32-indexBits) < uint32(i) {
+		for at < len(all) && all[at].first>>f.shift < uint32(i) {
 			at++
 		}
 		f.index[i] = uint32(at)
@@ -84,38 +87,41 @@ func freeze4(all []span[uint32]) frozen4 {
 }
 
 func (f *frozen4) contains(addr uint32) bool {
-	lo, hi := 0, len(f.spans)
+	from, to := uint32(0), uint32(len(f.spans))
 	if f.index != nil {
-		top := addr >> (32 - indexBits)
-		lo, hi = int(f.index[top]), int(f.index[top+1])
+		top := addr >> f.shift
+		from, to = f.index[top], f.index[top+1]
 	}
-	// The span that has it, if any does, is the last one that begins at or before it.
-	for lo < hi {
-		middle := int(uint(lo+hi) >> 1)
-		if f.spans[middle].first <= addr {
-			lo = middle + 1
-		} else {
-			hi = middle
+	// The span that has it, if any does, is the last one that begins at or before it. The search has no branch that
+	// depends on what it finds, which a processor could not foresee.
+	at := int(from)
+	for size := int(to - from); size > 0; {
+		half := (size + 1) / 2
+		if f.spans[at+half-1].first <= addr {
+			at += half
 		}
+		size -= half
 	}
-	return lo > 0 && f.spans[lo-1].last >= addr
+	return at > 0 && f.spans[at-1].last >= addr
 }
 
 // frozen6 has the IPv6 addresses of a list.
 //
 // The first bits of an address tell little, because registries have given out so little of the address space. The first 48
-// do: one site has one such network (RFC 6177). Where a list is long, the spans that are within one site are found
-// by a hash table, and those that are not, which are few, by a search.
+// do: one site has one such network (RFC 6177). Where a list is long, what it has of one site is found by a hash table,
+// and the spans that reach over several sites, which are few, by a search.
 type frozen6 struct {
 	wide  []span[uint128] // reach over several sites; all spans where there is no table
-	sites []span[uint128] // are each within one
-	table []site          // open addressing, a power of two in size, at most half full
+	sites []span[uint128] // are each within one, where a slot can't have them
+	table []site          // open addressing, at most two thirds full
 }
 
-// site is a slot of the table.
+// site is a slot of the table. It is all that has to be read where a site has one span of whole networks for
+// hosts, of 64 bits, as nearly all have.
 type site struct {
-	tag   uint32 // of the hash, so that most wrong ones are known without a look at their spans
-	after uint32 // one more than the position of its first span; 0 for a slot that is free
+	number      uint64 // one more than the first 48 bits; 0 for a slot that is free
+	first, last uint16 // the networks for hosts that the span has, by their next 16 bits
+	after       uint32 // one more than the position of the first of other spans in sites; 0 for one in the slot
 }
 
 func freeze6(all []span[uint128]) frozen6 {
@@ -126,31 +132,40 @@ func freeze6(all []span[uint128]) frozen6 {
 		return frozen6{wide: all}
 	}
 	var f frozen6
-	f.sites = all[:0]
-	count, last := 0, ^uint64(0)
-	for _, s := range all {
-		if siteOf(s.first) != siteOf(s.last) {
-			f.wide = append(f.wide, s)
+	f.table = make([]site, countSites(all)*3/2+1)
+	for len(all) > 0 {
+		at, n := siteOf(all[0].first), 1
+		if at != siteOf(all[0].last) {
+			f.wide, all = append(f.wide, all[0]), all[1:]
 			continue
 		}
-		f.sites = append(f.sites, s)
-		if at := siteOf(s.first); at != last {
-			count, last = count+1, at
+		for n < len(all) && siteOf(all[n].last) == at {
+			n++
 		}
-	}
-	f.table = make([]site, 1<<bits.Len(uint(2*count)))
-	last = ^uint64(0)
-	for i, s := range f.sites {
-		if at := siteOf(s.first); at != last {
-			last = at
-			slot, tag := f.slotOf(at)
-			for f.table[slot].after != 0 {
-				slot = (slot + 1) & (len(f.table) - 1)
-			}
-			f.table[slot] = site{tag, uint32(i) + 1}
-		}
+		*f.slotOf(at) = f.newSite(at, all[:n])
+		all = all[n:]
 	}
 	return f
+}
+
+// countSites returns how many sites have spans of their own.
+func countSites(all []span[uint128]) (n int) {
+	last := ^uint64(0)
+	for _, s := range all {
+		if at := siteOf(s.first); at == siteOf(s.last) && at != last {
+			n, last = n+1, at
+		}
+	}
+	return n
+}
+
+func (f *frozen6) newSite(at uint64, spans []span[uint128]) site {
+	s := spans[0]
+	if len(spans) == 1 && s.first.low == 0 && s.last.low == ^uint64(0) {
+		return site{number: at + 1, first: uint16(s.first.high), last: uint16(s.last.high)}
+	}
+	f.sites = append(f.sites, spans...)
+	return site{number: at + 1, after: uint32(len(f.sites)-len(spans)) + 1}
 }
 
 func siteOf(addr uint128) uint64 { return addr.high >> 16 }
@@ -159,12 +174,18 @@ func siteOf(addr uint128) uint64 { return addr.high >> 16 }
 // hashing, The Art of Computer Programming, 6.4).
 var multiplier = rand.Uint64() | 1
 
-// slotOf returns where the site is looked for first, and its tag.
-func (f *frozen6) slotOf(at uint64) (slot int, tag uint32) {
+// slotOf returns the slot of the site, or the free one where it would be.
+func (f *frozen6) slotOf(at uint64) *site {
 	hash := (at + 1) * multiplier
 	hash ^= hash >> 32
 	hash *= multiplier
-	return int(hash>>32) & (len(f.table) - 1), uint32(hash)
+	slot, _ := bits.Mul64(hash, uint64(len(f.table))) // as far into the table as the hash is into all numbers
+	for f.table[slot].number != 0 && f.table[slot].number != at+1 {
+		if slot++; slot == uint64(len(f.table)) {
+			slot = 0
+		}
+	}
+	return &f.table[slot]
 }
 
 func (f *frozen6) contains(addr uint128) bool {
@@ -174,17 +195,15 @@ func (f *frozen6) contains(addr uint128) bool {
 	if f.table == nil {
 		return false
 	}
-	at := siteOf(addr)
-	for slot, tag := f.slotOf(at); f.table[slot].after != 0; slot = (slot + 1) & (len(f.table) - 1) {
-		if f.table[slot].tag != tag {
-			continue
-		}
-		first := int(f.table[slot].after) - 1
-		if siteOf(f.sites[first].first) == at {
-			return covers(f.ofSite(first, addr), addr)
-		}
+	switch s := f.slotOf(siteOf(addr)); {
+	case s.number == 0:
+		return false
+	case s.after == 0:
+		network := uint16(addr.high)
+		return s.first <= network && network <= s.last
+	default:
+		return covers(f.ofSite(int(s.after)-1, addr), addr)
 	}
-	return false
 }
 
 // ofSite returns spans from the first one of a site on, with all that may have addr.
@@ -197,16 +216,16 @@ func (f *frozen6) ofSite(first int, addr uint128) []span[uint128] {
 	return spans[:min(n, len(spans))]
 }
 
-// covers tells whether one of the spans, which are in order, has addr.
+// covers tells whether one of the spans, which are in order, has addr. It searches as frozen4 does.
 func covers(spans []span[uint128], addr uint128) bool {
-	lo, hi := 0, len(spans)
-	for lo < hi {
-		middle := int(uint(lo+hi) >> 1)
-		if spans[middle].first.compare(addr) <= 0 {
-			lo = middle + 1
-		} else {
-			hi = middle
-		}
+	count := 0
+	for size := len(spans); size > 0; {
+		half := (size + 1) / 2
+		first := spans[count+half-1].first
+		_, below := bits.Sub64(addr.low, first.low, 0)
+		_, below = bits.Sub64(addr.high, first.high, below)
+		count += half & (int(below) - 1)
+		size -= half
 	}
-	return lo > 0 && spans[lo-1].last.compare(addr) >= 0
+	return count > 0 && spans[count-1].last.compare(addr) >= 0
 }

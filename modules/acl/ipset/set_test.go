@@ -147,12 +147,36 @@ func TestIndexedSites(t *testing.T) {
 			low := uint64(random.IntN(1 << 10))
 			first := uint128{high, low}
 			last := uint128{high, low + uint64(random.IntN(8))}
-			if random.IntN(50) == 0 {
+			switch random.IntN(100) {
+			case 0, 1:
 				last.high += uint64(random.IntN(3)) << 16
+			case 2:
+				first, last = uint128{high &^ 0xffff, 0}, uint128{high | 0xffff, ^uint64(0)} // the site
+			case 3, 4, 5: // or its end, or its first or last network
+				first, last = uint128{high, 0}, uint128{high | 0xffff, ^uint64(0)}
+			case 6:
+				first, last = uint128{high &^ 0xffff, 0}, uint128{high &^ 0xffff, ^uint64(0)}
+			case 7:
+				first, last = uint128{high | 0xffff, 0}, uint128{high | 0xffff, ^uint64(0)}
+			case 8: // or nearly so
+				first, last = uint128{high &^ 0xffff, 1}, uint128{high | 0xffff, ^uint64(0)}
+			case 9:
+				first, last = uint128{high &^ 0xffff, 0}, uint128{high | 0xffff, ^uint64(1)}
+			default:
+				if random.IntN(2) == 0 { // whole networks, often several of one site
+					first, last = uint128{high, 0}, uint128{high + uint64(random.IntN(2)), ^uint64(0)}
+				}
 			}
 			r := Range{address6(first), address6(last)}
 			builder.Add(r)
-			probes = append(probes, r.First, r.Last, r.First.Prev(), r.Last.Next(), address6(uint128{high ^ 1<<16, low}))
+			probes = append(probes, r.First, r.Last, r.First.Prev(), r.Last.Next(), address6(uint128{high ^ 1<<16, low}), address6(uint128{high ^ 1, low}))
+		}
+		for _, r := range []Range{
+			{address6(uint128{}), address6(uint128{0, ^uint64(0)})},
+			{address6(uint128{^uint64(0), 0}), address6(uint128{^uint64(0), ^uint64(0)})},
+		} { // of the first site that there is, and of the last
+			builder.Add(r)
+			probes = append(probes, r.First, r.Last, address6(uint128{1, 0}), address6(uint128{^uint64(1), 0}))
 		}
 		slow := merge(slices.Concat(builder.v6...), uint128.compare, func(uint128, uint128) bool { return false })
 		set := builder.Set()
