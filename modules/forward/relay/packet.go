@@ -62,7 +62,8 @@ type PacketClient interface {
 
 // PacketConfig is what a relay of datagrams has to do.
 type PacketConfig struct {
-	// Client is the session of the client. Its Close is called before Done.
+	// Client is the session of the client. Its Close is called after Done, so that the network gives the place of a
+	// session to another one when it is accounted for.
 	Client net.Conn
 
 	// Prefetched are datagrams that were read from Client before, to be sent to the upstream first. They are
@@ -103,8 +104,7 @@ type PacketConfig struct {
 	// not block. It may be nil.
 	Dropped func(Drop)
 
-	// Done is called exactly once, when the client and the socket to the upstream are closed, and never by
-	// an event loop.
+	// Done is called exactly once, when the socket to the upstream is closed, and never by an event loop.
 	Done func(PacketResult)
 }
 

@@ -286,8 +286,8 @@ func (g *packetGoroutines) end(err error) {
 	reason := g.state.reason
 	g.state.Unlock()
 	g.closeUpstream()
-	g.closeClient()
 	g.done(reason, err)
+	g.closeClient()
 }
 
 // closeTimeout bounds the wait for a client to be closed. A session of the stock network tells its server, which

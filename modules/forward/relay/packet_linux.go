@@ -61,8 +61,8 @@ func (r *PacketRelay) runLoop() bool {
 	ctx := f.dialling()
 	if !client.Attach(f.receive, f.clientClosed) {
 		f.cancel()
-		_ = client.Close()
 		r.done(Evicted, nil)
+		_ = client.Close()
 		return true
 	}
 	f.replyFD, f.peer, f.control = client.ReplyPath()
@@ -97,8 +97,8 @@ func (f *packetFlow) obey(m *message) {
 func (f *packetFlow) name() fmt.Stringer { return f.cfg.Name }
 
 func (f *packetFlow) report() {
-	_ = f.client.Close()
 	f.done(f.reason, f.failed)
+	_ = f.client.Close()
 }
 
 // connectTo makes addr the upstream.

@@ -245,7 +245,7 @@ func (p packetPair) prepare(t testing.TB, next func(context.Context, error) (net
 				t.Error("Done was called twice")
 				return
 			}
-			if n := s.network.closes.Load(); n != 1 {
+			if n := s.network.closes.Load(); n != 0 {
 				t.Errorf("the client was closed %d times before Done", n)
 			}
 			s.ended <- r
@@ -389,6 +389,7 @@ func (s *packetSession) result() PacketResult {
 	s.Helper()
 	select {
 	case r := <-s.ended:
+		eventually(s, "end of the client's session", func() bool { return s.network.closes.Load() == 1 })
 		return r
 	case <-time.After(patience):
 		s.Fatal("Done was not called")
