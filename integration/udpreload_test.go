@@ -35,6 +35,35 @@ func (s *sources) count() int {
 	return len(s.seen)
 }
 
+// Handlers of several listeners may be written alike. Their sessions go on over reloads all the same, whichever of them is provisioned
+// first.
+func TestReloadsKeepUDPSessionsOfListenersThatAreAlike(t *testing.T) {
+	t.Parallel()
+	const listeners, reloads = 5, 5
+	var seen sources
+	forward := gate.Forward("udp/" + serveUDP(t, seen.echo))
+	addrs := make([]string, listeners)
+	var servers []gate.Server
+	for i := range addrs {
+		addrs[i] = gate.ReserveAddr(t)
+		servers = append(servers, gate.ListenUDP(addrs[i], forward))
+	}
+	p := gate.Start(t, gate.Layer4(servers...))
+	var clients []*net.UDPConn
+	for round := range reloads {
+		for _, addr := range addrs {
+			clients = append(clients, dialUDP(t, addr))
+		}
+		for _, client := range clients {
+			mustExchange(t, client)
+		}
+		if n := seen.count(); n != len(clients) {
+			t.Fatalf("%d upstream sockets for %d clients after %d reloads", n, len(clients), round)
+		}
+		p.Load(gate.Layer4(servers...))
+	}
+}
+
 // FINDINGS F5: a reload changes no session whose forward stays the same.
 func TestReloadsKeepUpstreamSocketsOfUDPSessions(t *testing.T) {
 	t.Parallel()

@@ -112,7 +112,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("to: %w", err)
 	}
-	listen := listenAddrs(ctx, h.canonical)
+	listen := direct.Listens(ctx, "forward", h.canonical)
 	if h.ports, err = matchAddrs(upstreams, listen); err != nil {
 		return fmt.Errorf("to: %w", err)
 	}

@@ -1,13 +1,11 @@
 package forward
 
 import (
-	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/mholt/caddy-l4/layer4"
 
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
 )
@@ -16,69 +14,6 @@ import (
 type portRange struct {
 	ip          netip.Addr // zero for all of this machine, and for names
 	first, last uint
-}
-
-// listenAddrs returns the listen addresses of the layer4 servers that have a handler with this very
-// config: the one that is being provisioned is among them. layer4 does not tell a handler which
-// server it is in, but lists all servers, with the JSON of those handlers that are not provisioned
-// yet. Outside a layer4 app, as in front of an HTTP site, there are none.
-func listenAddrs(ctx caddy.Context, canonical string) []caddy.NetworkAddress {
-	var addrs []caddy.NetworkAddress
-	repl := caddy.NewReplacer()
-	for _, module := range ctx.Modules() {
-		app, ok := module.(*layer4.App)
-		if !ok {
-			continue
-		}
-		for _, server := range app.Servers {
-			if !serves(server, canonical) {
-				continue
-			}
-			for _, listen := range server.Listen {
-				// An address that does not parse is the server's to refuse.
-				if addr, err := caddy.ParseNetworkAddress(repl.ReplaceAll(listen, "")); err == nil {
-					addrs = append(addrs, addr)
-				}
-			}
-		}
-	}
-	return addrs
-}
-
-func serves(server *layer4.Server, canonical string) bool {
-	for _, route := range server.Routes {
-		for _, raw := range route.HandlersRaw {
-			var document any
-			if json.Unmarshal(raw, &document) == nil && contains(document, canonical) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// contains looks for the handler anywhere below: it may be in a subroute.
-func contains(document any, canonical string) bool {
-	switch node := document.(type) {
-	case []any:
-		for _, child := range node {
-			if contains(child, canonical) {
-				return true
-			}
-		}
-	case map[string]any:
-		if node["handler"] == "forward" {
-			delete(node, "handler")
-			found, err := json.Marshal(node)
-			return err == nil && string(found) == canonical
-		}
-		for _, child := range node {
-			if contains(child, canonical) {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // matchAddrs refuses upstreams that what the listen addresses accept can't be sent to. It returns the ranges of

@@ -43,8 +43,8 @@ type plan struct {
 	mu     sync.Mutex
 	routes map[*layer4.Server][]string // the keys of the handlers of its first route
 	steps  map[string]Step             // by key
-	noted  map[*layer4.Route]bool      // those of which places has the handlers
-	places map[string][]Place          // by key
+	noted  map[*layer4.Route]bool      // those whose handlers are in found
+	found  map[string]*finding         // by the key of a handler
 }
 
 // plans are found by their *layer4.App. Each goes with its config.
@@ -69,7 +69,7 @@ func planOf(ctx caddy.Context) *plan {
 		routes: make(map[*layer4.Server][]string),
 		steps:  make(map[string]Step),
 		noted:  make(map[*layer4.Route]bool),
-		places: make(map[string][]Place),
+		found:  make(map[string]*finding),
 	})
 	if !loaded {
 		context.AfterFunc(ctx, func() { plans.Delete(app) })

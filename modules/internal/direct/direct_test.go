@@ -54,7 +54,8 @@ func (s *step) UnmarshalJSON(data []byte) error {
 // places is what Places said to each of the steps with the id 7.
 var places struct {
 	sync.Mutex
-	found [][]string
+	found   [][]string
+	listens [][]string // the same of Listens
 }
 
 func (s *step) Provision(ctx caddy.Context) error {
@@ -66,6 +67,12 @@ func (s *step) Provision(ctx caddy.Context) error {
 		slices.Sort(found)
 		places.Lock()
 		places.found = append(places.found, found)
+		var listens []string
+		for _, addr := range Listens(ctx, "test_step", s.canonical) {
+			listens = append(listens, addr.String())
+		}
+		slices.Sort(listens)
+		places.listens = append(places.listens, listens)
 		places.Unlock()
 	}
 	if !s.Never {

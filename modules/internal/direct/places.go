@@ -25,12 +25,32 @@ type Place struct {
 // Places returns where a handler stands that is being provisioned, and all others of the config with the same JSON, as
 // [caddyfile.CanonicalJSON] has it. Outside a layer4 app, as in front of an HTTP site, there are none.
 func Places(ctx caddy.Context, name, canonical string) []Place {
+	return findingOf(ctx, name, canonical).places
+}
+
+// Listens returns the addresses that the servers listen on in which such a handler stands: those of the one that is being
+// provisioned are among them.
+func Listens(ctx caddy.Context, name, canonical string) []caddy.NetworkAddress {
+	return findingOf(ctx, name, canonical).listen
+}
+
+// finding is where all handlers with one name and JSON stand.
+type finding struct {
+	places []Place
+	listen []caddy.NetworkAddress
+	last   *layer4.Server // of listen
+}
+
+func findingOf(ctx caddy.Context, name, canonical string) finding {
 	p := planOf(ctx)
 	if p == nil {
-		return nil
+		return finding{}
 	}
 	defer p.mu.Unlock()
-	return slices.Clone(p.places[placeKey(name, canonical)])
+	if f := p.found[findKey(name, canonical)]; f != nil {
+		return finding{places: slices.Clone(f.places), listen: slices.Clone(f.listen)}
+	}
+	return finding{}
 }
 
 // notePlaces remembers where the handlers of a route stand. Their JSON is there until the last of them has been
@@ -52,15 +72,35 @@ func (p *plan) notePlaces(server *layer4.Server, i int, route *layer4.Route) {
 			if name == "" || !ok {
 				return
 			}
-			nested := strings.Count(path, "/") > 1
-			key := placeKey(name, canonical)
-			p.places[key] = append(p.places[key], placesOf(server.Listen, path, always && !nested)...)
+			key := findKey(name, canonical)
+			f := p.found[key]
+			if f == nil {
+				f = new(finding)
+				p.found[key] = f
+			}
+			f.note(server, path, always && strings.Count(path, "/") == 1)
 		})
 	}
 }
 
-// placeKey is short, because a handler's JSON may have long lists.
-func placeKey(name, canonical string) string {
+// note adds the listen addresses of the server.
+func (f *finding) note(server *layer4.Server, path string, always bool) {
+	repl := caddy.NewReplacer()
+	for _, listen := range server.Listen {
+		addr, err := caddy.ParseNetworkAddress(repl.ReplaceAll(listen, ""))
+		if err != nil {
+			continue // the server's to refuse
+		}
+		f.places = append(f.places, placesOf(addr, path, always)...)
+		if server != f.last {
+			f.listen = append(f.listen, addr)
+		}
+	}
+	f.last = server
+}
+
+// findKey is short, because a handler's JSON may have long lists.
+func findKey(name, canonical string) string {
 	sum := sha256.Sum256([]byte(key(name, canonical)))
 	return string(sum[:])
 }
@@ -89,23 +129,15 @@ func canonicalOf(handler map[string]any) (canonical string, ok bool) {
 	return canonical, err == nil
 }
 
-// placesOf returns one place for each address that a server listens on.
-func placesOf(addresses []string, path string, always bool) []Place {
-	var places []Place
-	repl := caddy.NewReplacer()
-	for _, listen := range addresses {
-		addr, err := caddy.ParseNetworkAddress(repl.ReplaceAll(listen, ""))
-		if err != nil {
-			continue // the server's to refuse
+// placesOf returns one place for each port of an address that a server listens on.
+func placesOf(addr caddy.NetworkAddress, path string, always bool) (places []Place) {
+	for offset := range addr.PortRangeSize() {
+		network, gate := strings.CutPrefix(addr.Network, "gate+")
+		listener := addr.JoinHostPort(offset)
+		if !gate && !addr.IsUnixNetwork() {
+			listener = listener[strings.LastIndexByte(listener, ':'):]
 		}
-		for offset := range addr.PortRangeSize() {
-			network, gate := strings.CutPrefix(addr.Network, "gate+")
-			listener := addr.JoinHostPort(offset)
-			if !gate && !addr.IsUnixNetwork() {
-				listener = listener[strings.LastIndexByte(listener, ':'):]
-			}
-			places = append(places, Place{network, listener, path, always})
-		}
+		places = append(places, Place{network, listener, path, always})
 	}
 	return places
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/caddyserver/caddy/v2"
 	_ "github.com/mholt/caddy-l4/modules/l4subroute"
 )
 
@@ -14,11 +15,13 @@ func TestPlaces(t *testing.T) {
 	for _, c := range []struct {
 		name, servers string
 		want          []string // of the step with id 7
+		listens       []string // the same
 	}{
 		{
 			name:    "every address of the server",
 			servers: `{"a":{"listen":["test+direct/localhost:1-2","tcp/127.0.0.1:0"],"routes":[{"handle":[{"handler":"test_step","id":7}]}]}}`,
 			want:    []string{"tcp :0 0/0 true", "test+direct :1 0/0 true", "test+direct :2 0/0 true"},
+			listens: []string{"127.0.0.1:0", "test+direct/localhost:1-2"},
 		},
 		{
 			name:    "not the first handler",
@@ -56,11 +59,12 @@ func TestPlaces(t *testing.T) {
 				"test+direct :1 0/0 false", "test+direct :1 1/0/routes/0/handle/0 false", "test+direct :1 1/1 false",
 				"test+direct :2 0/0 true", "test+direct :2 0/1 true",
 			},
+			listens: []string{"test+direct/localhost:1", "test+direct/localhost:2"},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			places.Lock()
-			places.found = nil
+			places.found, places.listens = nil, nil
 			places.Unlock()
 			_, unload := load(t, c.servers, "INFO")
 			unload()
@@ -69,9 +73,12 @@ func TestPlaces(t *testing.T) {
 			if len(places.found) == 0 {
 				t.Error("nobody has asked")
 			}
-			for _, got := range places.found {
+			for i, got := range places.found {
 				if !slices.Equal(got, c.want) {
 					t.Errorf("got %q, want %q", got, c.want)
+				}
+				if got := places.listens[i]; c.listens != nil && !slices.Equal(got, c.listens) {
+					t.Errorf("listens on %q, want %q", got, c.listens)
 				}
 			}
 		})
@@ -91,7 +98,11 @@ func TestPlacesOfGateNetworks(t *testing.T) {
 		"udp/[::1]:53":          "udp :53 0/0 true",
 		"unix//run/a.sock":      "unix /run/a.sock 0/0 true",
 	} {
-		if got := fmt.Sprint(placesOf([]string{listen}, "0/0", true)); got != "["+want+"]" {
+		addr, err := caddy.ParseNetworkAddress(listen)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(placesOf(addr, "0/0", true)); got != "["+want+"]" {
 			t.Errorf("%s: %s, want %s", listen, got, want)
 		}
 	}
