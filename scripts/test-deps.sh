@@ -20,6 +20,7 @@ dnsperf              dnsperf
 haproxy              haproxy
 iperf3               iperf3
 iproute2             ip
+libfaketime          /usr/lib/*/faketime/libfaketime.so.1
 libnginx-mod-stream  /usr/lib/nginx/modules/ngx_stream_module.so
 netcat-openbsd       nc
 nftables             nft

@@ -23,18 +23,31 @@ local time = redis.call('TIME')
 local sec, nsec = tonumber(time[1]), tonumber(time[2]) * 1000
 local msec = sec * 1000 + math.floor(nsec / 1000000)
 
+-- expiry returns when a node is given up. No lease is longer than a new one. Where one is, this server's clock
+-- was set back: all that are too long are cut, or nodes that are dead would live on until it is that late again.
+local function expiry(other)
+	local longest = msec + lease
+	local expires = tonumber(redis.call('ZSCORE', nodes, other) or 0)
+	if expires <= longest then
+		return expires
+	end
+	for _, each in ipairs(redis.call('ZRANGEBYSCORE', nodes, longest + 1, '+inf')) do
+		redis.call('ZADD', nodes, longest, each)
+	end
+	return longest
+end
+
 local lives = {[node] = true}
 local function alive(other)
 	if lives[other] == nil then
-		local expires = redis.call('ZSCORE', nodes, other)
-		lives[other] = expires and tonumber(expires) > msec or false
+		lives[other] = expiry(other) > msec
 	end
 	return lives[other]
 end
 
 -- live renews the lease of this node when half of it is over, and reports whether there was one.
 local function live()
-	local expires = tonumber(redis.call('ZSCORE', nodes, node) or 0)
+	local expires = expiry(node)
 	if expires < msec + lease / 2 then
 		redis.call('ZADD', nodes, msec + lease, node)
 		redis.call('ZREMRANGEBYSCORE', nodes, '-inf', msec - life)

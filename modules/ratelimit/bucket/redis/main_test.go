@@ -28,12 +28,20 @@ func TestMain(m *testing.M) {
 type server struct {
 	t    testing.TB
 	args []string
+	env  []string // beside that of the test
 	url  string
 	cmd  *exec.Cmd
 }
 
-// startServer starts a server on a unix socket, which no other process can have taken.
 func startServer(t testing.TB, args ...string) *server {
+	t.Helper()
+	s := newServer(t, args...)
+	s.start()
+	return s
+}
+
+// newServer returns a server, yet to be started, on a unix socket, which no other process can have taken.
+func newServer(t testing.TB, args ...string) *server {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "redis") // a socket's path must be short
 	if err != nil {
@@ -46,7 +54,6 @@ func startServer(t testing.TB, args ...string) *server {
 		"--enable-debug-command", "yes", "--logfile", filepath.Join(dir, "log"),
 	}, args...)
 	s := &server{t: t, args: args, url: "unix://" + socket}
-	s.start()
 	t.Cleanup(s.kill)
 	return s
 }
@@ -54,6 +61,7 @@ func startServer(t testing.TB, args ...string) *server {
 func (s *server) start() {
 	s.t.Helper()
 	s.cmd = exec.Command("redis-server", s.args...)
+	s.cmd.Env = append(os.Environ(), s.env...)
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}

@@ -139,7 +139,7 @@ func TestOneRoundTrip(t *testing.T) {
 	}
 }
 
-func mustInt(t *testing.T, get func() (int64, error)) int64 {
+func mustInt(t testing.TB, get func() (int64, error)) int64 {
 	t.Helper()
 	n, err := get()
 	if err != nil {
