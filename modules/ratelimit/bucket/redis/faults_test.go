@@ -3,8 +3,12 @@ package redis
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"runtime"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -18,30 +22,37 @@ const hurried = 100 * time.Millisecond
 func hurry(o *Options) { o.Timeout = hurried }
 
 // fault is a way for a server to fail, and to come back.
-type fault struct{ fail, heal func(*server) }
+type fault struct {
+	fail, heal func(*server)
+	after      time.Duration // heal, it is well
+}
 
 var faults = map[string]fault{
 	"stopped": {
 		func(s *server) { s.signal(syscall.SIGTERM); _ = s.cmd.Wait(); s.cmd = nil },
 		func(s *server) { s.start() },
+		0,
 	},
-	"killed": {func(s *server) { s.kill() }, func(s *server) { s.start() }},
-	"paused": {func(s *server) { s.signal(syscall.SIGSTOP) }, func(s *server) { s.signal(syscall.SIGCONT) }},
+	"killed": {func(s *server) { s.kill() }, func(s *server) { s.start() }, 0},
+	"paused": {func(s *server) { s.signal(syscall.SIGSTOP) }, func(s *server) { s.signal(syscall.SIGCONT) }, 0},
 	"slow": {
 		func(s *server) { go func() { _, _ = s.tryDo("DEBUG", "SLEEP", "5") }() },
 		func(*server) {},
+		5 * time.Second,
 	},
 	"out of memory": {
 		func(s *server) { s.do("CONFIG", "SET", "maxmemory", "1") },
 		func(s *server) { s.do("CONFIG", "SET", "maxmemory", "0") },
+		0,
 	},
 	"read only": {
 		func(s *server) { s.do("REPLICAOF", "127.0.0.1", "1") },
 		func(s *server) { s.do("REPLICAOF", "NO", "ONE") },
+		0,
 	},
 }
 
-// Whatever happens to Redis, no decision takes longer than its timeout, the policy holds, hardly any waits
+// Whatever happens to Redis, no decision takes longer than its timeout, each policy holds, hardly any waits
 // once the breaker is open, no goroutines pile up, and all is well within five seconds of Redis being well.
 func TestFaults(t *testing.T) {
 	t.Parallel()
@@ -50,15 +61,16 @@ func TestFaults(t *testing.T) {
 			t.Parallel()
 			server := startServer(t)
 			store := open(t, server, hurry)
+			allows := open(t, server, hurry, func(o *Options) { o.OnError = Allow })
+			denies := open(t, server, hurry, func(o *Options) { o.OnError = Deny })
 			count := text(bucket.NewCount(2, 3), "x")
 			store.admitted(2, count)
 			limit := hourly(t, 1, 1<<10)
 
 			f.fail(server)
-			eventually(t, func() error {
-				decideWithin(t, store, text(limit, "x"), hurried)
-				return store.disconnected()
-			})
+			fails(t, store, text(limit, "x"))
+			fails(t, allows, text(limit, "x"))
+			fails(t, denies, text(limit, "x"))
 			goroutines := runtime.NumGoroutine()
 			start := time.Now()
 			for i := range 2000 {
@@ -78,8 +90,10 @@ func TestFaults(t *testing.T) {
 
 			f.heal(server)
 			healed := time.Now()
-			eventually(t, store.connected)
-			if took := time.Since(healed); name != "slow" && took > 5*time.Second {
+			for _, s := range []*Store{store, allows, denies} {
+				eventually(t, s.connected)
+			}
+			if took := time.Since(healed); took > f.after+5*time.Second {
 				t.Errorf("recovered after %v", took)
 			}
 			other := open(t, server) // the next node knows what the first one holds
@@ -90,6 +104,30 @@ func TestFaults(t *testing.T) {
 				t.Errorf("after recovery: %+v", d)
 			}
 		})
+	}
+}
+
+// fails requires that a store does what its policy says from the first decision that Redis does not answer, until it
+// asks Redis no more.
+func fails(t *testing.T, s *Store, requests []bucket.Request) {
+	t.Helper()
+	onError := s.policy.Load().onError
+	follows := func(d bucket.Decision) error {
+		if d.Failed != (onError != Local) || d.Refused != (onError == Deny) {
+			return fmt.Errorf("%s: %+v", onError, d)
+		}
+		return nil
+	}
+	eventually(t, func() error {
+		if d := decideWithin(t, s, requests, hurried); d.Failed || d.Refused {
+			if err := follows(d); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return s.disconnected()
+	})
+	if err := follows(decideWithin(t, s, requests, 0)); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -104,14 +142,98 @@ func decideWithin(t *testing.T, s *Store, requests []bucket.Request, most time.D
 	return d
 }
 
-// Many that ask when Redis stops answering all get their answer.
+// Many that ask when Redis stops answering all get their answer, and what waits for Redis on their behalf ends with the
+// connection. Nothing runs beside this test, whose goroutines are counted.
 func TestPausedUnderLoad(t *testing.T) {
-	t.Parallel()
 	server := startServer(t)
 	store := open(t, server, hurry)
 	limit := hourly(t, 1, 1<<10)
+	idle := runtime.NumGoroutine()
 	server.signal(syscall.SIGSTOP)
-	defer server.signal(syscall.SIGCONT)
+	underLoad(t, store, limit)
+	if err := store.disconnected(); err != nil {
+		t.Error(err)
+	}
+	eventually(t, func() error { return atMost(idle + 20) }) // those of tries, which go on
+	server.signal(syscall.SIGCONT)
+	eventually(t, store.connected)
+	eventually(t, func() error { return atMost(idle) })
+}
+
+// The same where every answer comes, but five seconds late, as of a network that is at fault and not the server. Nothing is
+// well again while it is so.
+func TestLateUnderLoad(t *testing.T) {
+	server, late := startServer(t), new(atomic.Int64)
+	store := open(t, behind(t, server, late), hurry)
+	limit := hourly(t, 1, 1<<10)
+	idle := runtime.NumGoroutine()
+	late.Store(int64(5 * time.Second))
+	for start := time.Now(); time.Since(start) < 7*time.Second; <-time.After(probeEvery) {
+		underLoad(t, store, limit)
+		if err := store.disconnected(); err != nil {
+			t.Fatal(err)
+		}
+		if err := atMost(idle + 250); err != nil { // those who asked before the breaker opened, and tries
+			t.Fatal(err)
+		}
+	}
+	late.Store(0)
+	healed := time.Now()
+	eventually(t, store.connected)
+	if took := time.Since(healed); took > 5*time.Second {
+		t.Errorf("recovered after %v", took)
+	}
+	eventually(t, func() error { return atMost(idle) })
+}
+
+// behind returns the way to a server on which every answer is late by so many nanoseconds.
+func behind(t *testing.T, s *server, late *atomic.Int64) *server {
+	t.Helper()
+	path := strings.TrimPrefix(s.url, "unix://")
+	ln, err := net.Listen("unix", path+".late")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			client, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			redis, err := net.Dial("unix", path)
+			if err != nil {
+				client.Close()
+				continue
+			}
+			all.Go(func() { _, _ = io.Copy(redis, client); redis.Close() })
+			all.Go(func() {
+				defer client.Close()
+				b := make([]byte, 64<<10)
+				for {
+					n, err := redis.Read(b)
+					if err != nil {
+						return
+					}
+					select {
+					case <-time.After(time.Duration(late.Load())):
+					case <-ended:
+						return
+					}
+					if _, err := client.Write(b[:n]); err != nil {
+						return
+					}
+				}
+			})
+		}
+	})
+	t.Cleanup(func() { close(ended); ln.Close(); s.kill(); all.Wait() })
+	return &server{t: t, url: "unix://" + path + ".late"}
+}
+
+func underLoad(t *testing.T, store *Store, limit *bucket.Limit) {
+	t.Helper()
 	var clients sync.WaitGroup
 	for i := range 200 {
 		clients.Go(func() {
@@ -121,9 +243,13 @@ func TestPausedUnderLoad(t *testing.T) {
 		})
 	}
 	clients.Wait()
-	if err := store.disconnected(); err != nil {
-		t.Error(err)
+}
+
+func atMost(goroutines int) error {
+	if n := runtime.NumGoroutine(); n > goroutines {
+		return fmt.Errorf("%d goroutines, want at most %d", n, goroutines)
 	}
+	return nil
 }
 
 // What each policy does without Redis, from the very beginning.
@@ -190,6 +316,7 @@ func TestFlushed(t *testing.T) {
 	for _, flush := range [][]string{{"FLUSHALL"}, {"SCRIPT", "FLUSH"}} {
 		server.do(flush...)
 	}
+	start := time.Now()
 	if n := a.admitted(9, rate); n != 4 {
 		t.Errorf("the rate admits %d, want a new burst of 4", n)
 	}
@@ -200,6 +327,9 @@ func TestFlushed(t *testing.T) {
 		}
 		return nil
 	})
+	if took := time.Since(start); took > heartbeat+2*time.Second {
+		t.Errorf("what is held was told after %v", took)
+	}
 	if n := b.admitted(1, count); n != 0 {
 		t.Error("admitted what the other node holds")
 	}

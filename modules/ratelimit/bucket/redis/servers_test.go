@@ -163,14 +163,20 @@ func TestSentinel(t *testing.T) {
 	count := text(bucket.NewCount(2, 3), "held")
 	store.admitted(2, count)
 	master.kill()
-	eventually(t, func() error { store.Decide(now(), text(hourly(t, 3, 100), "z")); return store.disconnected() })
-	eventually(t, store.connected)
-	eventually(t, func() error {
-		if held := replica.strings("HVALS", store.key(count[0].Key)); len(held) == 0 {
+	fails(t, store, text(hourly(t, 3, 1<<10), "z"))
+	eventually(t, func() error { // the sentinel has made the replica the master
+		answer := sentinel.do("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main")
+		if at, err := answer.AsStrSlice(); err != nil || at[1] != port(replicaAddr) {
 			return errNotYet
 		}
 		return nil
 	})
+	failedOver := time.Now()
+	eventually(t, store.connected)
+	eventually(t, func() error { return replica.knows(store, count, 2) })
+	if took := time.Since(failedOver); took > 5*time.Second {
+		t.Errorf("found the new master after %v", took)
+	}
 	if n := store.admitted(3, count); n != 1 {
 		t.Errorf("%d more at once with the new master, want 1", n)
 	}
