@@ -16,6 +16,9 @@ import (
 // long and its handler waits for one.
 const idleTimeout = time.Minute
 
+// epoch is what sessions count time from, by a clock that steps of the system's do not touch.
+var epoch = time.Now()
+
 // PacketSession is what one client and one address of a gate+udp listener say to each other. As a net.Conn
 // it has one datagram per Read and Write; a relay attaches to it instead.
 //
@@ -31,7 +34,7 @@ type PacketSession struct {
 
 	entry   entry // belongs to the socket
 	replied atomic.Bool
-	active  atomic.Int64 // when a datagram passed last, as long as nobody is attached; in ns since 1970
+	active  atomic.Int64 // when a datagram passed last, as long as nobody is attached; in ns since epoch
 	ended   atomic.Bool  // by whoever
 	closing atomic.Bool  // by Close
 
@@ -112,7 +115,7 @@ func (c *PacketSession) deliver(b []byte) outcome {
 		return full
 	default:
 		c.socket.held.Add(int64(len(b)))
-		c.active.Store(time.Now().UnixNano())
+		c.active.Store(int64(time.Since(epoch)))
 	}
 	return delivered
 }
@@ -134,7 +137,7 @@ func (c *PacketSession) Read(b []byte) (int, error) {
 			c.socket.held.Add(int64(in.held - held))
 			return n, nil
 		}
-		idle := time.Unix(0, c.active.Load()).Add(idleTimeout)
+		idle := epoch.Add(time.Duration(c.active.Load()) + idleTimeout)
 		if !now.Before(idle) {
 			c.socket.forget(c)
 			c.leave()
@@ -176,7 +179,7 @@ func (c *PacketSession) Write(b []byte) (int, error) {
 	if err != nil {
 		return 0, c.opError("write", err)
 	}
-	c.active.Store(time.Now().UnixNano())
+	c.active.Store(int64(time.Since(epoch)))
 	if !sent {
 		c.counts.Dropped[session.DropSendFailed].Add(1)
 	}

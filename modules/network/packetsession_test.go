@@ -73,6 +73,23 @@ func TestReadKeepsBoundaries(t *testing.T) {
 	expectRead(t, c, 100, "third")
 }
 
+func TestReadEndsASilentSession(t *testing.T) {
+	t.Parallel()
+	s := newTestSocket(defaultLimits)
+	for silent, want := range map[time.Duration]error{idleTimeout - time.Minute/2: os.ErrDeadlineExceeded, idleTimeout: io.EOF} {
+		c := s.arrive(int(silent/time.Second), []byte("hello"))
+		expectRead(t, c, 100, "hello")
+		c.active.Store(int64(time.Since(epoch) - silent))
+		_ = c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		if n, err := c.Read(make([]byte, 10)); n > 0 || !errors.Is(err, want) {
+			t.Errorf("silent for %v: %d, %v, want %v", silent, n, err, want)
+		}
+		if s.arrive(int(silent/time.Second), nil) != nil != (want == io.EOF) {
+			t.Errorf("silent for %v: the next datagram begins a session, or does not", silent)
+		}
+	}
+}
+
 func TestWhatIsNotTakenBeginsAnotherSession(t *testing.T) {
 	t.Parallel()
 	s := newTestSocket(defaultLimits)
