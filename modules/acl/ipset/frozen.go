@@ -3,6 +3,7 @@ package ipset
 import (
 	"cmp"
 	"encoding/binary"
+	"iter"
 	"math/bits"
 	"math/rand/v2"
 	"net/netip"
@@ -109,11 +110,11 @@ func (f *frozen4) contains(addr uint32) bool {
 //
 // The first bits of an address tell little, because registries have given out so little of the address space. The first 48
 // do: one site has one such network (RFC 6177). Where a list is long, what it has of one site is found by a hash table,
-// and the spans that reach over several sites, which are few, by a search.
+// and the spans that reach over many sites, which are few, by a search.
 type frozen6 struct {
-	wide  []span[uint128] // reach over several sites; all spans where there is no table
+	wide  []span[uint128] // reach over many sites; all spans where there is no table
 	sites []span[uint128] // are each within one, where a slot can't have them
-	table []site          // open addressing, at most two thirds full
+	table []site          // open addressing, two thirds full
 }
 
 // site is a slot of the table. It is all that has to be read where a site has one span of whole networks for
@@ -124,6 +125,9 @@ type site struct {
 	after       uint32 // one more than the position of the first of other spans in sites; 0 for one in the slot
 }
 
+// wideSites is how many sites a span has to reach over to be searched for. Those of fewer are cut into parts.
+const wideSites = 16
+
 func freeze6(all []span[uint128]) frozen6 {
 	all = merge(all, uint128.compare, func(last, first uint128) bool {
 		return last.low+1 == first.low && (last.high == first.high || first.low == 0 && last.high+1 == first.high)
@@ -132,40 +136,65 @@ func freeze6(all []span[uint128]) frozen6 {
 		return frozen6{wide: all}
 	}
 	var f frozen6
-	f.table = make([]site, countSites(all)*3/2+1)
-	for len(all) > 0 {
-		at, n := siteOf(all[0].first), 1
-		if at != siteOf(all[0].last) {
-			f.wide, all = append(f.wide, all[0]), all[1:]
-			continue
+	count, last := 0, ^uint64(0)
+	for part := range parts(all) {
+		if at := siteOf(part.first); at != last {
+			count, last = count+1, at
 		}
-		for n < len(all) && siteOf(all[n].last) == at {
-			n++
+	}
+	f.table = make([]site, count*3/2+1)
+	var one []span[uint128] // what there is of one site
+	for part := range parts(all) {
+		if len(one) > 0 && siteOf(one[0].first) != siteOf(part.first) {
+			f.addSite(one)
+			one = one[:0]
 		}
-		*f.slotOf(at) = f.newSite(at, all[:n])
-		all = all[n:]
+		one = append(one, part)
+	}
+	if len(one) > 0 {
+		f.addSite(one)
+	}
+	for _, s := range all {
+		if isWide(s) {
+			f.wide = append(f.wide, s)
+		}
 	}
 	return f
 }
 
-// countSites returns how many sites have spans of their own.
-func countSites(all []span[uint128]) (n int) {
-	last := ^uint64(0)
-	for _, s := range all {
-		if at := siteOf(s.first); at == siteOf(s.last) && at != last {
-			n, last = n+1, at
+func isWide(s span[uint128]) bool { return siteOf(s.last)-siteOf(s.first) >= wideSites }
+
+// parts gives the spans that are not wide, cut where a site ends.
+func parts(all []span[uint128]) iter.Seq[span[uint128]] {
+	return func(yield func(span[uint128]) bool) {
+		for _, s := range all {
+			if isWide(s) {
+				continue
+			}
+			for siteOf(s.first) < siteOf(s.last) {
+				end := uint128{s.first.high | 0xffff, ^uint64(0)}
+				if !yield(span[uint128]{s.first, end}) {
+					return
+				}
+				s.first = uint128{end.high + 1, 0}
+			}
+			if !yield(s) {
+				return
+			}
 		}
 	}
-	return n
 }
 
-func (f *frozen6) newSite(at uint64, spans []span[uint128]) site {
+// addSite adds all spans of one site.
+func (f *frozen6) addSite(spans []span[uint128]) {
 	s := spans[0]
+	at := siteOf(s.first)
 	if len(spans) == 1 && s.first.low == 0 && s.last.low == ^uint64(0) {
-		return site{number: at + 1, first: uint16(s.first.high), last: uint16(s.last.high)}
+		*f.slotOf(at) = site{number: at + 1, first: uint16(s.first.high), last: uint16(s.last.high)}
+		return
 	}
+	*f.slotOf(at) = site{number: at + 1, after: uint32(len(f.sites)) + 1}
 	f.sites = append(f.sites, spans...)
-	return site{number: at + 1, after: uint32(len(f.sites)-len(spans)) + 1}
 }
 
 func siteOf(addr uint128) uint64 { return addr.high >> 16 }

@@ -149,7 +149,7 @@ func TestIndexedSites(t *testing.T) {
 			last := uint128{high, low + uint64(random.IntN(8))}
 			switch random.IntN(100) {
 			case 0, 1:
-				last.high += uint64(random.IntN(3)) << 16
+				last.high += uint64(random.IntN(2*wideSites)) << 16
 			case 2:
 				first, last = uint128{high &^ 0xffff, 0}, uint128{high | 0xffff, ^uint64(0)} // the site
 			case 3, 4, 5: // or its end, or its first or last network
