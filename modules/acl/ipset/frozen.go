@@ -115,6 +115,7 @@ type frozen6 struct {
 	wide  []span[uint128] // reach over many sites; all spans where there is no table
 	sites []span[uint128] // are each within one, where a slot can't have them
 	table []site          // open addressing, two thirds full
+	marks []uint64        // a bit for all sites of one hash: who is in none of them is mostly known by a look at it
 }
 
 // site is a slot of the table. It is all that has to be read where a site has one span of whole networks for
@@ -143,6 +144,8 @@ func freeze6(all []span[uint128]) frozen6 {
 		}
 	}
 	f.table = make([]site, count*3/2+1)
+	f.marks = make([]uint64, 1<<max(bits.Len(uint(count))-2, 0)) // 16 to 32 bits for each site
+
 	var one []span[uint128] // what there is of one site
 	for part := range parts(all) {
 		if len(one) > 0 && siteOf(one[0].first) != siteOf(part.first) {
@@ -189,11 +192,14 @@ func parts(all []span[uint128]) iter.Seq[span[uint128]] {
 func (f *frozen6) addSite(spans []span[uint128]) {
 	s := spans[0]
 	at := siteOf(s.first)
+	hash := hashOf(at)
+	word, mask := f.mark(hash)
+	*word |= mask
 	if len(spans) == 1 && s.first.low == 0 && s.last.low == ^uint64(0) {
-		*f.slotOf(at) = site{number: at + 1, first: uint16(s.first.high), last: uint16(s.last.high)}
+		*f.slotOf(at, hash) = site{number: at + 1, first: uint16(s.first.high), last: uint16(s.last.high)}
 		return
 	}
-	*f.slotOf(at) = site{number: at + 1, after: uint32(len(f.sites)) + 1}
+	*f.slotOf(at, hash) = site{number: at + 1, after: uint32(len(f.sites)) + 1}
 	f.sites = append(f.sites, spans...)
 }
 
@@ -203,11 +209,19 @@ func siteOf(addr uint128) uint64 { return addr.high >> 16 }
 // hashing, The Art of Computer Programming, 6.4).
 var multiplier = rand.Uint64() | 1
 
-// slotOf returns the slot of the site, or the free one where it would be.
-func (f *frozen6) slotOf(at uint64) *site {
+func hashOf(at uint64) uint64 {
 	hash := (at + 1) * multiplier
 	hash ^= hash >> 32
-	hash *= multiplier
+	return hash * multiplier
+}
+
+// mark returns where the bit for sites of this hash is.
+func (f *frozen6) mark(hash uint64) (word *uint64, mask uint64) {
+	return &f.marks[hash>>38&uint64(len(f.marks)-1)], 1 << (hash >> 32 & 63)
+}
+
+// slotOf returns the slot of the site of this hash, or the free one where it would be.
+func (f *frozen6) slotOf(at, hash uint64) *site {
 	slot, _ := bits.Mul64(hash, uint64(len(f.table))) // as far into the table as the hash is into all numbers
 	for f.table[slot].number != 0 && f.table[slot].number != at+1 {
 		if slot++; slot == uint64(len(f.table)) {
@@ -224,7 +238,12 @@ func (f *frozen6) contains(addr uint128) bool {
 	if f.table == nil {
 		return false
 	}
-	switch s := f.slotOf(siteOf(addr)); {
+	at := siteOf(addr)
+	hash := hashOf(at)
+	if word, mask := f.mark(hash); *word&mask == 0 {
+		return false
+	}
+	switch s := f.slotOf(at, hash); {
 	case s.number == 0:
 		return false
 	case s.after == 0:
