@@ -250,12 +250,16 @@ func TestOnLimit(t *testing.T) {
 func TestDryRun(t *testing.T) {
 	t.Parallel()
 	h, _ := provision(t, `{"name": "dry", "dry_run": true, "connections": [{"rate": "1/h", "burst": 2}], "concurrent": [{"max": 1}]}`)
+	refused := func() float64 {
+		return testutil.ToFloat64(collectors.decisions.WithLabelValues(":8080", "dry: concurrent 1 per ip", "dry_run"))
+	}
+	before := refused()
 	for range 3 {
 		if admitted, _ := stay(t, h, "192.0.2.1:1"); !admitted {
 			t.Error("refused")
 		}
 	}
-	if n := testutil.ToFloat64(collectors.decisions.WithLabelValues(":8080", "dry: concurrent 1 per ip", "dry_run")); n != 2 {
+	if n := refused() - before; n != 2 {
 		t.Errorf("%v would have been refused, want 2", n)
 	}
 }

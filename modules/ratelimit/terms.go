@@ -97,7 +97,7 @@ func (p *pacer) Moved(n int) (pause time.Duration) {
 }
 
 // allow decides about a datagram, which can't be held back: it is dropped when it comes in a pause of its session. So the
-// sessions that share a limit take turns as streams do, and one that sends little loses nothing to those that send much.
+// sessions that share a limit take turns as streams do, and one that sends little loses little to those that send much.
 // What others say is asked before it is charged.
 func (p *pacer) allow(size int, others func() bool) bool {
 	if p == nil {
