@@ -91,7 +91,7 @@ func TestSetAgainstOracle(t *testing.T) {
 func TestIndexedRanges(t *testing.T) {
 	t.Parallel()
 	random := rand.New(rand.NewPCG(5, 6))
-	for _, size := range []int{indexed - 1, indexed, 3 * indexed} {
+	for _, size := range []int{indexed - 1, indexed, 1 << 16, 1 << 17} {
 		has := make(map[uint32]bool)
 		var builder Builder
 		for len(has) < size {
@@ -115,7 +115,7 @@ func TestIndexedRanges(t *testing.T) {
 	}
 }
 
-// A range that reaches over many parts of the index is found from each of them.
+// A range that reaches over many blocks is found from each of them.
 func TestIndexedWideRange(t *testing.T) {
 	t.Parallel()
 	var builder Builder

@@ -1,110 +1,10 @@
 package ipset
 
 import (
-	"cmp"
-	"encoding/binary"
 	"iter"
 	"math/bits"
 	"math/rand/v2"
-	"net/netip"
-	"slices"
 )
-
-// uint128 is an IPv6 address as a number.
-type uint128 struct{ high, low uint64 }
-
-func (a uint128) compare(b uint128) int {
-	if a.high != b.high {
-		return cmp.Compare(a.high, b.high)
-	}
-	return cmp.Compare(a.low, b.low)
-}
-
-func number4(addr netip.Addr) uint32 {
-	bytes := addr.As4()
-	return binary.BigEndian.Uint32(bytes[:])
-}
-
-func number6(addr netip.Addr) uint128 {
-	bytes := addr.As16()
-	return uint128{binary.BigEndian.Uint64(bytes[:8]), binary.BigEndian.Uint64(bytes[8:])}
-}
-
-// span is a range as numbers, both ends included.
-type span[N uint32 | uint128] struct{ first, last N }
-
-// merge puts the spans in order, and makes one of those that overlap or touch.
-func merge[N uint32 | uint128](all []span[N], compare func(a, b N) int, touch func(last, first N) bool) []span[N] {
-	byFirst := func(a, b span[N]) int { return compare(a.first, b.first) }
-	if !slices.IsSortedFunc(all, byFirst) {
-		slices.SortFunc(all, byFirst)
-	}
-	merged := all[:0]
-	for _, s := range all {
-		n := len(merged)
-		if n == 0 || compare(merged[n-1].last, s.first) < 0 && !touch(merged[n-1].last, s.first) {
-			merged = append(merged, s)
-		} else if compare(merged[n-1].last, s.last) < 0 {
-			merged[n-1].last = s.last
-		}
-	}
-	if cap(merged) > 2*len(merged) {
-		return slices.Clone(merged)
-	}
-	return merged
-}
-
-// frozen4 has the IPv4 addresses of a list.
-type frozen4 struct {
-	spans []span[uint32]
-	index []uint32 // how many spans begin before these first bits; nil where it isn't worth it
-	shift int      // what is left of an address are the bits of the index
-}
-
-const (
-	// indexBits is the most bits of an address by which it finds its spans. The index then takes 1 MiB, and leaves 4 spans
-	// to search of a million that are spread evenly.
-	indexBits = 18
-	// indexed is how many spans are worth an index.
-	indexed = 1 << 12
-)
-
-func freeze4(all []span[uint32]) frozen4 {
-	all = merge(all, cmp.Compare, func(last, first uint32) bool { return last+1 == first })
-	f := frozen4{spans: all}
-	if len(all) < indexed {
-		return f
-	}
-	f.shift = 32 - min(bits.Len(uint(len(all))), indexBits)
-	f.index = make([]uint32, 1<<(32-f.shift)+1)
-	at := 0
-	for i := range f.index {
-		for at < len(all) && all[at].first>>f.shift < uint32(i) {
-			at++
-		}
-		f.index[i] = uint32(at)
-	}
-	return f
-}
-
-func (f *frozen4) contains(addr uint32) bool {
-	from, to := uint32(0), uint32(len(f.spans))
-	if f.index != nil {
-		top := addr >> f.shift
-		from, to = f.index[top], f.index[top+1]
-	}
-	// The span that has it, if any does, is the last one that begins at or before it. The search has no branch that
-	// depends on what it finds, which a processor could not foresee.
-	at := int(from)
-	for size := int(to - from); size > 0; {
-		half := (size + 1) / 2
-		if f.spans[at+half-1].first <= addr {
-			at += half
-		}
-		size -= half
-	}
-	return at > 0 && f.spans[at-1].last >= addr
-}
 
 // frozen6 has the IPv6 addresses of a list.
 //
@@ -262,18 +162,4 @@ func (f *frozen6) ofSite(first int, addr uint128) []span[uint128] {
 		n *= 2
 	}
 	return spans[:min(n, len(spans))]
-}
-
-// covers tells whether one of the spans, which are in order, has addr. It searches as frozen4 does.
-func covers(spans []span[uint128], addr uint128) bool {
-	count := 0
-	for size := len(spans); size > 0; {
-		half := (size + 1) / 2
-		first := spans[count+half-1].first
-		_, below := bits.Sub64(addr.low, first.low, 0)
-		_, below = bits.Sub64(addr.high, first.high, below)
-		count += half & (int(below) - 1)
-		size -= half
-	}
-	return count > 0 && spans[count-1].last.compare(addr) >= 0
 }
