@@ -3,12 +3,17 @@ package integration
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +24,7 @@ import (
 // no test. Their loops make raw system calls, so that the race detector, with which the tests are built, does not slow them down.
 var ownProcesses = map[string]func(args []string){
 	"echo":   func([]string) { echoForever(listenAndTell()) },
+	"chat":   chatWhenTold,
 	"source": func([]string) { sourceForever(listenAndTell()) },
 	"drain":  func(args []string) { drainForever(args) },
 	"ender":  func([]string) { endForever(listenAndTell()) },
@@ -28,6 +34,12 @@ var ownProcesses = map[string]func(args []string){
 
 const ownProcessEnv = "GATE_OWN_PROCESS"
 
+// An own process may run before or after all others that want a processor, see chrt(1).
+var (
+	first = []string{"chrt", "--fifo", "1"}
+	last  = []string{"chrt", "--idle", "0"}
+)
+
 func init() {
 	if role := strings.Fields(os.Getenv(ownProcessEnv)); len(role) > 0 {
 		ownProcesses[role[0]](role[1:])
@@ -35,32 +47,74 @@ func init() {
 	}
 }
 
+// ownProcess is a peer that runs.
+type ownProcess struct {
+	t     testing.TB
+	role  []string
+	in    io.Writer
+	lines chan string // that it says
+	stop  func()
+}
+
 // startOwnProcess starts a peer and returns the line that it says it is ready with: the address that it listens on, if it does.
 func startOwnProcess(t testing.TB, name string, args ...string) (ready string, stop func()) {
 	t.Helper()
+	p := startProcess(t, nil, name, args...)
+	return p.listen(), p.stop
+}
+
+// startProcess starts a peer with a program in front that makes it first or last, if there is one.
+func startProcess(t testing.TB, with []string, name string, args ...string) *ownProcess {
+	t.Helper()
 	role := append([]string{name}, args...)
-	cmd := exec.Command(os.Args[0])
+	command := append(slices.Clone(with), os.Args[0])
+	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Env = append(os.Environ(), ownProcessEnv+"="+strings.Join(role, " "))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	must(t, err)
+	in, err := cmd.StdinPipe()
+	must(t, err)
 	must(t, cmd.Start())
-	stop = func() {
+	p := &ownProcess{t: t, role: role, in: in, lines: make(chan string)}
+	over := make(chan struct{})
+	p.stop = sync.OnceFunc(func() {
+		close(over)
 		cmd.Process.Kill()
 		cmd.Wait()
-	}
-	t.Cleanup(stop)
-	line := make(chan string, 1)
+	})
+	t.Cleanup(p.stop)
 	go func() {
-		text, _ := bufio.NewReader(out).ReadString('\n')
-		line <- text
+		defer close(p.lines)
+		for text := bufio.NewScanner(out); text.Scan(); {
+			select {
+			case p.lines <- text.Text():
+			case <-over:
+				return
+			}
+		}
 	}()
-	ready = strings.TrimSpace(within(t, peerTimeout, "the start of "+strings.Join(role, " "), line))
-	if ready == "" {
-		t.Fatalf("%v ended at once", role)
+	return p
+}
+
+// listen returns the next line that the peer says.
+func (p *ownProcess) listen() string {
+	p.t.Helper()
+	line := within(p.t, peerTimeout, "a word of "+strings.Join(p.role, " "), p.lines)
+	if line == "" {
+		p.t.Fatalf("%v has ended", p.role)
 	}
-	return ready, stop
+	return line
+}
+
+// ask tells the peer something and returns its answer.
+func (p *ownProcess) ask(question string) (answer string) {
+	p.t.Helper()
+	if _, err := fmt.Fprintln(p.in, question); err != nil {
+		p.t.Fatalf("%v: %v", p.role, err)
+	}
+	return p.listen()
 }
 
 // startEchoProcess is an echo in a process of its own, for thousands of connections.
@@ -136,11 +190,88 @@ func echoForever(listening int) {
 	})
 }
 
+// chatWhenTold opens so many connections to an address. For each line that it is told they exchange messages for a second, one each 100 ms
+// in each connection, evenly spread; then it says how many exchanges there were, and p50, p99 and the most of how long they took, in ns. An
+// exchange that takes longer than that makes the connection leave out its next, so that the others show it too.
+func chatWhenTold(args []string) {
+	const (
+		every, total = 100 * time.Millisecond, time.Second
+		message      = 64
+	)
+	n, err := strconv.Atoi(args[1])
+	check("number", err)
+	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	check("epoll_create", err)
+	type client struct {
+		fd, got int
+		since   time.Time // of the exchange that is under way
+	}
+	clients := make([]client, n)
+	for i := range clients {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		check("socket", err)
+		check("connect", unix.Connect(fd, sockaddr(args[0])))
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+		check("epoll_ctl", unix.EpollCtl(poll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)}))
+		clients[i].fd = fd
+	}
+	question, answer, events := make([]byte, message), make([]byte, message), make([]unix.EpollEvent, 512)
+	for told := bufio.NewScanner(os.Stdin); told.Scan(); {
+		var (
+			took                 = make([]time.Duration, 0, n*int(total/every))
+			next, left, underWay = 0, cap(took), 0
+		)
+		for start := time.Now(); left > 0 || underWay > 0; {
+			for ; left > 0 && time.Since(start) >= every*time.Duration(next)/time.Duration(n); next, left = next+1, left-1 {
+				c := &clients[next%n]
+				if !c.since.IsZero() {
+					continue
+				}
+				c.since, c.got = time.Now(), 0
+				underWay++
+				_, errno := rawIO(unix.SYS_WRITE, c.fd, question)
+				check("write", orNil(errno))
+			}
+			ready, err := unix.EpollWait(poll, events, 1)
+			if err != unix.EINTR {
+				check("epoll_wait", err)
+			}
+			for _, event := range events[:max(ready, 0)] {
+				c := &clients[event.Fd]
+				read, errno := rawIO(unix.SYS_READ, c.fd, answer)
+				check("read", orNil(errno))
+				if read == 0 {
+					check("read", io.ErrUnexpectedEOF)
+				}
+				if c.got += read; c.got == message {
+					took = append(took, time.Since(c.since))
+					c.since = time.Time{}
+					underWay--
+				}
+			}
+		}
+		slices.Sort(took)
+		fmt.Println(len(took), int64(percentile(took, 50)), int64(percentile(took, 99)), int64(took[len(took)-1]))
+	}
+}
+
+// orNil makes an error of a number that may be none.
+func orNil(errno syscall.Errno) error {
+	if errno == 0 {
+		return nil
+	}
+	return errno
+}
+
 // rawIO is read or write without the race detector's look at every byte.
 func rawIO(call uintptr, fd int, b []byte) (int, syscall.Errno) {
 	n, _, errno := syscall.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
 	return int(n), errno
 }
+
+// bulkWindow is how much may be under way at each end of a bulk connection: what 10 Gbit/s have in a millisecond. On loopback the system
+// would make it several times as much, and each of its own turns, which nobody can interrupt, several times as long.
+const bulkWindow = 1 << 20
 
 // sourceForever sends without end to whoever connects. It sends a file from memory, which costs it no copy: what it takes of the
 // processors would be taken from what is measured.
@@ -152,6 +283,7 @@ func sourceForever(listening int) {
 	for {
 		fd, _, err := unix.Accept4(listening, unix.SOCK_CLOEXEC)
 		check("accept", err)
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, bulkWindow)
 		go func() {
 			defer unix.Close(fd)
 			for err := error(nil); err == nil; {
@@ -169,6 +301,7 @@ func drainForever(addrs []string) {
 	for _, addr := range addrs {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		check("socket", err)
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, bulkWindow)
 		check("connect", unix.Connect(fd, sockaddr(addr)))
 		go func() {
 			for {

@@ -51,9 +51,6 @@ type half struct {
 
 var generations atomic.Uint32
 
-// A flow gives way when it has moved so much in one direction: one large splice, or some reads.
-const turnBudget = 512 << 10
-
 // When a stream turns bulk, and small again.
 const (
 	largeRead   = 32 << 10
@@ -198,10 +195,11 @@ func (f *flow) move() {
 	}
 }
 
-// pump moves from src to dst until there is nothing to read, dst is full, or the flow has had its
-// turn; then there may be more.
+// pump moves from src to dst until there is nothing to read, dst is full, or the flow has moved its
+// quantum; then there may be more.
 func (f *flow) pump(src, dst *half, moved *atomic.Int64) (more bool) {
-	for budget := turnBudget; budget > 0; {
+	quantum := f.loop.quantum()
+	for budget := quantum; budget > 0; {
 		if !f.flush(dst, moved) || dst.gone {
 			return false
 		}
@@ -213,7 +211,7 @@ func (f *flow) pump(src, dst *half, moved *atomic.Int64) (more bool) {
 			return false
 		}
 		if src.bulk {
-			budget -= f.spliceIn(src, dst)
+			budget -= f.spliceIn(src, dst, quantum)
 		} else {
 			dst.releasePipe() // the stream may have been bulk before
 			budget -= f.copy(src, dst, moved)

@@ -33,3 +33,20 @@ func TestALoopSeesThatAnotherOneIsKeptFromItsTurn(t *testing.T) {
 		}
 	}
 }
+
+func TestASessionMovesLessWhereOthersHaveSomething(t *testing.T) {
+	const now = time.Minute
+	for name, c := range map[string]struct {
+		waitedAt time.Duration
+		want     int
+	}{
+		"in this turn":  {now, smallQuantum},
+		"a moment ago":  {now - sharedFor + 1, smallQuantum},
+		"not for long":  {now - sharedFor, largeQuantum},
+		"not for hours": {0, largeQuantum},
+	} {
+		if got := (&loop{now: now, waitedAt: c.waitedAt}).quantum(); got != c.want {
+			t.Errorf("%s: %d, want %d", name, got, c.want)
+		}
+	}
+}

@@ -118,8 +118,8 @@ func (f *flow) flush(dst *half, moved *atomic.Int64) bool {
 	return f.flush(dst, moved)
 }
 
-// spliceIn moves what src has into the pipe of dst, which is empty. flush takes it from there.
-func (f *flow) spliceIn(src, dst *half) int {
+// spliceIn moves what src has, up to most bytes, into the pipe of dst, which is empty. flush takes it from there.
+func (f *flow) spliceIn(src, dst *half, most int) int {
 	if dst.pipe == nil {
 		p, err := takePipe()
 		if err != nil {
@@ -128,7 +128,7 @@ func (f *flow) spliceIn(src, dst *half) int {
 		}
 		dst.pipe = p
 	}
-	n, errno := spliceFD(src.fd, dst.pipe.w, dst.turn(pipeSize))
+	n, errno := spliceFD(src.fd, dst.pipe.w, dst.turn(most))
 	if n <= 0 {
 		dst.releasePipe()
 		if errno == unix.EINVAL {

@@ -70,6 +70,7 @@ func (f *packetFlow) hear(_, generation uint32) {
 	}
 	f.readable = true
 	f.loop.current = f
+	f.loop.waitedAt = f.loop.now
 	if !f.queued { // else runReady gives it its turn; more would be at the expense of others
 		f.readReplies()
 	}

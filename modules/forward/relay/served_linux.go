@@ -83,6 +83,9 @@ func (h *half) hear(events, generation uint32) {
 	}
 	f := h.flow
 	f.loop.current = f
+	if !f.client.bulk && !f.upstream.bulk {
+		f.loop.waitedAt = f.loop.now
+	}
 	if events&unix.EPOLLERR != 0 && h.eof && !h.gone {
 		f.lost(h) // a reset after the FIN, which no read finds
 	}
