@@ -132,7 +132,7 @@ func (f *frozen6) slotOf(at, hash uint64) *site {
 }
 
 func (f *frozen6) contains(addr uint128) bool {
-	if covers(f.wide, addr) {
+	if len(f.wide) > 0 && covers(f.wide, addr) {
 		return true
 	}
 	if f.table == nil {

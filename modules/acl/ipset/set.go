@@ -25,18 +25,19 @@ type Set struct {
 
 // Contains tells whether the address is in the set. It may have any form, see [Canonical].
 func (s *Set) Contains(addr netip.Addr) bool {
-	if s == nil {
-		return false
-	}
-	addr = Canonical(addr)
 	switch {
-	case addr.Is4() && s.v4.contains(number4(addr)):
-		return true
-	case addr.Is6() && s.v6.contains(number6(addr)):
-		return true
-	default:
-		return s.table.Size() > 0 && s.table.Contains(addr) // false for what is no address
+	case s == nil:
+		return false
+	case addr.Is4In6():
+		addr = addr.Unmap()
 	}
+	if s.table.Size() > 0 && s.table.Contains(Canonical(addr)) {
+		return true
+	}
+	if addr.Is4() {
+		return s.v4.contains(number4(addr))
+	}
+	return addr.Is6() && s.v6.contains(number6(addr)) // false for what is no address
 }
 
 // Len is how many entries the set was made of.
