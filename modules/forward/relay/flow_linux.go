@@ -190,9 +190,14 @@ func (f *flow) move() {
 	}
 	f.settle()
 	if more && f.phase == phaseOpen && !f.queued {
-		f.queued = true
-		f.loop.ready = append(f.loop.ready, f)
+		f.queue()
 	}
+}
+
+// queue has it take its turn in a later runReady.
+func (f *flow) queue() {
+	f.queued = true
+	f.loop.ready = append(f.loop.ready, f)
 }
 
 // pump moves from src to dst until there is nothing to read, dst is full, or the flow has moved its

@@ -34,7 +34,7 @@ type loop struct {
 	// All below belongs to the loop's goroutine.
 
 	now      time.Duration // since epoch, as of this turn
-	waitedAt time.Duration // when a session last had something for which it may have waited, see quantum
+	waitedAt time.Duration // when one that does not always have more to move last had something
 	yielded  time.Duration // when it last let other goroutines run
 	gave     time.Duration // when it last looked after its peers
 	alarm    *time.Timer   // wakes the loop for a time limit
@@ -42,7 +42,6 @@ type loop struct {
 	letters  []message // the inbox of this turn
 	watches  []watched // by descriptor
 	ready    []served  // had more to move than a turn allows
-	serving  []served  // the same, of the last turn
 	ended    []served  // of this turn
 	wheel    wheel
 	paces    paced
@@ -172,8 +171,9 @@ func (l *loop) run() {
 		l.turnsAt.Store(int64(l.now))
 		l.wheel.skip(l.now)
 		l.readInbox()
+		ready := len(l.ready)
 		l.dispatch()
-		l.runReady()
+		l.runReady(ready)
 		l.sendReplies()
 		l.wheel.advance(l.now, l.expire)
 		l.resume()
@@ -199,11 +199,16 @@ const (
 	smallQuantum = 64 << 10
 	// sharedFor is for how long others are expected to come again.
 	sharedFor = 100 * time.Millisecond
+	// readyTime is how long a turn may be, about, when there are more sessions to have a quantum than fit.
+	readyTime = 500 * time.Microsecond
 )
+
+// isShared reports whether there are sessions that do not always have more to move.
+func (l *loop) isShared() bool { return l.now-l.waitedAt < sharedFor }
 
 // quantum is how much a session may move in one direction in this turn.
 func (l *loop) quantum() int {
-	if l.now-l.waitedAt < sharedFor {
+	if l.isShared() {
 		return smallQuantum
 	}
 	return largeQuantum
@@ -266,10 +271,7 @@ func (l *loop) readInbox() {
 	clear(l.letters)
 }
 
-// dispatch has those move something of whom poll has told. What has more to move then is for the next turn's runReady,
-// so that nobody moves two quanta in a turn.
 func (l *loop) dispatch() {
-	l.serving, l.ready = l.ready, l.serving[:0]
 	for i := range l.events[:l.waiting] {
 		event := &l.events[i]
 		if fd := int(event.Fd); fd < len(l.watches) && l.watches[fd] != nil {
@@ -278,13 +280,16 @@ func (l *loop) dispatch() {
 	}
 }
 
-// runReady gives each session that has more to move one more turn.
-func (l *loop) runReady() {
-	for _, s := range l.serving {
-		l.current = s
-		s.step()
+// runReady gives the first of those a quantum that have more to move, each at most one: as many as there were before this turn, or,
+// while others have something too, as many as there is time for.
+func (l *loop) runReady(before int) {
+	served := 0
+	for served < before && (served == 0 || !l.isShared() || time.Since(epoch)-l.now < readyTime) {
+		l.current = l.ready[served]
+		served++
+		l.current.step()
 	}
-	clear(l.serving)
+	l.ready = slices.Delete(l.ready, 0, served)
 }
 
 func (l *loop) expire(s served) {

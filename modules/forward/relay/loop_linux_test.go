@@ -50,3 +50,56 @@ func TestASessionMovesLessWhereOthersHaveSomething(t *testing.T) {
 		}
 	}
 }
+
+// taking is a session that always has more to move, and takes its time.
+type taking struct {
+	served
+	loop  *loop
+	takes time.Duration
+	had   int // quanta
+}
+
+func (s *taking) step() {
+	s.had++
+	s.loop.ready = append(s.loop.ready, s)
+	for began := time.Now(); time.Since(began) < s.takes; {
+	}
+}
+
+func TestOthersWaitNoLongerForManyThatHaveMoreThanForAFew(t *testing.T) {
+	const many, takes = 10, readyTime / 5
+	for name, c := range map[string]struct {
+		waitedAgo time.Duration
+		atMost    int // of them in a turn; not less than 1
+	}{
+		"others have something": {0, int(readyTime/takes) + 1},
+		"others have nothing":   {sharedFor, many},
+	} {
+		l := new(loop)
+		all := make([]*taking, many)
+		for i := range all {
+			all[i] = &taking{loop: l, takes: takes}
+			l.ready = append(l.ready, all[i])
+		}
+		had := func() (sum int) {
+			for _, s := range all {
+				sum += s.had
+			}
+			return sum
+		}
+		for turn := 0; had() < 3*many; turn++ {
+			before := had()
+			l.now = time.Since(epoch)
+			l.waitedAt = l.now - c.waitedAgo
+			l.runReady(len(l.ready))
+			if n := had() - before; n < 1 || n > c.atMost || c.waitedAgo > 0 && n < many {
+				t.Errorf("%s: %d had a quantum in turn %d, want at most %d of %d", name, n, turn, c.atMost, many)
+			}
+			for i, s := range all[1:] {
+				if s.had > all[i].had || all[0].had > s.had+1 {
+					t.Fatalf("%s: they had %d and %d quanta: not in turn", name, all[i].had, s.had)
+				}
+			}
+		}
+	}
+}

@@ -83,7 +83,8 @@ func (h *half) hear(events, generation uint32) {
 	}
 	f := h.flow
 	f.loop.current = f
-	if !f.client.bulk && !f.upstream.bulk {
+	bulk := f.client.bulk || f.upstream.bulk
+	if !bulk {
 		f.loop.waitedAt = f.loop.now
 	}
 	if events&unix.EPOLLERR != 0 && h.eof && !h.gone {
@@ -96,5 +97,9 @@ func (h *half) hear(events, generation uint32) {
 		f.connected()
 		return
 	}
-	f.step()
+	if bulk {
+		f.queue() // those who want little come first
+	} else {
+		f.step()
+	}
 }
