@@ -183,6 +183,7 @@ func TestBothReset(t *testing.T) {
 func TestResetForAPeerThatNeverReads(t *testing.T) {
 	overPairs(t, func(t *testing.T, p pair) {
 		s := p.open(t, limits(Limits{Lifetime: time.Second}))
+		s.exchange(10) // else the reset may come before the relay knows that it is connected
 		_ = s.upstream.SetWriteDeadline(time.Now().Add(20 * time.Millisecond))
 		_ = send(s.upstream, 1, 1<<40) // until the relay is stuck
 		s.reset(s.upstream)

@@ -41,7 +41,7 @@ type loop struct {
 	alarmAt  time.Duration
 	letters  []message // the inbox of this turn
 	watches  []watched // by descriptor
-	ready    []served  // had more to move than a turn allows
+	ready    []served  // have more to move than a turn allows; the first has waited for longest
 	ended    []served  // of this turn
 	wheel    wheel
 	paces    paced
