@@ -15,7 +15,26 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
-func init() { caddy.RegisterModule(new(greeter)) }
+func init() {
+	caddy.RegisterModule(new(greeter))
+	caddy.RegisterModule(new(passer))
+}
+
+// passer is a handler that lets everybody through.
+type passer struct{}
+
+func (*passer) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "layer4.handlers.test_passer", New: func() caddy.Module { return new(passer) }}
+}
+
+func (p *passer) Provision(ctx caddy.Context) error {
+	direct.Offer(ctx, "{}", p)
+	return nil
+}
+
+func (*passer) Handle(cx *layer4.Connection, next layer4.Handler) error { return next.Handle(cx) }
+
+func (*passer) Serve(*session.Arrival) (next bool) { return true }
 
 // greeter is a handler that tells the client how it came to be called, and as whom it knows the client.
 type greeter struct{}
@@ -46,6 +65,8 @@ func TestListenerServesWhatNeedsNoLayer4Connection(t *testing.T) {
 	t.Cleanup(func() { _ = caddy.Stop() })
 	for _, c := range []struct{ routes, want string }{
 		{`{"handle":[{"handler":"test_greeter"}]}`, "directly: %s on tcp " + address},
+		{`{"handle":[{"handler":"test_passer"},{"handler":"test_greeter"}]}`, "directly: %s on tcp " + address},
+		{`{"handle":[{"handler":"test_passer"}]},{"handle":[{"handler":"test_greeter"}]}`, "by layer4: %s"},
 		{`{"handle":[{"handler":"subroute","routes":[{"handle":[{"handler":"test_greeter"}]}]}]}`, "by layer4: %s"},
 		{`{"handle":[{"handler":"test_greeter"}]}`, "directly: %s on tcp " + address},
 	} {

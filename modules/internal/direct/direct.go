@@ -1,6 +1,6 @@
 // Package direct finds the listeners whose connections need no layer4 connection.
 //
-// A server's first route may have no matchers, and handlers that are all [Step]s. Then nothing about a
+// A server may have a single route, without matchers, and with handlers that are all [Step]s. Then nothing about a
 // connection has to be read or found out before it is served, and its listener serves it where it was
 // accepted: without the goroutine, the buffer, the variables and the placeholders that layer4 gives each
 // connection. The handlers do the same as in layer4's chain, by the same code.
@@ -173,6 +173,9 @@ func stepsOf(app *layer4.App, server *layer4.Server) []Step {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	handlers := p.routes[server]
+	if len(server.Routes) != 1 { // layer4 goes on to the next route where the last handler calls the next one
+		return nil
+	}
 	if len(handlers) == 0 || !unconditional(server.Routes[0], len(handlers)) {
 		return nil
 	}
