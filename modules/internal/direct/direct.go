@@ -35,7 +35,7 @@ func Serve(steps []Step, a *session.Arrival) {
 			return
 		}
 	}
-	_ = a.Conn.Close()
+	a.Close()
 }
 
 // plan is what is known of the handlers of one layer4 app, while its config lives.

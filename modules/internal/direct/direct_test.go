@@ -245,7 +245,14 @@ func TestServeEndsWithTheStepThatTakesTheConnection(t *testing.T) {
 			steps = append(steps, &step{ID: id})
 		}
 		ours, theirs := net.Pipe()
-		Serve(steps, &session.Arrival{Conn: ours})
+		arrival := &session.Arrival{Conn: ours}
+		over := false
+		arrival.Agree(&session.Terms{}) // which need not have an End
+		arrival.Agree(&session.Terms{End: func() { over = true }})
+		Serve(steps, arrival)
+		if over != c.closed {
+			t.Errorf("%v: terms over: %t, want %t", c.ids, over, c.closed)
+		}
 		for i, s := range steps {
 			if got := s.(*step).served; got != c.served[i] {
 				t.Errorf("%v: step %d served %d times, want %d", c.ids, i, got, c.served[i])

@@ -38,6 +38,16 @@ func (a *Arrival) Begin(scope *Scope) *Session {
 	return a.session
 }
 
+// Close closes the connection of an arrival that nobody has served, and with it the terms that were agreed.
+func (a *Arrival) Close() {
+	_ = a.Conn.Close()
+	for _, t := range a.terms {
+		if t.End != nil {
+			t.End()
+		}
+	}
+}
+
 // NotePass notes what has let the arrival through.
 func (a *Arrival) NotePass(pass Pass) {
 	if a.cx != nil {
