@@ -14,6 +14,7 @@ import (
 type portRange struct {
 	ip          netip.Addr // zero for all of this machine, and for names
 	first, last uint
+	datagrams   bool // TCP and UDP have ports of their own
 }
 
 // matchAddrs refuses upstreams that what the listen addresses accept can't be sent to. It returns the ranges of
@@ -41,7 +42,7 @@ func matchPorts(upstreams []upstream.Upstream, listen []caddy.NetworkAddress) ([
 		if err != nil || ip.IsUnspecified() {
 			ip = netip.Addr{}
 		}
-		ranges = append(ranges, portRange{ip.Unmap(), addr.StartPort, addr.EndPort})
+		ranges = append(ranges, portRange{ip.Unmap(), addr.StartPort, addr.EndPort, isDatagrams(addr.Network)})
 	}
 	wanted := false
 	for _, up := range upstreams {
@@ -85,9 +86,10 @@ func offset(conn net.Conn, ranges []portRange) (offset int) {
 		return 0
 	}
 	ip, port := local.AddrPort().Addr().Unmap(), uint(local.AddrPort().Port())
+	datagrams := isDatagrams(conn.LocalAddr().Network())
 	for _, r := range ranges {
 		switch {
-		case port < r.first || port > r.last:
+		case port < r.first || port > r.last || datagrams != r.datagrams:
 		case r.ip == ip:
 			return int(port - r.first)
 		case !r.ip.IsValid():

@@ -83,9 +83,9 @@ func TestMatchPorts(t *testing.T) {
 
 func TestOffset(t *testing.T) {
 	t.Parallel()
-	exact := []portRange{{netip.MustParseAddr("10.0.0.1"), 7000, 7010}, {netip.MustParseAddr("10.0.0.2"), 7005, 7015}}
-	all := append(slices.Clone(exact), portRange{netip.Addr{}, 7002, 7012})
-	allFirst := append([]portRange{{netip.Addr{}, 7002, 7012}}, exact...)
+	exact := []portRange{{netip.MustParseAddr("10.0.0.1"), 7000, 7010, false}, {netip.MustParseAddr("10.0.0.2"), 7005, 7015, false}}
+	all := append(slices.Clone(exact), portRange{netip.Addr{}, 7002, 7012, false})
+	allFirst := append([]portRange{{netip.Addr{}, 7002, 7012, false}}, exact...)
 	for _, c := range []struct {
 		local  string
 		ranges []portRange
@@ -114,6 +114,18 @@ func TestOffset(t *testing.T) {
 			if got := offset(session.Accepted(cx), c.ranges); got != c.want {
 				t.Errorf("%s in %v: got %d, want %d", c.local, c.ranges, got, c.want)
 			}
+		}
+	}
+	for _, both := range [][]portRange{
+		{{netip.Addr{}, 7000, 7010, false}, {netip.Addr{}, 7005, 7015, true}},
+		{{netip.Addr{}, 7005, 7015, true}, {netip.Addr{}, 7000, 7010, false}},
+	} {
+		local := netip.MustParseAddrPort("10.0.0.1:7007")
+		if got := offset(session.Accepted(wrapLocal(net.TCPAddrFromAddrPort(local))), both); got != 7 {
+			t.Errorf("TCP in %v: got %d, want 7", both, got)
+		}
+		if got := offset(session.Accepted(wrapLocal(net.UDPAddrFromAddrPort(local))), both); got != 2 {
+			t.Errorf("UDP in %v: got %d, want 2", both, got)
 		}
 	}
 	unix := &net.UnixAddr{Net: "unix", Name: "/run/s"}
