@@ -249,7 +249,8 @@ func (r *PacketRelay) repliesLeft() int64 {
 	if r.cfg.MaxReplies <= 0 {
 		return math.MaxInt64
 	}
-	return r.cfg.MaxReplies*max(r.requests.Load(), 1) - r.datagramsDown.Load()
+	requests := min(max(r.requests.Load(), 1), math.MaxInt64/r.cfg.MaxReplies) // a client may ask for days
+	return r.cfg.MaxReplies*requests - r.datagramsDown.Load()
 }
 
 // sentUp notes a datagram that was sent to the upstream, sentDown one that was sent to the client.

@@ -178,6 +178,16 @@ func TestMaxRepliesIsForEachDatagram(t *testing.T) {
 	})
 }
 
+// A client that has sent ten billion datagrams has more replies left than can be counted.
+func TestMaxRepliesOfAClientThatAsksForLong(t *testing.T) {
+	overPackets(t, packetEngines, func(t *testing.T, p packetPair) {
+		s := p.open(t, func(c *PacketConfig) { c.MaxReplies = 1_000_000_000 })
+		s.relay.requests.Store(10_000_000_000)
+		s.exchange([]byte("hello"))
+		s.exchange([]byte("hello"))
+	})
+}
+
 // Until the client has answered a reply it gets no more than its share, also of many that come at once.
 func TestMaxReplyRatio(t *testing.T) {
 	overPackets(t, packetPairs, func(t *testing.T, p packetPair) {
