@@ -173,7 +173,7 @@ func (f *packetFlow) open(addr *net.UDPAddr) error {
 	for _, b := range f.waiting {
 		f.sendUp(b)
 	}
-	f.waiting = nil
+	f.waiting, f.size = nil, 0
 	return nil
 }
 
