@@ -178,10 +178,8 @@ func (l *Limits) expires(lastActive time.Duration, connected, halfClosed bool) (
 	if halfClosed && l.HalfClose > 0 {
 		silence = l.HalfClose
 	}
-	if connected && silence > 0 {
-		if idle := lastActive + silence; idle < age {
-			age, reason = idle, IdleTimeout
-		}
+	if connected && silence > 0 && silence < age-lastActive { // the sum may be more than a Duration holds
+		age, reason = lastActive+silence, IdleTimeout
 	}
 	return age, reason
 }
