@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"context"
 	"errors"
 	"net"
 	"sync"
@@ -161,6 +162,28 @@ func TestResetAfterFIN(t *testing.T) {
 				s.want(reason)
 			}
 		}
+	})
+}
+
+// A reset right behind a FIN is all the same a reset, even where the relay hears of both at once.
+func TestResetHeardWithTheFIN(t *testing.T) {
+	overPairs(t, func(t *testing.T, p pair) {
+		ln := p.listen(t)
+		finished := make(chan struct{})
+		s := p.start(t, func(ctx context.Context, failed error) (net.Addr, error) {
+			select {
+			case <-finished:
+			case <-ctx.Done():
+			}
+			return ln.Addr(), ctx.Err()
+		})
+		s.client.CloseWrite()
+		s.sent(s.client)
+		s.reset(s.client)
+		close(finished)
+		s.acceptFrom(ln)
+		s.want(ClientReset)
+		s.wantResetAfterWrite(s.upstream)
 	})
 }
 

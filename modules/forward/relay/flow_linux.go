@@ -32,6 +32,7 @@ type half struct {
 	writable bool // no write has found it full since it last was
 	ending   bool // read until it is empty: a FIN, an error or urgent data is behind what a short read gives
 	partial  bool // a short read does not mean that it is empty, see connected
+	erred    bool // an error was heard of, which a read gives unless a FIN came before it
 	eof      bool // nothing more will come
 	gone     bool // reset
 	finished bool // a FIN was sent to it

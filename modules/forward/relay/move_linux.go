@@ -45,6 +45,9 @@ func (f *flow) readEnded(src *half, errno syscall.Errno) {
 		src.readable = false
 	case 0:
 		src.eof = true
+		if src.erred && !src.gone {
+			f.lost(src) // the reset was there before the FIN was read
+		}
 	default:
 		src.eof = true
 		f.lost(src)

@@ -87,8 +87,11 @@ func (h *half) hear(events, generation uint32) {
 	if !bulk {
 		f.loop.waitedAt = f.loop.now
 	}
-	if events&unix.EPOLLERR != 0 && h.eof && !h.gone {
-		f.lost(h) // a reset after the FIN, which no read finds
+	if events&unix.EPOLLERR != 0 {
+		h.erred = true
+		if h.eof && !h.gone {
+			f.lost(h) // a reset after the FIN, which no read finds
+		}
 	}
 	if f.queued {
 		return // runReady gives it its turn; more would be at the expense of others
