@@ -181,6 +181,22 @@ func TestStopWithOnlyIdleSessionsDoesNotWait(t *testing.T) {
 	}
 }
 
+// Sessions of datagrams have no grace, and the access log tells the end of the process from that of a config.
+func TestStopEndsUDPSessions(t *testing.T) {
+	t.Parallel()
+	addr := gate.ReserveAddr(t)
+	p := gate.Start(t, gate.Layer4(gate.ListenUDP(addr, gate.Forward(serveUDP(t, echoUDP)))))
+	client := dialUDP(t, addr)
+	mustExchange(t, client)
+	p.Terminate()
+	if code := p.Wait(5 * time.Second); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	if s := p.WaitSession(port(client)); s.Reason != "shutdown" || s.Status != 200 {
+		t.Errorf("access log: %s", s.Line)
+	}
+}
+
 // sendForever sends until the connection is over.
 func sendForever(conn *net.TCPConn) <-chan result { return sending(conn, 1<<40) }
 

@@ -208,8 +208,8 @@ func TestUDPNothingIsLeft(t *testing.T) {
 		if err := g.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if reason := <-ended; reason != "drain" {
-			t.Errorf("ended by %q", reason)
+		if reason, want := <-ended, session.ReasonOfConfigsEnd(); reason != want {
+			t.Errorf("ended by %q, want %q", reason, want)
 		}
 		if err := <-eof; err == nil {
 			t.Error("a read gave something after the end")

@@ -87,7 +87,7 @@ func (s *packetSocket) Destruct() error {
 	}
 	s.mu.Unlock()
 	for _, c := range sessions {
-		c.end("drain")
+		c.end(session.ReasonOfConfigsEnd())
 	}
 	for len(s.accepted) > 0 { // nobody receives any more, or sends: the new table has none that wait
 		_ = (<-s.accepted).Close()
