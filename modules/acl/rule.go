@@ -251,7 +251,7 @@ func (rs *rules) compile(ctx caddy.Context, c config) error {
 		}
 		loaded, err := rs.load(ctx, &s)
 		if err != nil {
-			return fmt.Errorf("%s: %w", s.label(action), err)
+			return fmt.Errorf("%s: %w", s.label(action), s.nameDatabase(err))
 		}
 		rs.all = append(rs.all, rule{action == allow, s.label(action), loaded})
 	}
@@ -271,6 +271,14 @@ func (s *spec) complete(c config, repl *caddy.Replacer) error {
 		s.location = repl.ReplaceKnown(c.ASNDatabase, "")
 	}
 	return nil
+}
+
+// nameDatabase adds the database to an error of a rule that needs one, whose values do not say which.
+func (s *spec) nameDatabase(err error) error {
+	if s.kind == "country" || s.kind == "asn" {
+		return fmt.Errorf("%s_database: %q: %w", s.kind, s.location, err)
+	}
+	return err
 }
 
 // setDefault says what happens to those whom no rule has: the opposite of what the rules do, unless they do both.
