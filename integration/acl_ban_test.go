@@ -215,6 +215,8 @@ func TestACLCommand(t *testing.T) {
 		{"add bans 127.0.0.2/8", `"127.0.0.2/8": expected no bits set behind the prefix: 127.0.0.0/8, or 127.0.0.2 for the one address`},
 		{"add bans 127.0.0.2 --ttl soon", `ttl: \"soon\": expected a duration such as 30s`},
 		{"add other 127.0.0.2", `list: \"other\": expected a list that the running config names`},
+		{"add bans 127.0.0.2-127.0.0.9", `"127.0.0.2-127.0.0.9": expected an address, or a prefix such as 10.0.0.0/8`},
+		{"list ../../config", `"../../config": expected a name of letters, digits, - and _`},
 		{"add a/b 127.0.0.2", `"a/b": expected a name of letters, digits, - and _`},
 		{"remove bans 127.0.0.9", `expected an entry of the list`},
 	} {

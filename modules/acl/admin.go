@@ -1,6 +1,7 @@
 package acl
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -66,7 +67,7 @@ func (a *adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	path := strings.Trim(strings.TrimPrefix(r.URL.Path, listsPath), "/")
 	if path == "" {
 		if r.Method != http.MethodGet {
-			return errMethod(r)
+			return errMethod(r, "GET")
 		}
 		return answer(w, summaries())
 	}
@@ -115,10 +116,7 @@ func serveList(w http.ResponseWriter, r *http.Request, name string, d *dynamic) 
 		}
 	case http.MethodPut:
 		var body struct {
-			Entries []struct {
-				Prefix string `json:"prefix"`
-				options
-			} `json:"entries"`
+			Entries []listed `json:"entries"`
 		}
 		if err := decode(r, &body); err != nil {
 			return err
@@ -128,7 +126,7 @@ func serveList(w http.ResponseWriter, r *http.Request, name string, d *dynamic) 
 		}
 		entries := make([]entry, len(body.Entries))
 		for i, given := range body.Entries {
-			e, err := newEntry(given.Prefix, given.options, r)
+			e, err := newEntry(given.Prefix, options{given.TTL, given.Reason, given.By}, r)
 			if err != nil {
 				return apiError(http.StatusBadRequest, "entries: %w", err)
 			}
@@ -138,7 +136,7 @@ func serveList(w http.ResponseWriter, r *http.Request, name string, d *dynamic) 
 			return editError(err)
 		}
 	default:
-		return errMethod(r)
+		return errMethod(r, "GET, PUT or DELETE")
 	}
 	entries := d.all()
 	return answer(w, summary{Name: name, Size: len(entries), Entries: entries})
@@ -180,7 +178,7 @@ func serveEntry(w http.ResponseWriter, r *http.Request, d *dynamic, path string)
 		w.WriteHeader(http.StatusNoContent)
 		return nil
 	default:
-		return errMethod(r)
+		return errMethod(r, "GET, PUT or DELETE")
 	}
 }
 
@@ -189,6 +187,20 @@ type options struct {
 	TTL    string `json:"ttl"`
 	Reason string `json:"reason"`
 	By     string `json:"by"`
+}
+
+// listed is an entry of a list, as it is given.
+type listed struct {
+	Prefix string `json:"prefix"`
+	TTL    string `json:"ttl"`
+	Reason string `json:"reason"`
+	By     string `json:"by"`
+}
+
+// UnmarshalJSON decodes an entry and refuses unknown options.
+func (l *listed) UnmarshalJSON(data []byte) error {
+	type plain listed
+	return caddyfile.UnmarshalJSON(data, (*plain)(l))
 }
 
 func newEntry(text string, given options, r *http.Request) (entry, error) {
@@ -236,10 +248,18 @@ func whoAsks(r *http.Request) string {
 
 // decode reads a body, which may be empty.
 func decode(r *http.Request, v any) error {
-	decoder := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxBody))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(v); err != nil && !errors.Is(err, io.EOF) {
+	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxBody))
+	if err != nil {
 		return apiError(http.StatusBadRequest, "body: %w", err)
+	}
+	if body = bytes.TrimSpace(body); len(body) == 0 {
+		return nil
+	}
+	if body[0] != '{' || !json.Valid(body) { // it may be too long to be quoted
+		return apiError(http.StatusBadRequest, `body: expected a JSON object, such as {"ttl": "1h"}`)
+	}
+	if err := caddyfile.UnmarshalJSON(body, v); err != nil {
+		return apiError(http.StatusBadRequest, "%w", err)
 	}
 	return nil
 }
@@ -257,8 +277,8 @@ func editError(err error) error {
 	return apiError(http.StatusInternalServerError, "%w", err)
 }
 
-func errMethod(r *http.Request) error {
-	return apiError(http.StatusMethodNotAllowed, "method %s: expected GET, PUT or DELETE", r.Method)
+func errMethod(r *http.Request, expected string) error {
+	return apiError(http.StatusMethodNotAllowed, "method %s: expected %s", r.Method, expected)
 }
 
 func apiError(status int, format string, args ...any) error {

@@ -52,6 +52,9 @@ func listCommand() *cobra.Command {
 			if flags.NArg() == 0 {
 				return show(flags, listsPath, printLists)
 			}
+			if err := checkListName(flags.Arg(0)); err != nil {
+				return exitCode(err), err
+			}
 			return show(flags, pathOf(flags.Arg(0)), printEntries)
 		}),
 	}

@@ -27,6 +27,9 @@ func Parse(s string) (Range, error) {
 		return parseRange(s)
 	}
 	prefix, err := ParsePrefix(s)
+	if errors.Is(err, errNoPrefix) {
+		return Range{}, errExpected(s)
+	}
 	if err != nil {
 		return Range{}, err
 	}
@@ -59,7 +62,7 @@ func ParsePrefix(s string) (netip.Prefix, error) {
 	address, length, isPrefix := strings.Cut(s, "/")
 	addr, err := netip.ParseAddr(address)
 	if err != nil {
-		return netip.Prefix{}, errExpected(s)
+		return netip.Prefix{}, fmt.Errorf("%s: %w", quote(s), errNoPrefix)
 	}
 	addr = addr.WithZone("")
 	bits := addr.BitLen()
@@ -111,6 +114,9 @@ func quote(s string) string {
 	return strconv.Quote(s)
 }
 
-var errForm = errors.New("expected an address, a prefix such as 10.0.0.0/8, or a range such as 10.0.0.1-10.0.0.9")
+var (
+	errForm     = errors.New("expected an address, a prefix such as 10.0.0.0/8, or a range such as 10.0.0.1-10.0.0.9")
+	errNoPrefix = errors.New("expected an address, or a prefix such as 10.0.0.0/8")
+)
 
 func errExpected(s string) error { return fmt.Errorf("%s: %w", quote(s), errForm) }
