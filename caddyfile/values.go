@@ -49,7 +49,7 @@ func OneOf(s string, known ...string) error {
 // units of the times that a rate may be in.
 var units = map[string]time.Duration{"s": time.Second, "m": time.Minute, "h": time.Hour, "d": 24 * time.Hour}
 
-const aRate = "a rate such as 100/s, in s, m, h or d"
+var aRate = fmt.Sprintf("a rate such as 100/s: a whole number from 1 to %d, in s, m, h or d", maxRate)
 
 // ParseRate reads a rate of events, such as 100/s.
 func ParseRate(s string) (n int64, per time.Duration, err error) {

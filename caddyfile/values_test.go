@@ -61,7 +61,7 @@ func TestParseRate(t *testing.T) {
 		}
 	}
 	for _, input := range []string{"", "/", "/s", "1", "1/", "0/s", "-1/s", "1.5/s", "1/w", "1000000001/s", "1/s/s", "99999999999999999999/s"} {
-		want := strconv.Quote(input) + `: expected a rate such as 100/s, in s, m, h or d`
+		want := strconv.Quote(input) + `: expected a rate such as 100/s: a whole number from 1 to 1000000000, in s, m, h or d`
 		if _, _, err := caddyfile.ParseRate(input); err == nil || err.Error() != want {
 			t.Errorf("%q: got %v, want %s", input, err, want)
 		}

@@ -186,14 +186,17 @@ func (h *Handler) limitOptions() []caddyfile.Option {
 			h.Concurrent = append(h.Concurrent, c)
 			return cmp.Or(err, c.check())
 		}},
-		{Name: "bandwidth", Min: 2, Max: 6, Repeat: true, Set: func(args []string) error {
-			b := Bandwidth{Direction: args[0], Rate: args[1]}
-			err := words(args[2:], map[string]func(string) error{
+		{Name: "bandwidth", Min: 1, Max: 6, Repeat: true, Set: func(args []string) error {
+			b := Bandwidth{Direction: args[0]}
+			if args = args[1:]; len(args) > 0 {
+				b.Rate, args = args[0], args[1:]
+			}
+			err := words(args, map[string]func(string) error{
 				"burst": func(arg string) error { b.Burst = arg; return nil },
 				"per":   func(arg string) error { b.Per = arg; return nil },
 			})
 			h.Bandwidth = append(h.Bandwidth, b)
-			return cmp.Or(err, b.check())
+			return cmp.Or(b.check(), err) // what comes first may be what is missing
 		}},
 	}
 }
