@@ -142,7 +142,7 @@ func parseUpstreams(to []string) ([]upstream.Upstream, error) {
 		if upstreams[i].Dynamic {
 			continue
 		}
-		addr, err := upstream.Parse(known)
+		addr, err := upstream.ParseExpanded(name, known)
 		switch {
 		case err != nil && known != name:
 			return nil, fmt.Errorf("%q, which is %w", name, err)

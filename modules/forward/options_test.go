@@ -110,6 +110,7 @@ func TestJSONErrors(t *testing.T) {
 		`{"to": ["10.0.0.256:1"]}`:                    `to: "10.0.0.256:1": host "10.0.0.256": expected an IP address or a name`,
 		`{"to": ["a:1-2"]}`:                           `to: "a:1-2": expected one port, because there is no listen address with a range of 2`,
 		`{"to": ["a:{env.PORTGATE_UNSET}"]}`:          `to: "a:{env.PORTGATE_UNSET}", which is "a:": port "": expected a number from 1 to 65535`,
+		`{"to": ["{env.PORTGATE_UNSET}:1"]}`:          `to: "{env.PORTGATE_UNSET}:1", which is ":1": expected a host before the port`,
 		`{"to": ["{env.PORTGATE_TEST_HOST}"]}`:        `to: "{env.PORTGATE_TEST_HOST}", which is "127.0.0.1": expected host:port, host:first-last or unix//path`,
 		`{"to": ["a:1"], "tos": []}`:                  `unknown option "tos": expected one of ` + optionNames,
 		`{"to": ["a:1"], "timeouts": "lax"}`:          `timeouts: "lax": expected strict`,

@@ -69,6 +69,35 @@ func Parse(s string) (Addr, error) {
 	return a, nil
 }
 
+// ParseExpanded reads what the placeholders of name have made of it. A host that was to be filled in and came out
+// empty, as that of a variable which is not set, is not this machine.
+func ParseExpanded(name, expanded string) (Addr, error) {
+	a, err := Parse(expanded)
+	if err == nil && a.Network != "unix" && a.Host == "" && hasHost(name) {
+		return Addr{}, fmt.Errorf("%q: expected a host before the port", expanded)
+	}
+	return a, err
+}
+
+// hasHost tells whether something stands before the colon of the port, which is one outside of placeholders.
+func hasHost(name string) bool {
+	if before, after, found := strings.Cut(name, "/"); found && !strings.ContainsAny(before, "{}") {
+		name = after
+	}
+	open := 0
+	for i, c := range name {
+		switch {
+		case c == '{':
+			open++
+		case c == '}':
+			open--
+		case c == ':' && open == 0:
+			return i > 0
+		}
+	}
+	return false
+}
+
 // checkHost finds the address that could never be dialed: one of the other family than the network's, or
 // one that is mistyped, which would otherwise be looked up as a name.
 func (a Addr) checkHost() error {

@@ -332,3 +332,31 @@ func spellings(addrs []net.Addr) []string {
 	}
 	return all
 }
+
+// A host that a placeholder was to fill in must be there; one that is left out on purpose is this machine.
+func TestParseExpanded(t *testing.T) {
+	t.Parallel()
+	const refused = `":1": expected a host before the port`
+	for _, c := range []struct{ name, expanded, err string }{
+		{":1", ":1", ""},
+		{"tcp/:1", "tcp/:1", ""},
+		{":{x}", ":1", ""},
+		{"{x}", ":1", ""},
+		{"{x:a:2}", ":1", ""},
+		{"{x}:1", "a:1", ""},
+		{"unix/{x}:1", "unix/a:1", ""},
+		{"{x}:1", ":1", refused},
+		{"{x:}:{y}", ":1", refused},
+		{"{x/y}:1", ":1", refused},
+		{"tcp/{x}:1", "tcp/:1", `"tcp/:1": expected a host before the port`},
+		{"{x}:{y}", "a:", `"a:": port "": expected a number from 1 to 65535`},
+	} {
+		got := ""
+		if _, err := ParseExpanded(c.name, c.expanded); err != nil {
+			got = err.Error()
+		}
+		if got != c.err {
+			t.Errorf("%s as %s: %q, want %q", c.name, c.expanded, got, c.err)
+		}
+	}
+}

@@ -147,7 +147,7 @@ func (w *Walk) resolve(ctx context.Context) ([]net.Addr, error) {
 	}
 	if w.current.Dynamic {
 		var err error
-		if addr, err = Parse(w.Expand(w.current.Name)); err != nil {
+		if addr, err = ParseExpanded(w.current.Name, w.Expand(w.current.Name)); err != nil {
 			return nil, err
 		}
 		if err := w.current.checkExpanded(addr); err != nil {

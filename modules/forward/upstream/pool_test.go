@@ -239,6 +239,17 @@ func TestDynamic(t *testing.T) {
 	}
 }
 
+// A client that names no host does not get to this machine.
+func TestDynamicWithoutHost(t *testing.T) {
+	t.Parallel()
+	walk := NewPool([]Upstream{{Name: "{x}:443", Dynamic: true}}).Walk()
+	walk.LookupTimeout, walk.Expand = time.Minute, func(string) string { return ":443" }
+	want := `upstream "{x}:443": ":443": expected a host before the port`
+	if addr, err := walk.Next(t.Context(), nil); err == nil || err.Error() != want {
+		t.Errorf("got %v, %v, want %s", addr, err, want)
+	}
+}
+
 // A client may have a say in what a placeholder stands for. It chooses a socket only below a folder that the
 // config names.
 func TestDynamicUnixSockets(t *testing.T) {
