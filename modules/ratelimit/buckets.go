@@ -2,6 +2,7 @@ package ratelimit
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -39,6 +40,7 @@ type buckets struct {
 
 	mu     sync.Mutex
 	ids    map[string]uint16 // of limits, by what does not change with their numbers
+	taken  map[uint16]bool   // of ids
 	limits map[uint16]limit  // as the last handler has them
 }
 
@@ -50,15 +52,22 @@ func (b *buckets) store() bucket.Store {
 	return b.memory
 }
 
-// id returns the number of a limit.
+// id returns the number of a limit. It does not depend on which limits there were before, because machines that share a
+// Redis have had different ones. Where two have the same hash, which 16 limits have once in 500 configs, the second
+// has the next number that is free.
 func (b *buckets) id(signature string) uint16 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	id, known := b.ids[signature]
-	if !known {
-		id = uint16(len(b.ids))
-		b.ids[signature] = id
+	if known {
+		return id
 	}
+	sum := sha256.Sum256([]byte(signature))
+	id = binary.BigEndian.Uint16(sum[:])
+	for b.taken[id] {
+		id++
+	}
+	b.ids[signature], b.taken[id] = id, true
 	return id
 }
 
@@ -97,6 +106,7 @@ func (h *Handler) acquire(ctx caddy.Context) (*state.Ref[*buckets], error) {
 			name:   h.Name,
 			memory: bucket.NewMemory(h.maxKeys),
 			ids:    make(map[string]uint16),
+			taken:  make(map[uint16]bool),
 			limits: make(map[uint16]limit),
 		}
 		b.log.Store(ctx.Logger())

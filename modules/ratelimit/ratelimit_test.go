@@ -18,6 +18,7 @@ import (
 	"github.com/mholt/caddy-l4/layer4"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/portgate/caddy-portgate/modules/internal/direct"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
@@ -422,6 +423,37 @@ func TestKeysAtRest(t *testing.T) {
 	for start := time.Now(); h.buckets.Value().memory.Len(now()) > 0; time.Sleep(time.Millisecond) {
 		if time.Since(start) > time.Minute {
 			t.Fatal("keys are held at rest")
+		}
+	}
+}
+
+// A connection that no handler takes over gives back what it held, also where its listener serves it.
+func TestConcurrentOfConnectionsThatNobodyTakes(t *testing.T) {
+	t.Parallel()
+	h, _ := provision(t, `{"concurrent": [{"max": 1}]}`)
+	for i := range 3 {
+		conn, _ := from(t, "192.0.2.1:1")
+		arrival := &session.Arrival{Conn: conn, Network: "tcp", Listener: "test", Client: netip.MustParseAddrPort("192.0.2.1:1")}
+		direct.Serve([]direct.Step{h}, arrival)
+		if arrival.Begun() {
+			t.Fatalf("connection %d was refused", i)
+		}
+		if !conn.isClosed() {
+			t.Errorf("connection %d is open", i)
+		}
+	}
+}
+
+// In Redis, machines share their limits whatever limits they have had before.
+func TestLimitsAreKnownByTheSameNumbers(t *testing.T) {
+	t.Parallel()
+	const now = `"connections": [{"rate": "1/h", "per": "all"}, {"rate": "1/h"}], "concurrent": [{"max": 1}]}`
+	_, _ = provision(t, `{"name": "was changed", "connections": [{"rate": "1/h"}], "concurrent": [{"max": 1}]}`)
+	changed, _ := provision(t, `{"name": "was changed", `+now)
+	started, _ := provision(t, `{"name": "has just started", `+now)
+	for i, l := range started.limits.arrivals {
+		if before := changed.limits.arrivals[i]; l.ID() != before.ID() {
+			t.Errorf("%s has the number %d, but %d where there were other limits before", l.name, l.ID(), before.ID())
 		}
 	}
 }
