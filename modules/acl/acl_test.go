@@ -15,6 +15,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/mholt/caddy-l4/layer4"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
@@ -333,3 +334,23 @@ func BenchmarkDeny(b *testing.B) {
 type nothing struct{ net.Conn }
 
 func (nothing) Close() error { return nil }
+
+// A reload that changes how often a list is fetched leaves it in the metrics.
+func TestMetricsOfAListWhoseIntervalChanges(t *testing.T) {
+	t.Parallel()
+	p := publish(t, textAnswer(one))
+	config := func(interval string) string {
+		return fmt.Sprintf(`{"rules":[{"deny":["url",%q,%q]}]}`, p.URL, interval)
+	}
+	name := "url " + p.URL
+	_, unload := handler(t, config("1h"))
+	_, unloadNext := handler(t, config("2h"))
+	unload()
+	if entries := testutil.ToFloat64(collectors.entries.WithLabelValues(name)); entries != 1 {
+		t.Errorf("%v entries after the reload, want 1", entries)
+	}
+	unloadNext()
+	if collectors.entries.DeleteLabelValues(name) || collectors.loaded.DeleteLabelValues(name) {
+		t.Error("a list that nobody uses is in the metrics")
+	}
+}

@@ -80,6 +80,7 @@ func openDynamic(name string, storage certmagic.Storage) (*dynamic, error) {
 			return nil, fmt.Errorf("%s in the storage is damaged: %w", d.key, err)
 		}
 	}
+	d.opened()
 	d.expiry = time.AfterFunc(time.Hour, d.expire)
 	d.editing.Lock()
 	defer d.editing.Unlock()

@@ -74,6 +74,7 @@ func openFeed(name, location string, interval time.Duration, storage certmagic.S
 		}
 		wait = withJitter(interval)
 	}
+	f.opened()
 	go f.follow(ctx, wait)
 	return f, nil
 }

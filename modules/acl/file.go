@@ -71,6 +71,7 @@ func openFile(name, path string, most int64, parse func([]byte) (*ipset.Set, ips
 	}
 	f.have, f.seen, f.since = info, info, time.Now()
 	f.loaded(set, report)
+	f.opened()
 	if f.watcher, err = fsnotify.NewWatcher(); err != nil {
 		caddy.Log().Named("acl").Warn("can't watch, the file is looked at every few seconds instead",
 			zap.String("list", name), zap.Duration("interval", filePoll), zap.Error(err))

@@ -99,6 +99,9 @@ func (l *list) keep(err error) {
 		zap.String("list", l.name), zap.Int("entries", l.set.Load().Len()), zap.Error(err))
 }
 
+// opened is called once the list has its first content.
+func (l *list) opened() { collectors.use(l.name) }
+
 // forget removes the list from the metrics.
 func (l *list) forget() { collectors.forget(l.name) }
 

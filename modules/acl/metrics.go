@@ -1,6 +1,8 @@
 package acl
 
 import (
+	"sync"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/portgate/caddy-portgate/modules/internal/meter"
@@ -12,6 +14,9 @@ type metrics struct {
 	entries    *prometheus.GaugeVec
 	loaded     *prometheus.GaugeVec
 	loadErrors *prometheus.CounterVec
+
+	mu    sync.Mutex
+	lists map[string]int // how many there are of a name
 }
 
 var collectors = &metrics{
@@ -19,14 +24,29 @@ var collectors = &metrics{
 	entries:    meter.Gauge("acl_list_entries", "Entries of a list.", "list"),
 	loaded:     meter.Gauge("acl_list_last_success_timestamp_seconds", "When a list was last loaded, or found to be unchanged.", "list"),
 	loadErrors: meter.Counter("acl_list_load_errors_total", "How often a list could not be loaded, so that its last good content stayed in use.", "list"),
+	lists:      make(map[string]int),
 }
 
 func (m *metrics) register(registry *prometheus.Registry) error {
 	return meter.Register(registry, m.decisions, m.entries, m.loaded, m.loadErrors)
 }
 
+// use is called for each list. Some have one name: that of a URL does not have its query, and when a reload changes
+// the interval, the list of before goes after the new one has come.
+func (m *metrics) use(list string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lists[list]++
+}
+
 // forget removes a list that nobody uses any more.
 func (m *metrics) forget(list string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.lists[list]--; m.lists[list] > 0 {
+		return
+	}
+	delete(m.lists, list)
 	m.entries.DeleteLabelValues(list)
 	m.loaded.DeleteLabelValues(list)
 	m.loadErrors.DeleteLabelValues(list)
