@@ -302,7 +302,9 @@ func openRegular(path string) (*os.File, os.FileInfo, error) {
 	return opened, info, nil
 }
 
-// same tells whether two looks at a path have found the same file with the same content, as far as the system tells.
+// same tells whether two looks at a path have found the same file with the same content, as far as the system tells. Who
+// writes a file may set its time back, as programs that copy and unpack do, but not the time at which that was done.
 func same(a, b os.FileInfo) bool {
-	return a != nil && b != nil && os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+	return a != nil && b != nil && os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime()) &&
+		changeTime(a) == changeTime(b)
 }

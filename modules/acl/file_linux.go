@@ -3,6 +3,7 @@ package acl
 import (
 	"errors"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,4 +25,12 @@ func openForWriting(f *os.File) (open, known bool) {
 		return false, false
 	}
 	return errors.Is(err, unix.EAGAIN), err == nil || errors.Is(err, unix.EAGAIN)
+}
+
+// changeTime is when the file or what is known of it was changed last, in nanoseconds (st_ctim in inode(7)).
+func changeTime(info os.FileInfo) int64 {
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+		return stat.Ctim.Nano()
+	}
+	return 0
 }

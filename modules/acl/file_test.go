@@ -58,6 +58,12 @@ func TestFileChanges(t *testing.T) {
 			must(t, os.Chtimes(path+".new", before.ModTime(), before.ModTime()))
 			must(t, os.Rename(path+".new", path))
 		},
+		"the time set back": func(t *testing.T, path string) { // as by tar, cp -p and rsync
+			before, err := os.Stat(path)
+			must(t, err)
+			write(t, path, two)
+			must(t, os.Chtimes(path, before.ModTime(), before.ModTime()))
+		},
 		"the folder replaced": func(t *testing.T, path string) {
 			dir := filepath.Dir(path)
 			must(t, os.Rename(dir, dir+"-old"))
