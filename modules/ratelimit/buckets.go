@@ -42,6 +42,7 @@ type buckets struct {
 	ids    map[string]uint16 // of limits, by what does not change with their numbers
 	taken  map[uint16]bool   // of ids
 	limits map[uint16]limit  // as the last handler has them
+	users  []*settings       // in the order in which they came
 }
 
 // store is where it is decided about connections.
@@ -71,13 +72,40 @@ func (b *buckets) id(signature string) uint16 {
 	return id
 }
 
-// use notes the limits that are in force.
-func (b *buckets) use(l limits, log *zap.Logger, maxKeys int) {
-	b.log.Store(log)
-	b.memory.SetMax(maxKeys)
+// settings are what a handler wants of its buckets.
+type settings struct {
+	limits  limits
+	log     *zap.Logger
+	maxKeys int
+	redis   redis.Options
+}
+
+// use has the settings of one more handler in force.
+func (b *buckets) use(s *settings) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, one := range l.all() {
+	b.users = append(b.users, s)
+	b.apply(s)
+}
+
+// leave ends that. Those of the youngest handler that is left are in force then: those of the running config, where a
+// younger one was rejected.
+func (b *buckets) leave(s *settings) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.users = slices.DeleteFunc(b.users, func(user *settings) bool { return user == s })
+	if n := len(b.users); n > 0 {
+		b.apply(b.users[n-1])
+	}
+}
+
+func (b *buckets) apply(s *settings) {
+	b.log.Store(s.log)
+	b.memory.SetMax(s.maxKeys)
+	if b.redis != nil {
+		b.redis.Set(s.redis.Timeout, s.redis.OnError)
+	}
+	for _, one := range s.limits.all() {
 		if before, known := b.limits[one.ID()]; known {
 			b.memory.Slow(now(), before.Limit, one.Limit)
 		}
@@ -99,6 +127,7 @@ func (h *Handler) acquire(ctx caddy.Context) (*state.Ref[*buckets], error) {
 	options := redis.Options{}
 	if h.onRedis() {
 		options = h.redisOptions(identity)
+		h.settings.redis = options
 		identity = options.URL + " " + options.Prefix
 	}
 	ref, err := kept.Acquire(identity, func() (*buckets, error) {
@@ -122,9 +151,6 @@ func (h *Handler) acquire(ctx caddy.Context) (*state.Ref[*buckets], error) {
 		b.redis = store
 		return b, nil
 	})
-	if err == nil && h.onRedis() {
-		ref.Value().redis.Set(options.Timeout, options.OnError)
-	}
 	return ref, err
 }
 

@@ -75,6 +75,7 @@ type Handler struct {
 	ipv6Prefix int
 	maxKeys    int
 	buckets    *state.Ref[*buckets]
+	settings   settings
 	scope      *session.Scope
 	log        *zap.Logger
 	wouldLimit quiet
@@ -121,7 +122,8 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.limits, err = h.compile(h.buckets.Value().id); err != nil {
 		return err
 	}
-	h.buckets.Value().use(h.limits, h.log, h.maxKeys)
+	h.settings.limits, h.settings.log, h.settings.maxKeys = h.limits, h.log, h.maxKeys
+	h.buckets.Value().use(&h.settings)
 	if h.canServe() {
 		direct.Offer(ctx, h.canonical, h)
 	}
@@ -269,6 +271,9 @@ func (h *Handler) wouldRefuse(v *visitor, d bucket.Decision) {
 func (h *Handler) Cleanup() error {
 	if h.scope != nil {
 		h.scope.Replaced()
+	}
+	if h.buckets != nil {
+		h.buckets.Value().leave(&h.settings)
 	}
 	if err := h.buckets.Release(); err != nil {
 		return fmt.Errorf("rate_limit: %w", err)

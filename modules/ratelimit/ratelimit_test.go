@@ -457,3 +457,17 @@ func TestLimitsAreKnownByTheSameNumbers(t *testing.T) {
 		}
 	}
 }
+
+// A config that is rejected leaves the settings of the running one in force.
+func TestSettingsOfARejectedConfig(t *testing.T) {
+	t.Parallel()
+	const running = `{"name": "rejected", "connections": [{"rate": "1/h", "burst": 1}], "max_keys": 1000}`
+	h, _ := provision(t, running)
+	_, reject := provision(t, strings.Replace(running, "1000", "1", 1))
+	reject()
+	for i := range 250 { // of which many would share a bucket
+		if !visit(t, h, fmt.Sprintf("192.0.2.%d:1", i)) {
+			t.Fatalf("client %d is held to max_keys of the config that was rejected", i)
+		}
+	}
+}
