@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -97,6 +98,25 @@ func (b *buckets) leave(s *settings) {
 	if n := len(b.users); n > 0 {
 		b.apply(b.users[n-1])
 	}
+	if len(b.ids) > keptIDs {
+		b.forget()
+	}
+}
+
+// keptIDs is how many limits that were in force once have their numbers kept for when they come back.
+const keptIDs = 4096
+
+// forget gives up the numbers of limits that nobody has any more. It needs mu.
+func (b *buckets) forget() {
+	used := make(map[uint16]bool)
+	for _, user := range b.users {
+		for _, one := range user.limits.all() {
+			used[one.ID()] = true
+		}
+	}
+	maps.DeleteFunc(b.ids, func(_ string, id uint16) bool { return !used[id] })
+	maps.DeleteFunc(b.limits, func(id uint16, _ limit) bool { return !used[id] })
+	b.taken = used
 }
 
 func (b *buckets) apply(s *settings) {

@@ -471,3 +471,20 @@ func TestSettingsOfARejectedConfig(t *testing.T) {
 		}
 	}
 }
+
+// However often the limits of a handler change, there are numbers for those that it has.
+func TestNumbersOfLimitsDoNotRunOut(t *testing.T) {
+	t.Parallel()
+	h, _ := provision(t, `{"name": "often changed", "connections": [{"rate": "1/h"}]}`)
+	b, own := h.buckets.Value(), h.limits.arrivals[0].ID()
+	for i := range 1 << 17 {
+		id := b.id(fmt.Sprint("limit ", i))
+		if id == own {
+			t.Fatalf("limit %d has the number %d of one that is in force", i, id)
+		}
+		b.leave(new(settings)) // as a handler does that a reload has replaced
+	}
+	if n := len(b.ids); n > keptIDs+1 {
+		t.Errorf("%d numbers are kept", n)
+	}
+}

@@ -41,6 +41,9 @@ func (a *Arrival) Begin(scope *Scope) *Session {
 // Close closes the connection of an arrival that nobody has served, and with it the terms that were agreed.
 func (a *Arrival) Close() {
 	_ = a.Conn.Close()
+	if a.Begun() {
+		return // its session has the terms
+	}
 	for _, t := range a.terms {
 		if t.End != nil {
 			t.End()
