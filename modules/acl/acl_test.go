@@ -354,3 +354,16 @@ func TestMetricsOfAListWhoseIntervalChanges(t *testing.T) {
 		t.Error("a list that nobody uses is in the metrics")
 	}
 }
+
+// A config that is rejected leaves a list in the storage of the running one.
+func TestStorageOfARejectedConfig(t *testing.T) {
+	t.Parallel()
+	d := openList(t, store(t))
+	running, rejected := store(t), store(t)
+	d.storage.use(running)
+	d.storage.use(rejected)()
+	must(t, d.add(newTestEntry("192.0.2.1/32", 0)))
+	if !running.Exists(t.Context(), d.key) || rejected.Exists(t.Context(), d.key) {
+		t.Error("the entry is not where the running config looks for it after a restart")
+	}
+}

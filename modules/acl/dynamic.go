@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -43,8 +42,8 @@ func (e *entry) expired(now time.Time) bool { return e.Expires != nil && !now.Be
 // dynamic is a list that is edited while it is used.
 type dynamic struct {
 	list
-	key     string                            // where the storage has it
-	storage atomic.Pointer[certmagic.Storage] // of the youngest config that uses the list
+	key     string // where the storage has it
+	storage storages
 
 	editing sync.Mutex
 	entries map[netip.Prefix]entry
@@ -66,7 +65,7 @@ var errFull = fmt.Errorf("expected at most %d entries in a list", maxEntries)
 func openDynamic(name string, storage certmagic.Storage) (*dynamic, error) {
 	d := &dynamic{key: "portgate/lists/" + name + ".json", entries: make(map[netip.Prefix]entry)}
 	d.name = "list " + name
-	d.storage.Store(&storage)
+	d.storage.use(storage)
 	ctx, cancel := context.WithTimeout(context.Background(), storageTimeout)
 	defer cancel()
 	value, err := storage.Load(ctx, d.key)
@@ -224,7 +223,7 @@ func (d *dynamic) save(edit int64) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), storageTimeout)
 	defer cancel()
-	if err := (*d.storage.Load()).Store(ctx, d.key, value); err != nil {
+	if err := d.storage.youngest().Store(ctx, d.key, value); err != nil {
 		caddy.Log().Named("acl").Error("list can't be stored", zap.String("list", d.name), zap.Error(err))
 		return fmt.Errorf("it is in force, but could not be stored: %w", err)
 	}

@@ -13,7 +13,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
-	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -43,7 +42,7 @@ type feed struct {
 	list
 	url      string
 	interval time.Duration
-	storage  atomic.Pointer[certmagic.Storage] // of the youngest config that uses the feed
+	storage  storages
 
 	stop context.CancelFunc
 	done chan struct{}
@@ -65,7 +64,7 @@ func openFeed(name, location string, interval time.Duration, storage certmagic.S
 	ctx, cancel := context.WithCancel(context.Background())
 	f := &feed{url: location, interval: interval, stop: cancel, done: make(chan struct{})}
 	f.name = name
-	f.storage.Store(&storage)
+	f.storage.use(storage)
 	wait := time.Duration(0)
 	if !f.restore(ctx) {
 		if err := f.fetch(ctx, firstFetchTimeout); err != nil {
@@ -204,14 +203,14 @@ func (f *feed) save(ctx context.Context, body []byte) error {
 		return err
 	}
 	value := append(append(head, '\n'), body...)
-	return (*f.storage.Load()).Store(ctx, f.key(), value)
+	return f.storage.youngest().Store(ctx, f.key(), value)
 }
 
 // restore begins with the last good copy. It reports false where there is none.
 func (f *feed) restore(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
-	value, err := (*f.storage.Load()).Load(ctx, f.key())
+	value, err := f.storage.youngest().Load(ctx, f.key())
 	if errors.Is(err, fs.ErrNotExist) {
 		return false
 	}

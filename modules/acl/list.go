@@ -2,11 +2,13 @@ package acl
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 
 	"github.com/portgate/caddy-portgate/modules/acl/ipset"
@@ -104,6 +106,32 @@ func (l *list) opened() { collectors.use(l.name) }
 
 // forget removes the list from the metrics.
 func (l *list) forget() { collectors.forget(l.name) }
+
+// storages are those of the configs that use a list. The youngest one is in use: that of the running config, once a younger
+// one was rejected. The one that the list was opened with stays, for what is still to be stored when nobody uses it.
+type storages struct {
+	mu  sync.Mutex
+	all []*certmagic.Storage
+}
+
+// use adds the storage of one more config, until it is told that this has gone.
+func (s *storages) use(storage certmagic.Storage) (gone func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	one := &storage
+	s.all = append(s.all, one)
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.all = slices.DeleteFunc(s.all, func(other *certmagic.Storage) bool { return other == one })
+	}
+}
+
+func (s *storages) youngest() certmagic.Storage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return *s.all[len(s.all)-1]
+}
 
 // source is where the content of a list comes from. It is shared by all handlers of all configs that name it, so that it
 // is loaded once.

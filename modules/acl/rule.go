@@ -314,20 +314,17 @@ func (rs *rules) load(ctx caddy.Context, s *spec) (*list, error) {
 		if err != nil {
 			return nil, err
 		}
-		rs.release = append(rs.release, ref.Release)
-		storage := ctx.Storage()
-		ref.Value().storage.Store(&storage)
+		rs.release = append(rs.release, withoutError(ref.Value().storage.use(ctx.Storage())), ref.Release)
 		return ref.Value().content(), nil
 	case s.kind != "":
 		ref, err := sources.Acquire(s.sourceKey, func() (source, error) { return s.open(ctx) })
 		if err != nil {
 			return nil, err
 		}
-		rs.release = append(rs.release, ref.Release)
 		if f, ok := ref.Value().(*feed); ok {
-			storage := ctx.Storage()
-			f.storage.Store(&storage)
+			rs.release = append(rs.release, withoutError(f.storage.use(ctx.Storage())))
 		}
+		rs.release = append(rs.release, ref.Release)
 		return ref.Value().content(), nil
 	default:
 		fixed := new(list)
@@ -335,6 +332,8 @@ func (rs *rules) load(ctx caddy.Context, s *spec) (*list, error) {
 		return fixed, nil
 	}
 }
+
+func withoutError(f func()) func() error { return func() error { f(); return nil } }
 
 // open loads a source for the first time.
 func (s *spec) open(ctx caddy.Context) (source, error) {
