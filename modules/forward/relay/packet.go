@@ -149,7 +149,7 @@ type PacketRelay struct {
 	dropped                    atomic.Int64
 
 	trust    atomic.Int32
-	requests atomic.Int64 // datagrams from the client, where MaxReplies is set
+	requests atomic.Int64 // datagrams from the client that may be passed on, where MaxReplies is set
 	asked    atomic.Int64 // bytes from the client, where MaxReplyRatio is set
 	granted  int64        // bytes of replies that MaxReplyRatio has allowed; belongs to whoever sends replies
 }
@@ -198,9 +198,6 @@ const (
 // received notes a datagram of the client.
 func (r *PacketRelay) received(size int) {
 	r.touch(r.age())
-	if r.cfg.MaxReplies > 0 {
-		r.requests.Add(1)
-	}
 	if r.cfg.MaxReplyRatio > 0 {
 		r.asked.Add(int64(size))
 	}
@@ -211,11 +208,14 @@ func (r *PacketRelay) received(size int) {
 
 // admitsUp tells whether a datagram of the client may be passed on. One that may not has been dropped.
 func (r *PacketRelay) admitsUp(size int) bool {
-	if r.cfg.AllowUp == nil || r.cfg.AllowUp(size) {
-		return true
+	if r.cfg.AllowUp != nil && !r.cfg.AllowUp(size) {
+		r.drop(DropLimited)
+		return false
 	}
-	r.drop(DropLimited)
-	return false
+	if r.cfg.MaxReplies > 0 {
+		r.requests.Add(1)
+	}
+	return true
 }
 
 // admitsDown is the same for replies.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -175,6 +176,26 @@ func TestMaxRepliesIsForEachDatagram(t *testing.T) {
 		if r := s.want(MaxReplies); r.DatagramsDown != replies+1 {
 			t.Errorf("%d replies, want %d", r.DatagramsDown, replies+1)
 		}
+	})
+}
+
+// What a limit has dropped is not answered, so the session does not wait for the answer.
+func TestMaxRepliesIsNotForWhatWasDropped(t *testing.T) {
+	overPackets(t, packetPairs, func(t *testing.T, p packetPair) {
+		var passes atomic.Bool
+		passes.Store(true)
+		s := p.open(t, func(c *PacketConfig) {
+			c.MaxReplies = 2
+			c.AllowUp = func(int) bool { return passes.Load() }
+		})
+		passes.Store(false)
+		for i := range 3 {
+			s.sendUp(numbered(i))
+		}
+		eventually(t, "three datagrams are dropped", func() bool { return s.relay.Stats().Dropped == 3 })
+		s.sendDown(numbered(0)) // open has had the other
+		s.wantDown(numbered(0))
+		s.want(MaxReplies)
 	})
 }
 
