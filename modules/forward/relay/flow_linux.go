@@ -195,12 +195,6 @@ func (f *flow) move() {
 	}
 }
 
-// queue has it take its turn in a later runReady.
-func (f *flow) queue() {
-	f.queued = true
-	f.loop.ready = append(f.loop.ready, f)
-}
-
 // pump moves from src to dst until there is nothing to read, dst is full, or the flow has moved its
 // quantum; then there may be more.
 func (f *flow) pump(src, dst *half, moved *atomic.Int64) (more bool) {

@@ -93,8 +93,7 @@ func (f *packetFlow) readReplies() {
 	r, datagrams, size := l.replies, 0, 0
 	for failures := 0; f.readable; {
 		if datagrams >= turnReplies || size >= turnReplyBytes {
-			f.queued = true
-			l.ready = append(l.ready, f)
+			f.queue()
 			return
 		}
 		most := min(turnReplies-datagrams, f.mayHave(), repliesMax-r.count)

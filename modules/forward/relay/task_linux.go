@@ -71,6 +71,12 @@ func (t *task) because(reason Reason) (first bool) {
 	return first
 }
 
+// queue has the session take its turn in a later runReady.
+func (t *task) queue() {
+	t.queued = true
+	t.loop.ready = append(t.loop.ready, t.timer.of)
+}
+
 // close ends the session from outside.
 func (t *task) close(reason Reason) {
 	if t.phase == phaseOver {

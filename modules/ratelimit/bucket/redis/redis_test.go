@@ -158,8 +158,14 @@ func TestKeysExpire(t *testing.T) {
 		t.Fatal(err)
 	}
 	store.admitted(5, text(quick, "x"))
-	eventually(t, func() error {
-		if keys := server.strings("KEYS", "*1:x"); len(keys) > 0 {
+	server.forgets("*1:x")
+}
+
+// forgets waits until there are no keys of a pattern.
+func (s *server) forgets(pattern string) {
+	s.t.Helper()
+	eventually(s.t, func() error {
+		if keys := s.strings("KEYS", pattern); len(keys) > 0 {
 			return fmt.Errorf("still there: %q", keys)
 		}
 		return nil
