@@ -2,7 +2,7 @@
 // promised. Package gate starts the processes and looks at them; peers_test.go has the two ends of a connection.
 //
 // Tests that load the machine or hold the binary to a time run one after the other, with the plain binary. The others run in parallel, nearly all of them against
-// the binary with the race detector. What a test needs from the system (root, nft, sshd, PostgreSQL, ...) is a failure when it is missing:
+// the binary with the race detector. What a test needs from the system (root, priorities before all others, nft, sshd, PostgreSQL, ...) is a failure when it is missing:
 // a skipped test would hide a hole.
 package integration
 

@@ -38,6 +38,7 @@ snmp                 snmpbulkwalk
 snmpd                snmpd
 socat                socat
 strace               strace
+util-linux           chrt
 wrk                  wrk
 '
 
