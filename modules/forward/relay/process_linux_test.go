@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -153,10 +154,13 @@ func shortagePasses(t *testing.T, p pair) {
 	for name, connect := range map[string]time.Duration{"limit": patience, "no limit": 0} {
 		t.Run(name, func(t *testing.T) {
 			ln := p.listen(t)
+			var mu sync.Mutex // calls are made by the relay's goroutines
 			var calls []error
 			next := only(ln.Addr())
 			s, relent := prepareShort(t, p, func(ctx context.Context, failed error) (net.Addr, error) {
+				mu.Lock()
 				calls = append(calls, failed)
+				mu.Unlock()
 				return next(ctx, failed)
 			}, Limits{Connect: connect})
 			s.run()
@@ -168,6 +172,8 @@ func shortagePasses(t *testing.T, p pair) {
 			relent()
 			s.acceptFrom(ln)
 			s.exchange(10)
+			mu.Lock()
+			defer mu.Unlock()
 			if len(calls) != 1 {
 				t.Errorf("attempts that failed: %v", calls[1:])
 			}
