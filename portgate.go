@@ -13,4 +13,5 @@ import (
 	_ "github.com/portgate/caddy-portgate/modules/forward"
 	_ "github.com/portgate/caddy-portgate/modules/network"
 	_ "github.com/portgate/caddy-portgate/modules/ratelimit"
+	_ "github.com/portgate/caddy-portgate/modules/settings"
 )

@@ -8,7 +8,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/mholt/caddy-l4/layer4"
 
-	"github.com/portgate/caddy-portgate/modules/internal/direct"
+	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
+	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/refusal"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
@@ -82,9 +83,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if h.Enforce != enforceNew {
-		h.gate.open(ctx, &h.rules, direct.Places(ctx, "acl", h.canonical))
+		h.gate.open(ctx, &h.rules, placement.Places(ctx, "acl", h.canonical))
 	}
-	direct.Offer(ctx, h.canonical, h)
+	fastpath.Offer(ctx, h.canonical, h)
 	return nil
 }
 
@@ -139,5 +140,5 @@ var (
 	_ caddy.Provisioner  = (*Handler)(nil)
 	_ caddy.CleanerUpper = (*Handler)(nil)
 	_ layer4.NextHandler = (*Handler)(nil)
-	_ direct.Step        = (*Handler)(nil)
+	_ fastpath.Step      = (*Handler)(nil)
 )

@@ -1,11 +1,8 @@
 package acl
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -17,6 +14,7 @@ import (
 
 	"github.com/portgate/caddy-portgate/caddyfile"
 	"github.com/portgate/caddy-portgate/modules/acl/ipset"
+	"github.com/portgate/caddy-portgate/modules/internal/adminapi"
 )
 
 func init() {
@@ -24,9 +22,6 @@ func init() {
 }
 
 const listsPath = "/portgate/lists"
-
-// maxBody bounds what a request may send: a list of as many entries as there may be, each with a reason.
-const maxBody = 64 << 20
 
 // maxRemark is how long the reason and the name of who added an entry may be.
 const maxRemark = 256
@@ -66,15 +61,15 @@ type summary struct {
 func (a *adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	path := strings.Trim(strings.TrimPrefix(r.URL.Path, listsPath), "/")
 	if path == "" {
-		if r.Method != http.MethodGet {
-			return errMethod(r, "GET")
+		if err := adminapi.Method(r, http.MethodGet); err != nil {
+			return err
 		}
-		return answer(w, summaries())
+		return adminapi.Answer(w, summaries())
 	}
 	name, rest, _ := strings.Cut(path, "/")
 	d := findList(name)
 	if d == nil {
-		return apiError(http.StatusNotFound, "list: %q: expected a list that the running config names", name)
+		return adminapi.Error(http.StatusNotFound, "list: %q: expected a list that the running config names", name)
 	}
 	prefix, isEntry := strings.CutPrefix(rest, "entries/")
 	switch {
@@ -83,7 +78,7 @@ func (a *adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	case isEntry:
 		return serveEntry(w, r, d, prefix)
 	default:
-		return apiError(http.StatusNotFound, "%q: expected entries/{prefix}", rest)
+		return adminapi.Error(http.StatusNotFound, "%q: expected entries/{prefix}", rest)
 	}
 }
 
@@ -118,17 +113,17 @@ func serveList(w http.ResponseWriter, r *http.Request, name string, d *dynamic) 
 		var body struct {
 			Entries []listed `json:"entries"`
 		}
-		if err := decode(r, &body); err != nil {
+		if err := adminapi.Decode(r, &body); err != nil {
 			return err
 		}
 		if body.Entries == nil {
-			return apiError(http.StatusBadRequest, "entries: expected a list, if only an empty one")
+			return adminapi.Error(http.StatusBadRequest, "entries: expected a list, if only an empty one")
 		}
 		entries := make([]entry, len(body.Entries))
 		for i, given := range body.Entries {
 			e, err := newEntry(given.Prefix, options{given.TTL, given.Reason, given.By}, r)
 			if err != nil {
-				return apiError(http.StatusBadRequest, "entries: %w", err)
+				return adminapi.Error(http.StatusBadRequest, "entries: %w", err)
 			}
 			entries[i] = e
 		}
@@ -136,38 +131,38 @@ func serveList(w http.ResponseWriter, r *http.Request, name string, d *dynamic) 
 			return editError(err)
 		}
 	default:
-		return errMethod(r, "GET, PUT or DELETE")
+		return adminapi.Method(r, http.MethodGet, http.MethodPut, http.MethodDelete)
 	}
 	entries := d.all()
-	return answer(w, summary{Name: name, Size: len(entries), Entries: entries})
+	return adminapi.Answer(w, summary{Name: name, Size: len(entries), Entries: entries})
 }
 
 func serveEntry(w http.ResponseWriter, r *http.Request, d *dynamic, path string) error {
 	prefix, err := ipset.ParsePrefix(path)
 	if err != nil {
-		return apiError(http.StatusBadRequest, "prefix: %w", err)
+		return adminapi.Error(http.StatusBadRequest, "prefix: %w", err)
 	}
-	absent := apiError(http.StatusNotFound, "prefix: %q: expected an entry of the list", prefix)
+	absent := adminapi.Error(http.StatusNotFound, "prefix: %q: expected an entry of the list", prefix)
 	switch r.Method {
 	case http.MethodGet:
 		e, ok := d.get(prefix)
 		if !ok {
 			return absent
 		}
-		return answer(w, e)
+		return adminapi.Answer(w, e)
 	case http.MethodPut:
 		var given options
-		if err := decode(r, &given); err != nil {
+		if err := adminapi.Decode(r, &given); err != nil {
 			return err
 		}
 		e, err := newEntry(path, given, r)
 		if err != nil {
-			return apiError(http.StatusBadRequest, "%w", err)
+			return adminapi.Error(http.StatusBadRequest, "%w", err)
 		}
 		if err := d.add(e); err != nil {
 			return editError(err)
 		}
-		return answer(w, e)
+		return adminapi.Answer(w, e)
 	case http.MethodDelete:
 		switch ok, err := d.remove(prefix); {
 		case err != nil:
@@ -178,7 +173,7 @@ func serveEntry(w http.ResponseWriter, r *http.Request, d *dynamic, path string)
 		w.WriteHeader(http.StatusNoContent)
 		return nil
 	default:
-		return errMethod(r, "GET, PUT or DELETE")
+		return adminapi.Method(r, http.MethodGet, http.MethodPut, http.MethodDelete)
 	}
 }
 
@@ -246,43 +241,12 @@ func whoAsks(r *http.Request) string {
 	return ""
 }
 
-// decode reads a body, which may be empty.
-func decode(r *http.Request, v any) error {
-	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxBody))
-	if err != nil {
-		return apiError(http.StatusBadRequest, "body: %w", err)
-	}
-	if body = bytes.TrimSpace(body); len(body) == 0 {
-		return nil
-	}
-	if body[0] != '{' || !json.Valid(body) { // it may be too long to be quoted
-		return apiError(http.StatusBadRequest, `body: expected a JSON object, such as {"ttl": "1h"}`)
-	}
-	if err := caddyfile.UnmarshalJSON(body, v); err != nil {
-		return apiError(http.StatusBadRequest, "%w", err)
-	}
-	return nil
-}
-
-func answer(w http.ResponseWriter, v any) error {
-	w.Header().Set("Content-Type", "application/json")
-	return json.NewEncoder(w).Encode(v)
-}
-
 // editError tells a list that is full from one that can't be stored.
 func editError(err error) error {
 	if errors.Is(err, errFull) {
-		return apiError(http.StatusConflict, "%w", err)
+		return adminapi.Error(http.StatusConflict, "%w", err)
 	}
-	return apiError(http.StatusInternalServerError, "%w", err)
-}
-
-func errMethod(r *http.Request, expected string) error {
-	return apiError(http.StatusMethodNotAllowed, "method %s: expected %s", r.Method, expected)
-}
-
-func apiError(status int, format string, args ...any) error {
-	return caddy.APIError{HTTPStatus: status, Err: fmt.Errorf(format, args...)}
+	return adminapi.Error(http.StatusInternalServerError, "%w", err)
 }
 
 // Interface guards

@@ -7,7 +7,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
-	"github.com/portgate/caddy-portgate/modules/internal/direct"
+	"github.com/portgate/caddy-portgate/modules/internal/placement"
+	"github.com/portgate/caddy-portgate/modules/internal/recheck"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
@@ -17,11 +18,11 @@ const enforcePause = 100 * time.Millisecond
 // gate closes living sessions whose client is denied when a list has changed or a config was replaced. The zero gate
 // leaves them alone.
 type gate struct {
-	*session.Gate // apart, because sessions keep it, and should not keep all of a config that was replaced
-	rules         *rules
-	places        []direct.Place
-	names         []string // of the places
-	running       func() bool
+	*recheck.Admission // apart, because sessions keep it, and should not keep all of a config that was replaced
+	rules              *rules
+	places             []placement.Place
+	names              []string // of the places
+	running            func() bool
 
 	due    chan struct{}
 	stop   context.CancelFunc
@@ -29,8 +30,8 @@ type gate struct {
 }
 
 // open begins to watch the lists.
-func (g *gate) open(ctx caddy.Context, rs *rules, places []direct.Place) {
-	g.Gate, g.rules, g.places = new(session.Gate), rs, places
+func (g *gate) open(ctx caddy.Context, rs *rules, places []placement.Place) {
+	g.Admission, g.rules, g.places = new(recheck.Admission), rs, places
 	for _, place := range places {
 		g.names = append(g.names, place.Path)
 	}
@@ -44,7 +45,7 @@ func (g *gate) open(ctx caddy.Context, rs *rules, places []direct.Place) {
 	g.due, g.closed = make(chan struct{}, 1), make(chan struct{})
 	var background context.Context
 	background, g.stop = context.WithCancel(context.Background())
-	end := session.WatchGates(g.due)
+	end := recheck.Watch(g.due)
 	for _, r := range rs.all {
 		r.list.watch(g.due)
 	}
@@ -90,7 +91,7 @@ func (g *gate) watch(ctx context.Context) {
 
 // edition is to be read before a client is judged.
 func (g *gate) edition() int64 {
-	if g.Gate == nil {
+	if g.Admission == nil {
 		return 0
 	}
 	return g.Edition()
@@ -98,8 +99,8 @@ func (g *gate) edition() int64 {
 
 // letThrough notes that the client was judged in this edition.
 func (g *gate) letThrough(a *session.Arrival, edition int64) {
-	if g.Gate != nil {
-		a.NotePass(session.Pass{Gate: g.Gate, Edition: edition, Client: a.Client.Addr(), Places: g.names})
+	if g.Admission != nil {
+		a.Admit(recheck.Pass{Admission: g.Admission, Edition: edition, Client: a.Client.Addr(), Places: g.names})
 	}
 }
 
@@ -124,7 +125,7 @@ func (g *gate) enforce() {
 // has passed a gate that stood in the same place, or would have passed this one in any case.
 func (g *gate) governs(s *session.Session, running bool) (client netip.Addr, mine bool) {
 	for _, pass := range s.Passes() {
-		if pass.Gate == g.Gate {
+		if pass.Admission == g.Admission {
 			return pass.Client, true
 		}
 	}

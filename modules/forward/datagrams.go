@@ -12,7 +12,9 @@ import (
 
 	"github.com/portgate/caddy-portgate/modules/forward/relay"
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
+	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
+	"github.com/portgate/caddy-portgate/modules/internal/throttle"
 )
 
 // isDatagrams tells networks such as "udp", "udp6" and "gate+udp" from those of streams.
@@ -47,13 +49,13 @@ func (h *Handler) datagrams(sess *session.Session, client net.Conn, walk func() 
 	return r
 }
 
-var dropReasons = map[relay.Drop]session.DropReason{
-	relay.DropQueueFull:       session.DropQueueFull,
-	relay.DropUpstreamFull:    session.DropUpstreamFull,
-	relay.DropUpstreamRefused: session.DropUpstreamRefused,
-	relay.DropLimited:         session.DropLimited,
-	relay.DropReplyRatio:      session.DropReplyRatio,
-	relay.DropSendFailed:      session.DropSendFailed,
+var dropReasons = map[relay.Drop]listeners.DropReason{
+	relay.DropQueueFull:       listeners.DropQueueFull,
+	relay.DropUpstreamFull:    listeners.DropUpstreamFull,
+	relay.DropUpstreamRefused: listeners.DropUpstreamRefused,
+	relay.DropLimited:         listeners.DropLimited,
+	relay.DropReplyRatio:      listeners.DropReplyRatio,
+	relay.DropSendFailed:      listeners.DropSendFailed,
 }
 
 // datagramUpstreams is the way of one session through the upstreams. It begins again when all of them have refused
@@ -79,7 +81,7 @@ func (u *datagramUpstreams) next(ctx context.Context, failed error) (net.Addr, e
 // matchers have read, and has to be handled to its end.
 func detach(cx *layer4.Connection) net.Conn {
 	for conn := cx; ; {
-		switch inner := session.Unheld(conn.Conn).(type) {
+		switch inner := throttle.Unwrap(conn.Conn).(type) {
 		case *layer4.Connection:
 			conn = inner
 		case interface{ Detach() (net.Conn, bool) }:
@@ -96,13 +98,13 @@ func detach(cx *layer4.Connection) net.Conn {
 // datagramMover is a relay of datagrams as a session sees it.
 type datagramMover struct {
 	*relay.PacketRelay
-	counts *session.Datagrams
+	counts *listeners.Datagrams
 }
 
 func (m datagramMover) Close(reason string)   { m.PacketRelay.Close(relay.Reason(reason)) }
 func (m datagramMover) LastActive() time.Time { return m.Stats().LastActive }
 
-func (m datagramMover) Counts() *session.Datagrams { return m.counts }
+func (m datagramMover) Counts() *listeners.Datagrams { return m.counts }
 
 func (m datagramMover) Moved() (up, down int64) {
 	stats := m.Stats()

@@ -6,7 +6,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
-	"github.com/portgate/caddy-portgate/modules/internal/direct"
+	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
@@ -25,7 +25,7 @@ func TestIsAStepWhereNothingHasToBeLookedUp(t *testing.T) {
 	} {
 		host := newHost()
 		mustLoad(t, object{"s": server(to(c.to), host+":9000")})
-		steps := direct.Steps(caddy.ActiveContext(), "tcp", host+":9000")
+		steps := fastpath.Steps(caddy.ActiveContext(), "tcp", host+":9000")
 		if got := len(steps) == 1; got != c.want {
 			t.Errorf("%q: got %d steps, want one: %v", c.to, len(steps), c.want)
 		}

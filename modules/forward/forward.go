@@ -13,8 +13,11 @@ import (
 
 	"github.com/portgate/caddy-portgate/modules/forward/relay"
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
-	"github.com/portgate/caddy-portgate/modules/internal/direct"
+	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
+	"github.com/portgate/caddy-portgate/modules/internal/listeners"
+	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
+	"github.com/portgate/caddy-portgate/modules/internal/throttle"
 )
 
 func init() {
@@ -112,7 +115,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("to: %w", err)
 	}
-	listen := direct.Listens(ctx, "forward", h.canonical)
+	listen := placement.Listens(ctx, "forward", h.canonical)
 	if h.ports, err = matchAddrs(upstreams, listen); err != nil {
 		return fmt.Errorf("to: %w", err)
 	}
@@ -124,7 +127,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if h.pool.Fixed() { // a lookup might block, and placeholders need a layer4 connection
-		direct.Offer(ctx, h.canonical, h)
+		fastpath.Offer(ctx, h.canonical, h)
 	}
 	return nil
 }
@@ -156,7 +159,7 @@ func parseUpstreams(to []string) ([]upstream.Upstream, error) {
 
 // Handle forwards the connection. The session may go on when it has returned.
 func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
-	sess, accepted := session.Begin(cx, h.scope), session.Accepted(cx)
+	sess, accepted := session.Begin(cx, h.scope), listeners.Accepted(cx)
 	walk := func() *upstream.Walk { return h.walk(sess, accepted) }
 	if h.pool.Dynamic() {
 		walk = func() *upstream.Walk {
@@ -225,7 +228,7 @@ func unwrap(cx *layer4.Connection) (net.Conn, []byte) {
 	var prefetched []byte
 	for conn := cx; ; {
 		prefetched = append(prefetched, conn.MatchingBytes()...)
-		switch inner := session.Unheld(conn.Conn).(type) { // the relay holds it to its limits
+		switch inner := throttle.Unwrap(conn.Conn).(type) { // the relay holds it to its limits
 		case *layer4.Connection:
 			conn = inner
 		case interface{ SetLinger(int) error }: // a TCP socket
@@ -283,5 +286,5 @@ var (
 	_ caddy.Provisioner  = (*Handler)(nil)
 	_ caddy.CleanerUpper = (*Handler)(nil)
 	_ layer4.NextHandler = (*Handler)(nil)
-	_ direct.Step        = (*Handler)(nil)
+	_ fastpath.Step      = (*Handler)(nil)
 )

@@ -15,7 +15,7 @@ import (
 	_ "github.com/mholt/caddy-l4/modules/l4subroute"
 	"go.uber.org/zap"
 
-	"github.com/portgate/caddy-portgate/modules/internal/session"
+	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 )
 
 func TestMatchPorts(t *testing.T) {
@@ -111,7 +111,7 @@ func TestOffset(t *testing.T) {
 		for _, cx := range []*layer4.Connection{
 			wrapLocal(local), wrapLocal(local).Wrap(addressed{wrapLocal(local)}),
 		} {
-			if got := offset(session.Accepted(cx), c.ranges); got != c.want {
+			if got := offset(listeners.Accepted(cx), c.ranges); got != c.want {
 				t.Errorf("%s in %v: got %d, want %d", c.local, c.ranges, got, c.want)
 			}
 		}
@@ -121,15 +121,15 @@ func TestOffset(t *testing.T) {
 		{{netip.Addr{}, 7005, 7015, true}, {netip.Addr{}, 7000, 7010, false}},
 	} {
 		local := netip.MustParseAddrPort("10.0.0.1:7007")
-		if got := offset(session.Accepted(wrapLocal(net.TCPAddrFromAddrPort(local))), both); got != 7 {
+		if got := offset(listeners.Accepted(wrapLocal(net.TCPAddrFromAddrPort(local))), both); got != 7 {
 			t.Errorf("TCP in %v: got %d, want 7", both, got)
 		}
-		if got := offset(session.Accepted(wrapLocal(net.UDPAddrFromAddrPort(local))), both); got != 2 {
+		if got := offset(listeners.Accepted(wrapLocal(net.UDPAddrFromAddrPort(local))), both); got != 2 {
 			t.Errorf("UDP in %v: got %d, want 2", both, got)
 		}
 	}
 	unix := &net.UnixAddr{Net: "unix", Name: "/run/s"}
-	if got := offset(session.Accepted(wrapLocal(unix)), all); got != 0 {
+	if got := offset(listeners.Accepted(wrapLocal(unix)), all); got != 0 {
 		t.Errorf("unix: got %d", got)
 	}
 }

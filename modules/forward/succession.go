@@ -6,6 +6,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
 )
@@ -84,11 +85,11 @@ func (s *succession) begin(canonical string, listen []caddy.NetworkAddress) erro
 }
 
 // of returns the line that a client's session belongs to, and the counts of its listener, if that keeps some.
-func (s *succession) of(client net.Conn) (*line, *session.Datagrams) {
+func (s *succession) of(client net.Conn) (*line, *listeners.Datagrams) {
 	if gate, ok := client.(interface{ ListenerAddr() string }); ok {
 		listener := gate.ListenerAddr()
 		if line := s.byListener[listener]; line != nil {
-			return line, session.DatagramsOf(listener)
+			return line, listeners.DatagramsOf(listener)
 		}
 	}
 	return s.own, nil

@@ -11,7 +11,7 @@ import (
 	"github.com/mholt/caddy-l4/layer4"
 	_ "github.com/mholt/caddy-l4/modules/l4subroute"
 
-	"github.com/portgate/caddy-portgate/modules/internal/direct"
+	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
@@ -28,7 +28,7 @@ func (*passer) CaddyModule() caddy.ModuleInfo {
 }
 
 func (p *passer) Provision(ctx caddy.Context) error {
-	direct.Offer(ctx, "{}", p)
+	fastpath.Offer(ctx, "{}", p)
 	return nil
 }
 
@@ -44,7 +44,7 @@ func (*greeter) CaddyModule() caddy.ModuleInfo {
 }
 
 func (g *greeter) Provision(ctx caddy.Context) error {
-	direct.Offer(ctx, "{}", g)
+	fastpath.Offer(ctx, "{}", g)
 	return nil
 }
 

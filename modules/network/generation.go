@@ -10,7 +10,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
-	"github.com/portgate/caddy-portgate/modules/internal/direct"
+	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
 )
@@ -46,7 +46,7 @@ type generation struct {
 	accepting sync.Mutex    // held while in accept
 	closed    chan struct{}
 
-	steps []direct.Step // serve what is accepted; nil where Accept returns it
+	steps []fastpath.Step // serve what is accepted; nil where Accept returns it
 
 	forgetContext func() bool
 	close         func() error
@@ -56,7 +56,7 @@ func newGeneration(ctx context.Context, network, address string) *generation {
 	return &generation{
 		network: network,
 		address: address,
-		steps:   direct.Steps(ctx, network, address),
+		steps:   fastpath.Steps(ctx, network, address),
 		config:  ctx.Done(),
 		turn:    make(chan struct{}),
 		closed:  make(chan struct{}),
@@ -101,7 +101,7 @@ func (g *generation) Accept() (net.Conn, error) {
 			return conn.forServer(), nil
 		}
 		*arrival = session.Arrival{Conn: conn, Network: network, Listener: g.address, Client: conn.client()}
-		direct.Serve(g.steps, arrival)
+		fastpath.Serve(g.steps, arrival)
 	}
 }
 

@@ -23,6 +23,9 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/portgate/caddy-portgate/modules/internal/global"
+	"github.com/portgate/caddy-portgate/modules/internal/listeners"
+	"github.com/portgate/caddy-portgate/modules/internal/session"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
 )
 
@@ -96,6 +99,21 @@ func listenForPackets(ctx context.Context, address string, cfg net.ListenConfig)
 	g := newGeneration(ctx, gateUDP, address)
 	g.terms = terms
 	return share(ctx, g, addr.AddrPort(), func() (shared, error) { return openPacketSocket(ctx, addr, cfg, terms) })
+}
+
+// termsOf returns what a config wants of its UDP sockets.
+func termsOf(ctx context.Context, address string) (*terms, error) {
+	if config, ok := ctx.(caddy.Context); ok {
+		if err := session.Register(config); err != nil {
+			return nil, err
+		}
+	}
+	options, err := global.Of(ctx)
+	if err != nil {
+		return nil, err
+	}
+	limits := sessionLimits{total: options.UDPMaxSessions, perClient: options.UDPMaxSessionsPerClient}
+	return &terms{limits: limits, counts: listeners.DatagramsOf(address)}, nil
 }
 
 // share makes g a generation of the socket at addr, which it opens where there is none.

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
@@ -142,7 +143,7 @@ func TestTruncatedIsDropped(t *testing.T) {
 	for i := range b.vectors { // it may be in the pool
 		b.vectors[i].SetLen(maxDatagram)
 	}
-	if dropped := s.terms.Load().counts.Dropped[session.DropTruncated].Load(); *received != 1 || dropped != 1 {
+	if dropped := s.terms.Load().counts.Dropped[listeners.DropTruncated].Load(); *received != 1 || dropped != 1 {
 		t.Errorf("%d were received, %d dropped", *received, dropped)
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/portgate/caddy-portgate/modules/internal/session"
+	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 )
 
 // idleTimeout ends a session that nobody has attached to, when no datagram has passed either way for so
@@ -28,7 +28,7 @@ type PacketSession struct {
 	flow         flow
 	path         replyPath
 	listenerAddr string
-	counts       *session.Datagrams
+	counts       *listeners.Datagrams
 	remote       *net.UDPAddr
 	local        *net.UDPAddr
 
@@ -181,7 +181,7 @@ func (c *PacketSession) Write(b []byte) (int, error) {
 	}
 	c.active.Store(int64(time.Since(epoch)))
 	if !sent {
-		c.counts.Dropped[session.DropSendFailed].Add(1)
+		c.counts.Dropped[listeners.DropSendFailed].Add(1)
 	}
 	return len(b), nil
 }

@@ -15,14 +15,18 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/portgate/caddy-portgate/modules/internal/session"
+	"github.com/portgate/caddy-portgate/modules/internal/global"
+	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 )
 
 var lastListener atomic.Int32
 
+// defaultLimits are those of a config without the app `portgate`.
+var defaultLimits = sessionLimits{total: global.Defaults().UDPMaxSessions, perClient: global.Defaults().UDPMaxSessionsPerClient}
+
 // newTestSocket returns a socket without a descriptor, with counts of its own.
 func newTestSocket(limits sessionLimits) *packetSocket {
-	counts := session.DatagramsOf(fmt.Sprintf("test:%d", lastListener.Add(1)))
+	counts := listeners.DatagramsOf(fmt.Sprintf("test:%d", lastListener.Add(1)))
 	s := newPacketSocket(&terms{limits: limits, counts: counts})
 	s.listener = &packetListener{addr: &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 53}}
 	return s
@@ -44,7 +48,7 @@ func (s *packetSocket) arrive(n int, b []byte) *PacketSession {
 	}
 }
 
-func (s *packetSocket) dropped(reason session.DropReason) int64 {
+func (s *packetSocket) dropped(reason listeners.DropReason) int64 {
 	return s.terms.Load().counts.Dropped[reason].Load()
 }
 
@@ -194,7 +198,7 @@ func TestInboxIsBounded(t *testing.T) {
 		for range 99 {
 			s.arrive(1, make([]byte, test.size))
 		}
-		if got := s.dropped(session.DropQueueFull); got != int64(100-test.fit) {
+		if got := s.dropped(listeners.DropQueueFull); got != int64(100-test.fit) {
 			t.Errorf("%s: %d were dropped, want %d", name, got, 100-test.fit)
 		}
 		received := 0
@@ -215,8 +219,8 @@ func TestInboxesTogetherAreBounded(t *testing.T) {
 		s.deliver(&flow{port: uint32(n)}, large, false)
 		sessions = append(sessions, <-s.accepted)
 	}
-	if held := s.held.Load(); held > maxHeldBytes+int64(len(large))*maxNew || s.dropped(session.DropQueueFull) < 100 {
-		t.Errorf("%d bytes are held, %d datagrams were dropped", held, s.dropped(session.DropQueueFull))
+	if held := s.held.Load(); held > maxHeldBytes+int64(len(large))*maxNew || s.dropped(listeners.DropQueueFull) < 100 {
+		t.Errorf("%d bytes are held, %d datagrams were dropped", held, s.dropped(listeners.DropQueueFull))
 	}
 	for _, c := range sessions {
 		_ = c.Close()
@@ -287,7 +291,7 @@ func TestOneClientKeepsToItsOwn(t *testing.T) {
 		}
 	}
 	s.deliver(&flow{client: mappedTo(2), port: 99}, nil, false)
-	if len(s.accepted) != 0 || s.dropped(session.DropClientLimit) != 1 {
+	if len(s.accepted) != 0 || s.dropped(listeners.DropClientLimit) != 1 {
 		t.Error("a fourth session of a client whose three are established")
 	}
 }
@@ -298,7 +302,7 @@ func TestNewSessionsAreBounded(t *testing.T) {
 	for port := range uint32(maxNew + 5) {
 		s.deliver(&flow{port: port}, nil, false) // would block if the queue were not looked at
 	}
-	if got := s.dropped(session.DropAcceptQueue); got != 5 || len(s.table.sessions) != maxNew {
+	if got := s.dropped(listeners.DropAcceptQueue); got != 5 || len(s.table.sessions) != maxNew {
 		t.Errorf("%d were dropped, and there are %d sessions", got, len(s.table.sessions))
 	}
 }

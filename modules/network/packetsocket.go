@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
@@ -18,7 +19,7 @@ const maxNew = 1024
 // terms are what a config wants of a UDP socket.
 type terms struct {
 	limits sessionLimits
-	counts *session.Datagrams
+	counts *listeners.Datagrams
 }
 
 // packetSocket is the UDP socket of an address. Its receive loop never blocks: what nobody takes in time is
@@ -122,7 +123,7 @@ func (s *packetSocket) deliver(f *flow, b []byte, truncated bool) {
 	terms := s.terms.Load()
 	terms.counts.Up.Add(1)
 	if truncated {
-		terms.counts.Dropped[session.DropTruncated].Add(1)
+		terms.counts.Dropped[listeners.DropTruncated].Add(1)
 		return
 	}
 	// A session that is gone when it gets the datagram has left the table: the next one is another.
@@ -136,7 +137,7 @@ func (s *packetSocket) deliver(f *flow, b []byte, truncated bool) {
 		s.table.promote(c, answered)
 		s.mu.Unlock()
 		if outcome = c.deliver(b); outcome == full {
-			terms.counts.Dropped[session.DropQueueFull].Add(1)
+			terms.counts.Dropped[listeners.DropQueueFull].Add(1)
 		}
 	}
 }
@@ -155,9 +156,9 @@ func (s *packetSocket) begin(f *flow, b []byte, terms *terms) {
 }
 
 // admit makes a new session, and says which one leaves for it; or why it may not be.
-func (s *packetSocket) admit(f *flow, b []byte, limits sessionLimits) (leaves *PacketSession, why session.DropReason, ok bool) {
+func (s *packetSocket) admit(f *flow, b []byte, limits sessionLimits) (leaves *PacketSession, why listeners.DropReason, ok bool) {
 	if len(s.accepted)+s.table.queued >= maxNew {
-		return nil, session.DropAcceptQueue, false
+		return nil, listeners.DropAcceptQueue, false
 	}
 	leaves, why, ok = s.table.room(f.clientKey(), limits)
 	if !ok {

@@ -8,7 +8,7 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/portgate/caddy-portgate/modules/internal/session"
+	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 )
 
 // taken returns the sessions that were given a place, in order.
@@ -109,7 +109,7 @@ func TestWaitingSessionsAreBounded(t *testing.T) {
 	s.flood(maxNew, maxNew)
 	open = append(open, s.taken()...)
 	s.flood(2*maxNew, maxNew+5)
-	if got := s.dropped(session.DropAcceptQueue); got != 5 {
+	if got := s.dropped(listeners.DropAcceptQueue); got != 5 {
 		t.Errorf("%d were dropped", got)
 	}
 	expectPlaces(t, s, 2*maxNew, maxNew)
@@ -118,7 +118,7 @@ func TestWaitingSessionsAreBounded(t *testing.T) {
 	}
 	expectPlaces(t, s, maxNew, 0)
 	s.flood(9*maxNew, 1)
-	if got := s.dropped(session.DropAcceptQueue); got != 6 {
+	if got := s.dropped(listeners.DropAcceptQueue); got != 6 {
 		t.Errorf("%d were dropped while the queue was full", got)
 	}
 }

@@ -1,6 +1,8 @@
 package network
 
-import "github.com/portgate/caddy-portgate/modules/internal/session"
+import (
+	"github.com/portgate/caddy-portgate/modules/internal/listeners"
+)
 
 // tier is how far a session has come. It says what the session is worth when others want its place: the
 // source address of a datagram is easily forged, and only a client that speaks after a reply may have
@@ -50,11 +52,11 @@ func newTable() *table {
 
 // room finds a place for a new session of the client. It returns the session that has to leave for it, if
 // one has to, which is out of the table then; or that there is no place, and why.
-func (t *table) room(key clientKey, limits sessionLimits) (leaves *PacketSession, why session.DropReason, ok bool) {
+func (t *table) room(key clientKey, limits sessionLimits) (leaves *PacketSession, why listeners.DropReason, ok bool) {
 	if cl := t.clients[key]; cl != nil && cl.count >= limits.perClient {
-		leaves, why = oldest(&cl.waiting), session.DropClientLimit
+		leaves, why = oldest(&cl.waiting), listeners.DropClientLimit
 	} else if len(t.sessions) >= limits.total {
-		leaves, why = oldest(&t.waiting), session.DropSessionLimit
+		leaves, why = oldest(&t.waiting), listeners.DropSessionLimit
 	} else {
 		return nil, 0, true
 	}

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/portgate/caddy-portgate/modules/internal/session"
+	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 )
 
 // slowTable does what a table does, the obvious way: it looks at all sessions each time.
@@ -28,17 +28,17 @@ func (t *slowTable) remove(f flow) {
 }
 
 // room returns the session that leaves.
-func (t *slowTable) room(f flow, limits sessionLimits) (leaves flow, why session.DropReason, ok bool) {
+func (t *slowTable) room(f flow, limits sessionLimits) (leaves flow, why listeners.DropReason, ok bool) {
 	var mine []*slowSession
 	for _, s := range t.sessions {
 		if s.flow.clientKey() == f.clientKey() {
 			mine = append(mine, s)
 		}
 	}
-	of, why := t.sessions, session.DropSessionLimit
+	of, why := t.sessions, listeners.DropSessionLimit
 	switch {
 	case len(mine) >= limits.perClient:
-		of, why = mine, session.DropClientLimit
+		of, why = mine, listeners.DropClientLimit
 	case len(t.sessions) < limits.total:
 		return flow{}, 0, true
 	}

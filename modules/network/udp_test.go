@@ -18,7 +18,7 @@ import (
 	_ "github.com/mholt/caddy-l4/modules/l4echo"
 	_ "github.com/mholt/caddy-l4/modules/l4regexp"
 
-	"github.com/portgate/caddy-portgate/modules/internal/session"
+	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 )
 
 // listenUDPOn opens a listener as Caddy does.
@@ -189,7 +189,7 @@ func TestReceiveLoopNeverBlocks(t *testing.T) {
 		say(t, client, want)
 		hear(t, conn, want)
 	}
-	if dropped := g.terms.counts.Dropped[session.DropQueueFull].Load(); dropped != 2*(201-maxWaiting) {
+	if dropped := g.terms.counts.Dropped[listeners.DropQueueFull].Load(); dropped != 2*(201-maxWaiting) {
 		t.Errorf("%d were dropped", dropped)
 	}
 }
@@ -303,8 +303,8 @@ func TestLayer4ServesSessions(t *testing.T) {
 	hear(t, first, "still the same session")
 	second := dialUDP(t, to)
 	say(t, second, "hello")
-	counts := session.DatagramsOf(address)
-	for counts.Dropped[session.DropSessionLimit].Load() == 0 {
+	counts := listeners.DatagramsOf(address)
+	for counts.Dropped[listeners.DropSessionLimit].Load() == 0 {
 		time.Sleep(time.Millisecond)
 	}
 	if up, down := counts.Up.Load(), counts.Down.Load(); up != 5 || down != 4 {

@@ -2,14 +2,12 @@ package ratelimit
 
 import (
 	"cmp"
-	"encoding/json"
-	"fmt"
 	"net/http"
 	"slices"
 
 	"github.com/caddyserver/caddy/v2"
 
-	"github.com/portgate/caddy-portgate/caddyfile"
+	"github.com/portgate/caddy-portgate/modules/internal/adminapi"
 	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket"
 )
 
@@ -48,19 +46,14 @@ type usage struct {
 }
 
 func (a *adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
-	if r.Method != http.MethodGet {
-		return caddy.APIError{HTTPStatus: http.StatusMethodNotAllowed, Err: fmt.Errorf("method %s: expected GET", r.Method)}
+	if err := adminapi.Method(r, http.MethodGet); err != nil {
+		return err
 	}
-	top := defaultTop
-	if text := r.URL.Query().Get("top"); text != "" {
-		n, err := caddyfile.ParseCount(text, 1, maxTop)
-		if err != nil {
-			return caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: fmt.Errorf("top: %w", err)}
-		}
-		top = n
+	top, err := adminapi.Count(r.URL.Query(), "top", 1, maxTop, defaultTop)
+	if err != nil {
+		return err
 	}
-	w.Header().Set("Content-Type", "application/json")
-	return json.NewEncoder(w).Encode(nearest(top))
+	return adminapi.Answer(w, nearest(top))
 }
 
 func nearest(top int) []usage {

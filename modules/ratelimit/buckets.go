@@ -16,7 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
-	"github.com/portgate/caddy-portgate/modules/internal/direct"
+	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
 	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket"
 	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket/redis"
@@ -183,7 +183,7 @@ func (h *Handler) identity(ctx caddy.Context) string {
 	}
 	if !h.onRedis() {
 		var places []string
-		for _, p := range direct.Places(ctx, "rate_limit", h.canonical) {
+		for _, p := range placement.Places(ctx, "rate_limit", h.canonical) {
 			places = append(places, p.Network+"/"+p.Listener+" "+p.Path)
 		}
 		if len(places) > 0 {

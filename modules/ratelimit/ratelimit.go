@@ -10,10 +10,12 @@ import (
 	"github.com/mholt/caddy-l4/layer4"
 	"go.uber.org/zap"
 
-	"github.com/portgate/caddy-portgate/modules/internal/direct"
+	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
+	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/refusal"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
+	"github.com/portgate/caddy-portgate/modules/internal/throttle"
 	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket"
 )
 
@@ -111,7 +113,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.action() == refusal.Drop && !refusal.CanDrop() {
 		h.log.Warn("on_limit drop needs the capability CAP_NET_ADMIN for TCP, limited clients are reset instead")
 	}
-	h.inFront = !direct.InServer(ctx)
+	h.inFront = placement.AppOf(ctx) == nil
 	var err error
 	if h.scope, err = session.NewScope(ctx, 0, 0); err != nil {
 		return err
@@ -125,7 +127,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	h.settings.limits, h.settings.log, h.settings.maxKeys = h.limits, h.log, h.maxKeys
 	h.buckets.Value().use(&h.settings)
 	if h.canServe() {
-		direct.Offer(ctx, h.canonical, h)
+		fastpath.Offer(ctx, h.canonical, h)
 	}
 	return nil
 }
@@ -156,9 +158,9 @@ func (h *Handler) Handle(cx *layer4.Connection, next layer4.Handler) error {
 	if terms == nil {
 		return next.Handle(cx)
 	}
-	v.Agree(terms)
+	v.Throttle(terms)
 	if h.inFront || h.limits.moving() {
-		cx.Conn = session.Hold(cx.Conn, v.Network, terms)
+		cx.Conn = throttle.Wrap(cx.Conn, v.Network, terms)
 	}
 	err := next.Handle(cx)
 	if held != nil && !v.Begun() && !(h.inFront && wasGivenAway(err)) {
@@ -176,7 +178,7 @@ func (h *Handler) Serve(a *session.Arrival) (next bool) {
 		return false
 	}
 	if terms := h.terms(v, held); terms != nil {
-		a.Agree(terms)
+		a.Throttle(terms)
 	}
 	return true
 }
@@ -290,5 +292,5 @@ var (
 	_ caddy.Provisioner  = (*Handler)(nil)
 	_ caddy.CleanerUpper = (*Handler)(nil)
 	_ layer4.NextHandler = (*Handler)(nil)
-	_ direct.Step        = (*Handler)(nil)
+	_ fastpath.Step      = (*Handler)(nil)
 )

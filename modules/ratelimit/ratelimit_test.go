@@ -18,7 +18,7 @@ import (
 	"github.com/mholt/caddy-l4/layer4"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
-	"github.com/portgate/caddy-portgate/modules/internal/direct"
+	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
@@ -434,7 +434,7 @@ func TestConcurrentOfConnectionsThatNobodyTakes(t *testing.T) {
 	for i := range 3 {
 		conn, _ := from(t, "192.0.2.1:1")
 		arrival := &session.Arrival{Conn: conn, Network: "tcp", Listener: "test", Client: netip.MustParseAddrPort("192.0.2.1:1")}
-		direct.Serve([]direct.Step{h}, arrival)
+		fastpath.Serve([]fastpath.Step{h}, arrival)
 		if arrival.Begun() {
 			t.Fatalf("connection %d was refused", i)
 		}

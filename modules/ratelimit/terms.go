@@ -5,18 +5,18 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/portgate/caddy-portgate/modules/internal/session"
+	"github.com/portgate/caddy-portgate/modules/internal/throttle"
 	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket"
 )
 
 // terms are what the session is held to from now on, nil where there are none. These limits are kept in memory also
 // where there is a store: a datagram does not wait for an answer.
-func (h *Handler) terms(v *visitor, held *holding) *session.Terms {
+func (h *Handler) terms(v *visitor, held *holding) *throttle.Throttle {
 	moving := h.limits.moving() && !h.DryRun
 	if held == nil && !moving {
 		return nil
 	}
-	terms := new(session.Terms)
+	terms := new(throttle.Throttle)
 	if held != nil {
 		terms.End = held.release
 	}
@@ -76,7 +76,7 @@ func (h *Handler) datagrams(v *visitor) func() bool {
 	}
 }
 
-// pacer is a [session.Pacer]. A nil one holds nobody to anything.
+// pacer is a [throttle.Pacer]. A nil one holds nobody to anything.
 type pacer struct {
 	*bucket.Pacer
 	asked bool          // allow was called before
@@ -90,7 +90,7 @@ func (h *Handler) pacer(limits []limit, v *visitor) *pacer {
 	return &pacer{Pacer: bucket.NewPacer(h.buckets.Value().memory, h.requests(limits, v)...)}
 }
 
-// Moved implements [session.Pacer].
+// Moved implements [throttle.Pacer].
 func (p *pacer) Moved(n int) (pause time.Duration) {
 	t := now()
 	return max(p.Pacer.Moved(t, n)-t, 0)

@@ -5,66 +5,95 @@ import (
 	"net/netip"
 
 	"github.com/mholt/caddy-l4/layer4"
+
+	"github.com/portgate/caddy-portgate/modules/internal/listeners"
+	"github.com/portgate/caddy-portgate/modules/internal/recheck"
+	"github.com/portgate/caddy-portgate/modules/internal/throttle"
 )
 
-// Arrival is a connection that has just been accepted, and that nobody has read from; or, from [ArrivalOf], one as a
-// layer4 handler sees it.
+// Arrival is a connection that was accepted and has no session yet: either one that nobody has read from, or, made by
+// [ArrivalOf], one as a layer4 handler sees it. Handlers leave on it what its session is to have.
 type Arrival struct {
 	Conn     net.Conn
 	Network  string         // of the listener, as in [Session]
 	Listener string         // as configured
 	Client   netip.AddrPort // unmapped; zero where the client has none
 
-	cx      *layer4.Connection // carries the session where layer4 serves the connection
-	session *Session
-	passes  []Pass
-	terms   []*Terms
+	cx *layer4.Connection // nil where layer4 does not serve the connection
+
+	session   *Session
+	passes    []recheck.Pass
+	throttles []*throttle.Throttle
 }
 
-// ArrivalOf is for handlers that do the same with a layer4 connection as with an arrival.
+// What a connection of layer4 carries from handler to handler.
+const (
+	sessionKey   = "portgate.session"
+	passesKey    = "portgate.passes"
+	throttlesKey = "portgate.throttles"
+)
+
+// ArrivalOf returns the arrival of a layer4 connection, so that one code serves both.
 func ArrivalOf(cx *layer4.Connection) *Arrival {
-	network, address := listener(cx)
-	return &Arrival{Conn: cx, Network: network, Listener: address, Client: addrPort(cx.RemoteAddr()), cx: cx}
+	a := &Arrival{Conn: cx, Client: listeners.AddrPort(cx.RemoteAddr()), cx: cx}
+	a.Network, a.Listener = listeners.Of(cx)
+	a.session, _ = cx.GetVar(sessionKey).(*Session)
+	a.passes, _ = cx.GetVar(passesKey).([]recheck.Pass)
+	a.throttles, _ = cx.GetVar(throttlesKey).([]*throttle.Throttle)
+	return a
 }
 
 // Begin returns the session of the arrival, which begins now unless another handler has begun it.
 func (a *Arrival) Begin(scope *Scope) *Session {
-	if a.cx != nil {
-		return Begin(a.cx, scope)
+	if a.Begun() {
+		return a.session
 	}
-	if a.session == nil {
-		a.session = newSession(scope, a.Network, a.Listener, a.Client, a.passes, a.terms)
+	a.session = newSession(scope, a)
+	if a.cx != nil {
+		a.cx.SetVar(sessionKey, a.session)
 	}
 	return a.session
 }
 
-// Close closes the connection of an arrival that nobody has served, and with it the terms that were agreed.
+// Begun reports whether the arrival has a session. A later handler may have begun it.
+func (a *Arrival) Begun() bool {
+	if a.session == nil && a.cx != nil {
+		a.session, _ = a.cx.GetVar(sessionKey).(*Session)
+	}
+	return a.session != nil
+}
+
+// Close closes the connection of an arrival that nobody has served, and releases its throttles.
 func (a *Arrival) Close() {
 	_ = a.Conn.Close()
 	if a.Begun() {
-		return // its session has the terms
+		return // the session releases them
 	}
-	for _, t := range a.terms {
-		if t.End != nil {
-			t.End()
-		}
+	for _, t := range a.throttles {
+		t.Release()
 	}
 }
 
-// NotePass notes what has let the arrival through.
-func (a *Arrival) NotePass(pass Pass) {
-	if a.cx != nil {
-		passes, _ := a.cx.GetVar(passKey).([]Pass)
-		a.cx.SetVar(passKey, append(passes, pass))
-		return
-	}
+// Admit notes what has admitted the arrival.
+func (a *Arrival) Admit(pass recheck.Pass) {
 	a.passes = append(a.passes, pass)
+	if a.cx != nil {
+		a.cx.SetVar(passesKey, a.passes)
+	}
 }
 
-// Accepted returns the connection as its listener gave it.
+// Throttle sets a throttle on the arrival, which must have no session yet.
+func (a *Arrival) Throttle(t *throttle.Throttle) {
+	a.throttles = append(a.throttles, t)
+	if a.cx != nil {
+		a.cx.SetVar(throttlesKey, a.throttles)
+	}
+}
+
+// Accepted returns the connection as its listener accepted it.
 func (a *Arrival) Accepted() net.Conn {
 	if a.cx != nil {
-		return Accepted(a.cx)
+		return listeners.Accepted(a.cx)
 	}
 	return a.Conn
 }

@@ -5,25 +5,27 @@ import (
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 )
 
 func TestDatagramMetrics(t *testing.T) {
 	t.Parallel()
 	registry := newRegistry(t)
-	listener := newLabel()
-	d := DatagramsOf(listener)
-	if DatagramsOf(listener) != d || DatagramsOf(newLabel()) == d {
+	label := newLabel()
+	d := listeners.DatagramsOf(label)
+	if listeners.DatagramsOf(label) != d || listeners.DatagramsOf(newLabel()) == d {
 		t.Error("counts are not one per listener")
 	}
 	d.Up.Add(5)
 	d.Down.Add(3)
 	d.Evicted.Add(2)
-	for reason := range dropReasons {
+	for reason := range listeners.DropReasons {
 		d.Dropped[reason].Add(10 + int64(reason))
 	}
 	check := func(name string, want float64, labels map[string]string) {
 		t.Helper()
-		labels["listener"] = listener
+		labels["listener"] = label
 		if got, samples := value(t, registry, "caddy_portgate_"+name, labels); got != want || samples != 1 {
 			t.Errorf("%s%v is %v in %d samples, want %v", name, labels, got, samples, want)
 		}
@@ -49,9 +51,9 @@ func TestRegister(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	listener := newLabel()
-	DatagramsOf(listener).Up.Add(1)
-	if n, _ := value(t, ctx.GetMetricsRegistry(), "caddy_portgate_datagrams_total", map[string]string{"listener": listener}); n != 1 {
+	label := newLabel()
+	listeners.DatagramsOf(label).Up.Add(1)
+	if n, _ := value(t, ctx.GetMetricsRegistry(), "caddy_portgate_datagrams_total", map[string]string{"listener": label}); n != 1 {
 		t.Errorf("%v datagrams", n)
 	}
 }

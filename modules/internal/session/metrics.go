@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 	"github.com/portgate/caddy-portgate/modules/internal/meter"
 )
 
@@ -33,7 +34,7 @@ var collectors = &metrics{
 	bytes:     bytesMoved{meter.Counter("bytes_total", "Bytes moved by sessions: up from the client, down to it.", "listener", "upstream", "direction")},
 	duration:  meter.Histogram("session_duration_seconds", "How long sessions lasted.", durationBuckets, "listener"),
 	connect:   meter.Histogram("connect_duration_seconds", "Time until an upstream was connected, attempts that failed included.", connectBuckets, "upstream"),
-	datagrams: newDatagramsMoved(),
+	datagrams: datagramsMoved{listeners.NewCollector()},
 }
 
 func (m *metrics) register(registry *prometheus.Registry) error {
@@ -48,6 +49,15 @@ type bytesMoved struct{ *prometheus.CounterVec }
 func (b bytesMoved) Collect(to chan<- prometheus.Metric) {
 	living.count()
 	b.CounterVec.Collect(to)
+}
+
+// datagramsMoved is brought up to date in the same way.
+type datagramsMoved struct{ listeners.Collector }
+
+// Collect implements [prometheus.Collector].
+func (d datagramsMoved) Collect(to chan<- prometheus.Metric) {
+	living.count()
+	d.Collector.Collect(to)
 }
 
 // traffic is what one session adds to bytes_total in one direction.

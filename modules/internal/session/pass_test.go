@@ -6,16 +6,18 @@ import (
 	"time"
 
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/portgate/caddy-portgate/modules/internal/recheck"
 )
 
 // A session knows what has let it through, in both ways that it may begin.
 func TestSessionKnowsItsPasses(t *testing.T) {
 	t.Parallel()
 	sc, _, _ := newScope(t, 0, 0)
-	first, second := new(Gate), new(Gate)
+	first, second := new(recheck.Admission), new(recheck.Admission)
 	note := func(a *Arrival) {
-		a.NotePass(Pass{Gate: first, Client: netip.MustParseAddr("192.0.2.1")})
-		a.NotePass(Pass{Gate: second, Client: netip.MustParseAddr("192.0.2.2")})
+		a.Admit(recheck.Pass{Admission: first, Client: netip.MustParseAddr("192.0.2.1")})
+		a.Admit(recheck.Pass{Admission: second, Client: netip.MustParseAddr("192.0.2.2")})
 	}
 	c := conn{local: tcpAddr("127.0.0.1:80"), remote: tcpAddr("192.0.2.1:1")}
 	cx := wrap(c)
@@ -24,7 +26,7 @@ func TestSessionKnowsItsPasses(t *testing.T) {
 	note(accepted)
 	for _, s := range []*Session{Begin(cx, sc), accepted.Begin(sc)} {
 		passes := s.Passes()
-		if len(passes) != 2 || passes[0].Gate != first || passes[1].Gate != second || passes[1].Client.String() != "192.0.2.2" {
+		if len(passes) != 2 || passes[0].Admission != first || passes[1].Admission != second || passes[1].Client.String() != "192.0.2.2" {
 			t.Errorf("%+v", passes)
 		}
 		s.End(End{})
@@ -46,14 +48,14 @@ func told(due <-chan struct{}) bool {
 
 // Those who judge living sessions are told when a config was replaced, and when a session begins that was judged before a
 // change. These tests are not parallel, because all are told.
-func TestGatesAreTold(t *testing.T) {
+func TestWatchersAreTold(t *testing.T) {
 	sc, _, unload := newScope(t, 0, 0)
 	due := make(chan struct{}, 1)
-	end := WatchGates(due)
-	gate := new(Gate)
+	end := recheck.Watch(due)
+	admission := new(recheck.Admission)
 	arrival := func() *Arrival {
 		a := &Arrival{Network: "tcp", Listener: newLabel()}
-		a.NotePass(Pass{Gate: gate, Edition: gate.Edition()})
+		a.Admit(recheck.Pass{Admission: admission, Edition: admission.Edition()})
 		return a
 	}
 	arrival().Begin(sc).End(End{})
@@ -61,7 +63,7 @@ func TestGatesAreTold(t *testing.T) {
 		t.Error("told of a session that was judged by the lists of now")
 	}
 	late := arrival()
-	gate.Changed()
+	admission.Changed()
 	s := late.Begin(sc)
 	if !told(due) {
 		t.Error("not told of a session that was judged before the change")

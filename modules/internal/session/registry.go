@@ -38,6 +38,9 @@ func (r *registry) list() []*Session {
 	return all
 }
 
+// Living returns the sessions that have begun and not ended.
+func Living() []*Session { return living.list() }
+
 // count brings what is counted of living sessions up to date.
 func (r *registry) count() {
 	for _, s := range r.list() {

@@ -9,6 +9,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/mholt/caddy-l4/layer4"
 	"go.uber.org/zap"
+
+	"github.com/portgate/caddy-portgate/modules/internal/recheck"
 )
 
 // Scope is what the sessions of one handler share.
@@ -41,6 +43,10 @@ func NewScope(ctx caddy.Context, gracePeriod, drainTimeout time.Duration) (*Scop
 	}, nil
 }
 
+// Register makes the metrics part of the config's registry. NewScope does so too; a listener needs it where
+// no handler of the config has a scope.
+func Register(ctx caddy.Context) error { return collectors.register(ctx.GetMetricsRegistry()) }
+
 // Replaced is called in Cleanup: the config of these sessions is no longer the running one. They go
 // on, until DrainTimeout if that is set. Where no other config runs, the process stops, and they have
 // GracePeriod instead.
@@ -52,7 +58,7 @@ func (sc *Scope) Replaced() {
 	if sc.DrainTimeout > 0 {
 		time.AfterFunc(sc.DrainTimeout, sc.drain)
 	}
-	judgeAgain() // by what the running config has
+	recheck.Request() // by what the running config has
 }
 
 // drain closes the sessions, and has those closed that begin from now on: their connections were accepted

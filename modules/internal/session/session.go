@@ -14,6 +14,10 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/mholt/caddy-l4/layer4"
+
+	"github.com/portgate/caddy-portgate/modules/internal/listeners"
+	"github.com/portgate/caddy-portgate/modules/internal/recheck"
+	"github.com/portgate/caddy-portgate/modules/internal/throttle"
 )
 
 // Status codes as nginx's stream module has them.
@@ -62,10 +66,10 @@ type Session struct {
 	Client   netip.AddrPort // zero where the client has none (unix sockets)
 	Start    time.Time
 
-	scope  *Scope
-	limits Limits
-	passes []Pass
-	terms  []*Terms
+	scope     *Scope
+	limits    throttle.Limits
+	throttles []*throttle.Throttle
+	passes    []recheck.Pass
 
 	mu       sync.Mutex
 	mover    Mover
@@ -95,44 +99,47 @@ type DatagramMover interface {
 	// Datagrams is how many datagrams have moved so far: from the client to the upstream, and back.
 	Datagrams() (up, down int64)
 	// Counts are those of the listener that what moves down is added to, nil where it keeps none.
-	Counts() *Datagrams
+	Counts() *listeners.Datagrams
 }
-
-// varKey is where a connection carries its session.
-const varKey = "portgate.session"
 
 // Begin returns the session of cx, which begins now unless another handler has begun it.
 func Begin(cx *layer4.Connection, scope *Scope) *Session {
-	if s, ok := cx.GetVar(varKey).(*Session); ok {
+	if s, ok := cx.GetVar(sessionKey).(*Session); ok {
 		return s
 	}
-	network, address := listener(cx)
-	passes, _ := cx.GetVar(passKey).([]Pass)
-	terms, _ := cx.GetVar(termsKey).([]*Terms)
-	s := newSession(scope, network, address, addrPort(cx.RemoteAddr()), passes, terms)
-	cx.SetVar(varKey, s)
-	return s
+	return ArrivalOf(cx).Begin(scope)
 }
 
-func newSession(scope *Scope, network, listener string, client netip.AddrPort, passes []Pass, terms []*Terms) *Session {
+func newSession(scope *Scope, a *Arrival) *Session {
 	s := &Session{
-		ID: ID(lastID.Add(1)), Network: network, Listener: listener, Client: client,
-		Start: time.Now(), scope: scope, passes: passes,
+		ID: ID(lastID.Add(1)), Network: a.Network, Listener: a.Listener, Client: a.Client,
+		Start: time.Now(), scope: scope, passes: a.passes, throttles: a.throttles,
 	}
-	s.take(terms)
-	scope.metrics.active.WithLabelValues(listener).Inc()
+	for _, t := range a.throttles {
+		s.limits.Add(t.Take())
+	}
+	scope.metrics.active.WithLabelValues(s.Listener).Inc()
 	living.add(s)
 	if scope.drained.Load() {
 		s.Close(ReasonDrain)
 	}
-	for i := range passes {
-		if passes[i].outdated() {
-			judgeAgain()
+	for i := range s.passes {
+		if s.passes[i].Outdated() {
+			recheck.Request()
 			break
 		}
 	}
 	return s
 }
+
+// Limits returns what bounds the bytes and datagrams of the session.
+func (s *Session) Limits() throttle.Limits { return s.limits }
+
+// Passes returns what has admitted the session.
+func (s *Session) Passes() []recheck.Pass { return s.passes }
+
+// Replaced tells whether the session's config is no longer the running one.
+func (s *Session) Replaced() bool { return s.scope.config.Err() != nil }
 
 // SetMover says who moves the bytes from now on.
 func (s *Session) SetMover(m Mover) {
@@ -239,7 +246,9 @@ func (s *Session) End(e End) {
 	if !s.finish() {
 		return
 	}
-	s.endTerms() // first: the client knows already, and may come again while a log is written
+	for _, t := range s.throttles { // first: the client knows already, and may come again while a log is written
+		t.Release()
+	}
 	duration := time.Since(s.Start)
 	s.scope.metrics.count(s, &e, duration)
 	s.scope.logEnd(s, &e, duration)

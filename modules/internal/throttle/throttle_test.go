@@ -1,4 +1,4 @@
-package session
+package throttle
 
 import (
 	"testing"
@@ -21,8 +21,8 @@ func (p *fixedPacer) Moved(n int) time.Duration {
 
 func TestLimitsOfSeveralHandlersAllHold(t *testing.T) {
 	t.Parallel()
-	s := new(Session)
-	if l := s.Limits(); l.PaceUp != nil || l.PaceDown != nil || l.AllowUp != nil || l.AllowDown != nil {
+	var l Limits
+	if l.PaceUp != nil || l.PaceDown != nil || l.AllowUp != nil || l.AllowDown != nil {
 		t.Errorf("limits without a handler: %+v", l)
 	}
 	slow, slower := &fixedPacer{turn: 10, pause: time.Second}, &fixedPacer{turn: 20, pause: time.Minute}
@@ -33,24 +33,24 @@ func TestLimitsOfSeveralHandlersAllHold(t *testing.T) {
 			return answer
 		}
 	}
-	s.Limit(Limits{PaceUp: slow, AllowDown: allow("a", true)})
-	if s.Limits().PaceUp != slow || s.Limits().PaceDown != nil {
-		t.Errorf("limits of one handler: %+v", s.Limits())
+	l.Add(Limits{PaceUp: slow, AllowDown: allow("a", true)})
+	if l.PaceUp != slow || l.PaceDown != nil {
+		t.Errorf("limits of one handler: %+v", l)
 	}
-	s.Limit(Limits{PaceUp: slower, AllowDown: allow("b", false)})
-	s.Limit(Limits{PaceDown: slow, AllowDown: allow("c", true)})
+	l.Add(Limits{PaceUp: slower, AllowDown: allow("b", false)})
+	l.Add(Limits{PaceDown: slow, AllowDown: allow("c", true)})
 
-	up := s.Limits().PaceUp
+	up := l.PaceUp
 	if got := up.Turn(); got != 10 {
 		t.Errorf("a turn of %d, want the smaller one", got)
 	}
 	if got := up.Moved(7); got != time.Minute || slow.told != 7 || slower.told != 7 {
 		t.Errorf("a pause of %v, %d and %d told", got, slow.told, slower.told)
 	}
-	if s.Limits().PaceDown != slow {
+	if l.PaceDown != slow {
 		t.Error("the other direction has another pacer")
 	}
-	if s.Limits().AllowDown(1) || len(asked) != 2 {
+	if l.AllowDown(1) || len(asked) != 2 {
 		t.Errorf("allowed, or asked: %v", asked)
 	}
 }

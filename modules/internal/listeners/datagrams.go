@@ -1,10 +1,9 @@
-package session
+package listeners
 
 import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/portgate/caddy-portgate/modules/internal/meter"
@@ -13,7 +12,7 @@ import (
 // DropReason is why a datagram was dropped.
 type DropReason int
 
-// The reasons for which a listener drops what clients have sent, and then those of whoever forwards it.
+// The reasons of a listener, and then those of whoever forwards its datagrams.
 const (
 	DropQueueFull       DropReason = iota // more than a session may have waiting for its handler
 	DropAcceptQueue                       // more new sessions than handlers have taken
@@ -25,7 +24,7 @@ const (
 	DropLimited                           // a rate limit
 	DropReplyRatio                        // more replies than an unproven client may get
 	DropSendFailed                        // the system did not send it to the client
-	dropReasons
+	DropReasons                           // how many there are
 )
 
 func (r DropReason) String() string {
@@ -35,19 +34,17 @@ func (r DropReason) String() string {
 	}[r]
 }
 
-// Datagrams counts what goes through one listener. Who moves or drops a datagram adds to it; metrics are
-// made of it when they are read.
+// Datagrams counts what goes through one listener. Whoever moves or drops a datagram adds to it; a [Collector] reads it.
 type Datagrams struct {
 	Up      atomic.Int64 // received from clients, those that are then dropped included
-	Dropped [dropReasons]atomic.Int64
+	Dropped [DropReasons]atomic.Int64
 	Evicted atomic.Int64 // sessions that made room for others
 
 	_    [64]byte     // what follows is added to by other processors than what is before
 	Down atomic.Int64 // sent to clients
 }
 
-// datagrams has the counts of each listener. Like metrics they outlive the configs, whose listen addresses
-// are all that it has keys of.
+// datagrams has the counts of each listener. Like metrics they outlive the configs; the keys are their listen addresses.
 var datagrams struct {
 	mu         sync.Mutex
 	byListener map[string]*Datagrams
@@ -68,15 +65,12 @@ func DatagramsOf(listener string) *Datagrams {
 	return d
 }
 
-// Register makes the metrics part of the config's registry. NewScope does so too; a listener needs it where
-// no handler of the config has a scope.
-func Register(ctx caddy.Context) error { return collectors.register(ctx.GetMetricsRegistry()) }
+// Collector makes metrics of the [Datagrams] of all listeners.
+type Collector struct{ total, dropped, evicted *prometheus.Desc }
 
-// datagramsMoved makes metrics of [Datagrams].
-type datagramsMoved struct{ total, dropped, evicted *prometheus.Desc }
-
-func newDatagramsMoved() datagramsMoved {
-	return datagramsMoved{
+// NewCollector returns a collector.
+func NewCollector() Collector {
+	return Collector{
 		total:   meter.Desc("datagrams_total", "Datagrams moved: up from clients, down to them.", "listener", "direction"),
 		dropped: meter.Desc("datagrams_dropped_total", "Datagrams that were dropped.", "listener", "reason"),
 		evicted: meter.Desc("udp_sessions_evicted_total", "UDP sessions that made room for others.", "listener"),
@@ -84,15 +78,14 @@ func newDatagramsMoved() datagramsMoved {
 }
 
 // Describe implements [prometheus.Collector].
-func (m datagramsMoved) Describe(to chan<- *prometheus.Desc) {
+func (m Collector) Describe(to chan<- *prometheus.Desc) {
 	to <- m.total
 	to <- m.dropped
 	to <- m.evicted
 }
 
 // Collect implements [prometheus.Collector].
-func (m datagramsMoved) Collect(to chan<- prometheus.Metric) {
-	living.count()
+func (m Collector) Collect(to chan<- prometheus.Metric) {
 	datagrams.mu.Lock()
 	defer datagrams.mu.Unlock()
 	count := func(desc *prometheus.Desc, n *atomic.Int64, labels ...string) {
@@ -101,7 +94,7 @@ func (m datagramsMoved) Collect(to chan<- prometheus.Metric) {
 	for listener, d := range datagrams.byListener {
 		count(m.total, &d.Up, listener, "up")
 		count(m.total, &d.Down, listener, "down")
-		for reason := range dropReasons {
+		for reason := range DropReasons {
 			count(m.dropped, &d.Dropped[reason], listener, reason.String())
 		}
 		count(m.evicted, &d.Evicted, listener)

@@ -1,4 +1,4 @@
-package network
+package settings
 
 import (
 	"encoding/json"
@@ -51,7 +51,7 @@ func TestWrongSettings(t *testing.T) {
 		`{"udp_max_sessions":0}`:                     `udp_max_sessions: "0": expected a whole number from 1 to 1000000`,
 		`{"udp_max_sessions_per_client":1000000000}`: `udp_max_sessions_per_client: "1000000000": expected a whole number from 1 to 1000000`,
 	} {
-		s := new(Settings)
+		s := new(App)
 		err := json.Unmarshal([]byte(input), s)
 		if err == nil {
 			err = s.Provision(caddy.Context{})

@@ -1,15 +1,13 @@
-// Package direct finds the listeners whose connections need no layer4 connection.
+// Package fastpath finds the listeners whose connections need no layer4 connection.
 //
-// A server may have a single route, without matchers, and with handlers that are all [Step]s. Then nothing about a
-// connection has to be read or found out before it is served, and its listener serves it where it was
-// accepted: without the goroutine, the buffer, the variables and the placeholders that layer4 gives each
-// connection. The handlers do the same as in layer4's chain, by the same code.
-package direct
+// A server may have a single route without matchers, with handlers that are all [Step]s. Then the listener serves a
+// connection where it accepts it, without the goroutine, the buffer, the variables and the placeholders that layer4 gives
+// each connection. The handlers do the same as in layer4's chain, by the same code.
+package fastpath
 
 import (
 	"context"
 	"encoding/json"
-	"reflect"
 	"sync"
 
 	"github.com/caddyserver/caddy/v2"
@@ -17,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/portgate/caddy-portgate/caddyfile"
+	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
@@ -43,8 +42,6 @@ type plan struct {
 	mu     sync.Mutex
 	routes map[*layer4.Server][]string // the keys of the handlers of its first route
 	steps  map[string]Step             // by key
-	noted  map[*layer4.Route]bool      // those whose handlers are in found
-	found  map[string]*finding         // by the key of a handler
 }
 
 // plans are found by their *layer4.App. Each goes with its config.
@@ -61,15 +58,13 @@ func Offer(ctx caddy.Context, canonical string, step Step) {
 
 // planOf returns the plan of the config, locked, with what there is to know now. It returns nil in front of an HTTP site.
 func planOf(ctx caddy.Context) *plan {
-	app := appOf(ctx)
+	app := placement.AppOf(ctx)
 	if app == nil {
 		return nil
 	}
 	known, loaded := plans.LoadOrStore(app, &plan{
 		routes: make(map[*layer4.Server][]string),
 		steps:  make(map[string]Step),
-		noted:  make(map[*layer4.Route]bool),
-		found:  make(map[string]*finding),
 	})
 	if !loaded {
 		context.AfterFunc(ctx, func() { plans.Delete(app) })
@@ -78,9 +73,6 @@ func planOf(ctx caddy.Context) *plan {
 	p.mu.Lock()
 	for _, server := range app.Servers {
 		p.note(server)
-		for i, route := range server.Routes {
-			p.notePlaces(server, i, route)
-		}
 	}
 	return p
 }
@@ -94,18 +86,6 @@ func (p *plan) note(server *layer4.Server) {
 	for _, raw := range server.Routes[0].HandlersRaw {
 		p.routes[server] = append(p.routes[server], keyOf(raw))
 	}
-}
-
-// InServer tells a handler in a server of the layer4 app from one in front of an HTTP site.
-func InServer(ctx caddy.Context) bool { return appOf(ctx) != nil }
-
-func appOf(ctx caddy.Context) *layer4.App {
-	for _, module := range ctx.Modules() {
-		if app, ok := module.(*layer4.App); ok {
-			return app
-		}
-	}
-	return nil
 }
 
 // keyOf returns what a plan knows a handler by: its name and its JSON.
@@ -176,7 +156,7 @@ func stepsOf(app *layer4.App, server *layer4.Server) []Step {
 	if len(server.Routes) != 1 { // layer4 goes on to the next route where the last handler calls the next one
 		return nil
 	}
-	if len(handlers) == 0 || !unconditional(server.Routes[0], len(handlers)) {
+	if len(handlers) == 0 || !placement.Unconditional(server.Routes[0], len(handlers)) {
 		return nil
 	}
 	steps := make([]Step, len(handlers))
@@ -186,13 +166,4 @@ func stepsOf(app *layer4.App, server *layer4.Server) []Step {
 		}
 	}
 	return steps
-}
-
-// unconditional reports whether the route has no matchers, and this many handlers. layer4 keeps them to itself
-// once they are provisioned; where it has other names for them than these, no route is taken for unconditional.
-func unconditional(route *layer4.Route, handlers int) bool {
-	v := reflect.ValueOf(route).Elem()
-	matchers, middleware := v.FieldByName("matcherSets"), v.FieldByName("middleware")
-	return matchers.Kind() == reflect.Slice && matchers.Len() == 0 &&
-		middleware.Kind() == reflect.Slice && middleware.Len() == handlers
 }

@@ -1,4 +1,6 @@
-package session
+// Package listeners tells which listener accepted a connection, whatever handlers have wrapped around it since, and keeps
+// the counters of a listener.
+package listeners
 
 import (
 	"net"
@@ -12,11 +14,11 @@ import (
 // configured is a connection that knows the address of its listener as the config has it.
 type configured interface{ ListenerAddr() string }
 
-// Accepted returns the connection as its listener gave it, without what handlers have wrapped around it
-// since. What they say of its local address may be the client's word, as behind a PROXY header.
+// Accepted returns the connection as its listener accepted it, without what handlers have wrapped around it since. What
+// a wrapper says of the local address may be the client's word, as behind a PROXY header.
 func Accepted(cx *layer4.Connection) net.Conn {
 	for conn := net.Conn(cx); ; {
-		inner := wrapped(conn)
+		inner := Unwrap(conn)
 		if _, ok := conn.(configured); ok || inner == nil {
 			return conn
 		}
@@ -24,9 +26,9 @@ func Accepted(cx *layer4.Connection) net.Conn {
 	}
 }
 
-// wrapped returns the connection that conn wraps, nil where none can be found: by the methods that
-// crypto/tls and go-proxyproto have for it, else the field of a struct that embeds a net.Conn.
-func wrapped(conn net.Conn) net.Conn {
+// Unwrap returns the connection that conn wraps, nil where none can be found. It asks the methods that crypto/tls and
+// go-proxyproto have for it, and else takes the field of a struct that embeds a net.Conn.
+func Unwrap(conn net.Conn) net.Conn {
 	switch c := conn.(type) {
 	case *layer4.Connection:
 		return c.Conn
@@ -51,21 +53,23 @@ func wrapped(conn net.Conn) net.Conn {
 	return inner
 }
 
-// listener tells where cx was accepted. Only what a config can contain may become a label, so a
-// network that does not tell its configured address is known by the port alone.
-func listener(cx *layer4.Connection) (network, address string) {
+// Of returns the network and the address of the listener that accepted cx: the address as configured where the network
+// tells it, else ":port". Only what a config can contain may become a metrics label, so an address that depends on what
+// the client connected to is left out.
+func Of(cx *layer4.Connection) (network, address string) {
 	conn := Accepted(cx)
 	local := conn.LocalAddr()
 	if c, ok := conn.(configured); ok {
 		return local.Network(), c.ListenerAddr()
 	}
-	if ap := addrPort(local); ap.IsValid() {
+	if ap := AddrPort(local); ap.IsValid() {
 		return local.Network(), ":" + strconv.Itoa(int(ap.Port()))
 	}
 	return local.Network(), local.String()
 }
 
-func addrPort(addr net.Addr) netip.AddrPort {
+// AddrPort returns the address of a TCP or UDP connection, unmapped, and the zero value for others.
+func AddrPort(addr net.Addr) netip.AddrPort {
 	if a, ok := addr.(interface{ AddrPort() netip.AddrPort }); ok {
 		ap := a.AddrPort()
 		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())

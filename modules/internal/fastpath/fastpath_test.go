@@ -1,4 +1,4 @@
-package direct
+package fastpath
 
 import (
 	"context"
@@ -18,6 +18,7 @@ import (
 
 	"github.com/portgate/caddy-portgate/caddyfile"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
+	"github.com/portgate/caddy-portgate/modules/internal/throttle"
 )
 
 func TestMain(m *testing.M) {
@@ -51,30 +52,7 @@ func (s *step) UnmarshalJSON(data []byte) error {
 	return err
 }
 
-// places is what Places said to each of the steps with the id 7.
-var places struct {
-	sync.Mutex
-	found   [][]string
-	listens [][]string // the same of Listens
-}
-
 func (s *step) Provision(ctx caddy.Context) error {
-	if s.ID == 7 {
-		var found []string
-		for _, place := range Places(ctx, "test_step", s.canonical) {
-			found = append(found, place.String())
-		}
-		slices.Sort(found)
-		places.Lock()
-		places.found = append(places.found, found)
-		var listens []string
-		for _, addr := range Listens(ctx, "test_step", s.canonical) {
-			listens = append(listens, addr.String())
-		}
-		slices.Sort(listens)
-		places.listens = append(places.listens, listens)
-		places.Unlock()
-	}
 	if !s.Never {
 		Offer(ctx, s.canonical, s)
 	}
@@ -107,7 +85,7 @@ func (*matcher) CaddyModule() caddy.ModuleInfo {
 
 func (*matcher) Match(*layer4.Connection) (bool, error) { return true, nil }
 
-const network = "test+direct"
+const network = "test+fastpath"
 
 // found is what Steps said of each address that was listened on.
 var found = struct {
@@ -247,11 +225,11 @@ func TestServeEndsWithTheStepThatTakesTheConnection(t *testing.T) {
 		ours, theirs := net.Pipe()
 		arrival := &session.Arrival{Conn: ours}
 		over := false
-		arrival.Agree(&session.Terms{}) // which need not have an End
-		arrival.Agree(&session.Terms{End: func() { over = true }})
+		arrival.Throttle(new(throttle.Throttle)) // which need not have an End
+		arrival.Throttle(&throttle.Throttle{End: func() { over = true }})
 		Serve(steps, arrival)
 		if over != c.closed {
-			t.Errorf("%v: terms over: %t, want %t", c.ids, over, c.closed)
+			t.Errorf("%v: throttle released: %t, want %t", c.ids, over, c.closed)
 		}
 		for i, s := range steps {
 			if got := s.(*step).served; got != c.served[i] {

@@ -1,4 +1,4 @@
-package session
+package throttle
 
 import (
 	"net"
@@ -7,11 +7,11 @@ import (
 	"time"
 )
 
-// Held is a connection that is held to its terms by whoever reads and writes it, for handlers that know nothing of
-// terms. Once it has a session, whoever moves that one's bytes keeps to them instead.
-type Held struct {
+// Conn is a connection whose Read and Write keep to a throttle, for handlers that know nothing of throttles. Once the
+// throttle is taken by a session, whoever moves the bytes of the session keeps to it instead.
+type Conn struct {
 	net.Conn
-	terms     *Terms
+	throttle  *Throttle
 	datagrams bool
 	closed    chan struct{}
 	close     func() error
@@ -27,24 +27,22 @@ type side struct {
 	until time.Time // pauses
 }
 
-// Hold returns the connection, held to the terms.
-func Hold(conn net.Conn, network string, terms *Terms) *Held {
-	c := &Held{Conn: conn, terms: terms, datagrams: strings.Contains(network, "udp"), closed: make(chan struct{})}
-	c.reading.pacer, c.writing.pacer = terms.PaceUp, terms.PaceDown
+// Wrap returns the connection with the throttle. The network tells whether it carries datagrams.
+func Wrap(conn net.Conn, network string, t *Throttle) *Conn {
+	c := &Conn{Conn: conn, throttle: t, datagrams: strings.Contains(network, "udp"), closed: make(chan struct{})}
+	c.reading.pacer, c.writing.pacer = t.PaceUp, t.PaceDown
 	c.close = sync.OnceValue(func() error {
 		close(c.closed)
-		if terms.End != nil {
-			terms.End()
-		}
+		t.Release()
 		return conn.Close()
 	})
 	return c
 }
 
-// Unheld returns the connection without what holds it to its terms.
-func Unheld(conn net.Conn) net.Conn {
+// Unwrap returns the connection without the throttles around it.
+func Unwrap(conn net.Conn) net.Conn {
 	for {
-		c, ok := conn.(*Held)
+		c, ok := conn.(*Conn)
 		if !ok {
 			return conn
 		}
@@ -53,14 +51,14 @@ func Unheld(conn net.Conn) net.Conn {
 }
 
 // Close closes the connection, and ends a pause.
-func (c *Held) Close() error { return c.close() }
+func (c *Conn) Close() error { return c.close() }
 
 // Read reads no more than may be read now. A datagram that may not pass is not seen.
-func (c *Held) Read(b []byte) (int, error) {
+func (c *Conn) Read(b []byte) (int, error) {
 	if c.datagrams {
 		return c.readDatagram(b)
 	}
-	if c.reading.pacer == nil || c.terms.taken.Load() {
+	if c.reading.pacer == nil || c.throttle.taken.Load() {
 		return c.Conn.Read(b)
 	}
 	c.reading.mu.Lock()
@@ -73,21 +71,21 @@ func (c *Held) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (c *Held) readDatagram(b []byte) (int, error) {
+func (c *Conn) readDatagram(b []byte) (int, error) {
 	for {
 		n, err := c.Conn.Read(b)
-		if err != nil || c.terms.AllowUp == nil || c.terms.taken.Load() || c.terms.AllowUp(n) {
+		if err != nil || c.throttle.AllowUp == nil || c.throttle.taken.Load() || c.throttle.AllowUp(n) {
 			return n, err
 		}
 	}
 }
 
 // Write writes all, in as many turns as it takes. A datagram that may not pass is dropped.
-func (c *Held) Write(b []byte) (written int, err error) {
-	if c.datagrams && c.terms.AllowDown != nil && !c.terms.taken.Load() && !c.terms.AllowDown(len(b)) {
+func (c *Conn) Write(b []byte) (written int, err error) {
+	if c.datagrams && c.throttle.AllowDown != nil && !c.throttle.taken.Load() && !c.throttle.AllowDown(len(b)) {
 		return len(b), nil
 	}
-	if c.datagrams || c.writing.pacer == nil || c.terms.taken.Load() {
+	if c.datagrams || c.writing.pacer == nil || c.throttle.taken.Load() {
 		return c.Conn.Write(b)
 	}
 	c.writing.mu.Lock()

@@ -1,11 +1,16 @@
-package direct
+// Package placement tells a handler that is being provisioned where it stands in its config: on which listeners, and at
+// which place of their routes.
+package placement
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/mholt/caddy-l4/layer4"
@@ -41,26 +46,60 @@ type finding struct {
 	last   *layer4.Server // of listen
 }
 
+// layout is what is known of the handlers of one layer4 app, while its config lives.
+type layout struct {
+	mu    sync.Mutex
+	noted map[*layer4.Route]bool // those whose handlers are in found
+	found map[string]*finding    // by findKey
+}
+
+// layouts are found by their *layer4.App. Each goes with its config.
+var layouts sync.Map
+
 func findingOf(ctx caddy.Context, name, canonical string) finding {
-	p := planOf(ctx)
-	if p == nil {
+	app := AppOf(ctx)
+	if app == nil {
 		return finding{}
 	}
-	defer p.mu.Unlock()
-	if f := p.found[findKey(name, canonical)]; f != nil {
+	known, loaded := layouts.LoadOrStore(app, &layout{
+		noted: make(map[*layer4.Route]bool),
+		found: make(map[string]*finding),
+	})
+	if !loaded {
+		context.AfterFunc(ctx, func() { layouts.Delete(app) })
+	}
+	l := known.(*layout)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, server := range app.Servers {
+		for i, route := range server.Routes {
+			l.note(server, i, route)
+		}
+	}
+	if f := l.found[findKey(name, canonical)]; f != nil {
 		return finding{places: slices.Clone(f.places), listen: slices.Clone(f.listen)}
 	}
 	return finding{}
 }
 
-// notePlaces remembers where the handlers of a route stand. Their JSON is there until the last of them has been
+// AppOf returns the layer4 app that is being provisioned, nil for a handler in front of an HTTP site.
+func AppOf(ctx caddy.Context) *layer4.App {
+	for _, module := range ctx.Modules() {
+		if app, ok := module.(*layer4.App); ok {
+			return app
+		}
+	}
+	return nil
+}
+
+// note remembers where the handlers of a route stand. Their JSON is there until the last of them has been
 // provisioned, so the first one that asks finds all that are to ask.
-func (p *plan) notePlaces(server *layer4.Server, i int, route *layer4.Route) {
-	if len(route.HandlersRaw) == 0 || p.noted[route] {
+func (l *layout) note(server *layer4.Server, i int, route *layer4.Route) {
+	if len(route.HandlersRaw) == 0 || l.noted[route] {
 		return
 	}
-	p.noted[route] = true
-	always := i == 0 && len(route.MatcherSetsRaw) == 0 && unconditional(route, 0)
+	l.noted[route] = true
+	always := i == 0 && len(route.MatcherSetsRaw) == 0 && Unconditional(route, 0)
 	for j, raw := range route.HandlersRaw {
 		var document any
 		if json.Unmarshal(raw, &document) != nil {
@@ -73,10 +112,10 @@ func (p *plan) notePlaces(server *layer4.Server, i int, route *layer4.Route) {
 				return
 			}
 			key := findKey(name, canonical)
-			f := p.found[key]
+			f := l.found[key]
 			if f == nil {
 				f = new(finding)
-				p.found[key] = f
+				l.found[key] = f
 			}
 			f.note(server, path, always && strings.Count(path, "/") == 1)
 		})
@@ -99,9 +138,18 @@ func (f *finding) note(server *layer4.Server, path string, always bool) {
 	f.last = server
 }
 
+// Unconditional reports whether a route that is provisioned has no matchers, and this many handlers. layer4 keeps them to
+// itself; where it has other names for them than these, no route is taken for unconditional.
+func Unconditional(route *layer4.Route, handlers int) bool {
+	v := reflect.ValueOf(route).Elem()
+	matchers, middleware := v.FieldByName("matcherSets"), v.FieldByName("middleware")
+	return matchers.Kind() == reflect.Slice && matchers.Len() == 0 &&
+		middleware.Kind() == reflect.Slice && middleware.Len() == handlers
+}
+
 // findKey is short, because a handler's JSON may have long lists.
 func findKey(name, canonical string) string {
-	sum := sha256.Sum256([]byte(key(name, canonical)))
+	sum := sha256.Sum256([]byte(name + " " + canonical))
 	return string(sum[:])
 }
 

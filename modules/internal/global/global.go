@@ -1,0 +1,42 @@
+// Package global has the options of the app `portgate` as other modules read them: what concerns the product or a listener
+// as a whole, for which a handler or a listen address has no place.
+package global
+
+import (
+	"context"
+	"errors"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// Options are the values that are in force in a config.
+type Options struct {
+	// UDPMaxSessions is how many sessions a listen address of gate+udp may have at a time.
+	UDPMaxSessions int
+	// UDPMaxSessionsPerClient is how many of them one client may have.
+	UDPMaxSessionsPerClient int
+}
+
+// Defaults returns the options of a config without the app.
+func Defaults() Options {
+	return Options{UDPMaxSessions: 10_000, UDPMaxSessionsPerClient: 1_000}
+}
+
+// App is the app `portgate`.
+type App interface{ Options() Options }
+
+// Of returns the options of the config that ctx belongs to, the defaults where it belongs to none.
+func Of(ctx context.Context) (Options, error) {
+	config, ok := ctx.(caddy.Context)
+	if !ok {
+		return Defaults(), nil
+	}
+	app, err := config.AppIfConfigured("portgate")
+	if errors.Is(err, caddy.ErrNotConfigured) {
+		return Defaults(), nil
+	}
+	if err != nil {
+		return Options{}, err
+	}
+	return app.(App).Options(), nil
+}

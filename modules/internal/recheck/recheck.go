@@ -1,0 +1,66 @@
+// Package recheck lets what has admitted sessions change its mind: an access control list closes the living sessions of
+// clients that it denies by now.
+package recheck
+
+import (
+	"net/netip"
+	"sync"
+	"sync/atomic"
+)
+
+// Admission admits sessions and may later close those that it admitted. There is one for each access control list of a
+// config. After a reload the successor at the same place of the new config may close them too.
+type Admission struct{ edition atomic.Int64 }
+
+// Edition returns the number of the rules as they are now. Read it before a client is judged: the [Pass] then says by
+// which rules the client was admitted.
+func (a *Admission) Edition() int64 { return a.edition.Load() }
+
+// Changed is called when the rules have changed, before living sessions are judged again. A session that was admitted
+// by the rules of before, and has not begun yet, is then noticed when it begins.
+func (a *Admission) Changed() { a.edition.Add(1) }
+
+// Pass is the note that an admission makes on a connection that it admits.
+type Pass struct {
+	Admission *Admission
+	Edition   int64
+	// Client is the address that was judged. Behind PROXY protocol it is the one that the header names.
+	Client netip.Addr
+	// Places are where the admission stands in its config.
+	Places []string
+}
+
+// Outdated reports whether the rules have changed since.
+func (p *Pass) Outdated() bool { return p.Admission.Edition() != p.Edition }
+
+// watchers are those who judge living sessions.
+var watchers = struct {
+	sync.Mutex
+	due map[chan<- struct{}]struct{}
+}{due: make(map[chan<- struct{}]struct{})}
+
+// Watch signals due when living sessions have to be judged again for another reason than a changed list: a config was
+// replaced, or a session began that was admitted by outdated rules. The capacity of due must be 1. The function that is
+// returned ends the watch.
+func Watch(due chan<- struct{}) (end func()) {
+	watchers.Lock()
+	defer watchers.Unlock()
+	watchers.due[due] = struct{}{}
+	return func() {
+		watchers.Lock()
+		defer watchers.Unlock()
+		delete(watchers.due, due)
+	}
+}
+
+// Request signals all watchers. It does not block.
+func Request() {
+	watchers.Lock()
+	defer watchers.Unlock()
+	for due := range watchers.due {
+		select {
+		case due <- struct{}{}:
+		default: // it is due already
+		}
+	}
+}
