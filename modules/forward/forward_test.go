@@ -426,6 +426,35 @@ func TestUnwrapCopies(t *testing.T) {
 	}
 }
 
+// lazy is a wrapper whose inner connection is behind an embedded pointer that is not set yet.
+type lazy struct {
+	*inner
+	socket *net.TCPConn
+}
+
+type inner struct{ net.Conn }
+
+func (l lazy) Read(b []byte) (int, error)         { return l.socket.Read(b) }
+func (l lazy) Write(b []byte) (int, error)        { return l.socket.Write(b) }
+func (l lazy) Close() error                       { return l.socket.Close() }
+func (l lazy) LocalAddr() net.Addr                { return l.socket.LocalAddr() }
+func (l lazy) RemoteAddr() net.Addr               { return l.socket.RemoteAddr() }
+func (l lazy) SetDeadline(t time.Time) error      { return l.socket.SetDeadline(t) }
+func (l lazy) SetReadDeadline(t time.Time) error  { return l.socket.SetReadDeadline(t) }
+func (l lazy) SetWriteDeadline(t time.Time) error { return l.socket.SetWriteDeadline(t) }
+
+// What a wrapper wraps may be behind a nil pointer: it is served through the wrapper itself.
+func TestWrapperWithANilEmbeddedPointer(t *testing.T) {
+	t.Parallel()
+	h := forwardTo(t, echo(t))
+	client, accepted := connect(t)
+	handle(t, h, lazy{socket: accepted})
+	exchange(t, client, "ping")
+	if got := finish(t, client); got.Status != 200 || got.BytesUp != 4 {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestLastActive(t *testing.T) {
 	t.Parallel()
 	before := time.Now()

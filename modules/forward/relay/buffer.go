@@ -10,7 +10,7 @@ const bufferSize = 16 << 10
 
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
-// borrowed counts the buffers that are out. Idle sessions hold none.
+// borrowed counts the buffers in use. Idle sessions hold none.
 var borrowed atomic.Int64
 
 func borrow() *[bufferSize]byte {

@@ -21,11 +21,11 @@ func TestALoopSeesThatAnotherOneIsKeptFromItsTurn(t *testing.T) {
 		"one of several has waited": {now, []time.Duration{0, now, now - time.Second}, true},
 	} {
 		l := &loop{now: now}
-		l.turnsAt.Store(int64(c.own))
+		l.roundBegan.Store(int64(c.own))
 		l.peers = []*loop{l}
 		for _, at := range c.peers {
 			peer := new(loop)
-			peer.turnsAt.Store(int64(at))
+			peer.roundBegan.Store(int64(at))
 			l.peers = append(l.peers, peer)
 		}
 		if got := l.peerStarves(); got != c.want {
@@ -37,15 +37,15 @@ func TestALoopSeesThatAnotherOneIsKeptFromItsTurn(t *testing.T) {
 func TestASessionMovesLessWhereOthersHaveSomething(t *testing.T) {
 	const now = time.Minute
 	for name, c := range map[string]struct {
-		waitedAt time.Duration
+		sharedAt time.Duration
 		want     int
 	}{
-		"in this turn":  {now, smallQuantum},
+		"in this round": {now, smallQuantum},
 		"a moment ago":  {now - sharedFor + 1, smallQuantum},
 		"not for long":  {now - sharedFor, largeQuantum},
 		"not for hours": {0, largeQuantum},
 	} {
-		if got := (&loop{now: now, waitedAt: c.waitedAt}).quantum(); got != c.want {
+		if got := (&loop{now: now, sharedAt: c.sharedAt}).quantum(); got != c.want {
 			t.Errorf("%s: %d, want %d", name, got, c.want)
 		}
 	}
@@ -53,13 +53,13 @@ func TestASessionMovesLessWhereOthersHaveSomething(t *testing.T) {
 
 // taking is a session that always has more to move, and takes its time.
 type taking struct {
-	served
+	loopSession
 	loop  *loop
 	takes time.Duration
 	had   int // quanta
 }
 
-func (s *taking) step() {
+func (s *taking) serve() {
 	s.had++
 	s.loop.ready = append(s.loop.ready, s)
 	for began := time.Now(); time.Since(began) < s.takes; {
@@ -70,7 +70,7 @@ func TestOthersWaitNoLongerForManyThatHaveMoreThanForAFew(t *testing.T) {
 	const many, takes = 10, readyTime / 5
 	for name, c := range map[string]struct {
 		waitedAgo time.Duration
-		atMost    int // of them in a turn; not less than 1
+		atMost    int // of them in a round; not less than 1
 	}{
 		"others have something": {0, int(readyTime/takes) + 1},
 		"others have nothing":   {sharedFor, many},
@@ -87,17 +87,17 @@ func TestOthersWaitNoLongerForManyThatHaveMoreThanForAFew(t *testing.T) {
 			}
 			return sum
 		}
-		for turn := 0; had() < 3*many; turn++ {
+		for round := 0; had() < 3*many; round++ {
 			before := had()
 			l.now = time.Since(epoch)
-			l.waitedAt = l.now - c.waitedAgo
-			l.runReady(len(l.ready))
+			l.sharedAt = l.now - c.waitedAgo
+			l.serveReady(len(l.ready))
 			if n := had() - before; n < 1 || n > c.atMost || c.waitedAgo > 0 && n < many {
-				t.Errorf("%s: %d had a quantum in turn %d, want at most %d of %d", name, n, turn, c.atMost, many)
+				t.Errorf("%s: %d had a quantum in round %d, want at most %d of %d", name, n, round, c.atMost, many)
 			}
 			for i, s := range all[1:] {
 				if s.had > all[i].had || all[0].had > s.had+1 {
-					t.Fatalf("%s: they had %d and %d quanta: not in turn", name, all[i].had, s.had)
+					t.Fatalf("%s: they had %d and %d quanta: not one after the other", name, all[i].had, s.had)
 				}
 			}
 		}

@@ -9,16 +9,16 @@ import (
 	"time"
 )
 
-// The further reasons of a [PacketRelay]. A network's own come from [PacketClient.Attach].
+// The further reasons of a [PacketRelay]. [PacketClient.Attach] may give others.
 const (
-	// MaxReplies: all replies were sent that there may be.
+	// MaxReplies: as many replies as [PacketConfig.MaxReplies] allows were sent.
 	MaxReplies Reason = "max_replies"
 	// Evicted: the network had ended the session before the relay got it.
 	Evicted Reason = "evicted"
 )
 
-// askInterval is how often an upstream that refuses datagrams is looked up again. It has to be well under the
-// two seconds in which replies come again when it has.
+// askInterval is how often Next is asked while the upstream refuses datagrams. It is well under the two seconds within which an
+// upstream that has moved is found again.
 const askInterval = time.Second
 
 // Drop says why a datagram was not passed on.
@@ -26,85 +26,83 @@ type Drop string
 
 // The reasons of a [PacketRelay] to drop a datagram.
 const (
-	// DropQueueFull: more came from the client than is kept while there is no upstream yet.
+	// DropQueueFull: the client has sent more than is kept while there is no upstream yet.
 	DropQueueFull Drop = "queue_full"
 	// DropUpstreamFull: the socket to the upstream had no room.
 	DropUpstreamFull Drop = "upstream_full"
 	// DropUpstreamRefused: nobody listens on the upstream's port (ICMP port unreachable).
 	DropUpstreamRefused Drop = "upstream_refused"
-	// DropReplyRatio: the client might be the victim of somebody who uses its address.
+	// DropReplyRatio: MaxReplyRatio does not allow the reply.
 	DropReplyRatio Drop = "reply_ratio"
 	// DropLimited: AllowUp or AllowDown has refused it.
 	DropLimited Drop = "limited"
-	// DropSendFailed: it could not be sent, to whichever side.
+	// DropSendFailed: the system could not send it.
 	DropSendFailed Drop = "send_failed"
 )
 
-// PacketClient is a client's session on a packet listener that gives event loops what they need. Others are
-// served by goroutines, which Read and Write one datagram at a time.
+// PacketClient is a client's session on a packet listener that event loops can serve. Goroutines serve all other clients:
+// they Read and Write one datagram at a time.
 type PacketClient interface {
 	net.Conn
 
-	// Attach hands the session over: receive is called with every datagram of the client, one call at a
-	// time and in order, those first that came before. It does not block, and b is valid during the call. Where
-	// it reports false the relay is about to end: b, and what follows, is for another session.
-	// closed is called at most once, without locks, when the network ends the session, and says why. When
-	// Close has returned neither is called any more. Attach reports false where the session has ended.
+	// Attach hands the session over. From then on the network calls receive with every datagram of the client, one call
+	// at a time and in order, beginning with those that came before. receive does not block, and b is valid during the
+	// call. Where receive reports false, the relay is about to end, and b and what follows is for another session.
+	// The network calls closed at most once, without locks, when it ends the session, and says why. After Close neither
+	// is called any more. Attach reports false where the session has ended already.
 	Attach(receive func(b []byte) (taken bool), closed func(reason string)) bool
 
-	// ReplyPath is how replies leave: sendmsg(2) on that non-blocking descriptor, to the address name and
-	// with the control message. All are valid until Close.
+	// ReplyPath returns how to send replies: by sendmsg(2) on the non-blocking descriptor, to the address name and with the
+	// control message. All are valid until Close.
 	ReplyPath() (fd int, name, control []byte)
 
-	// Answered is called once, when the first reply is about to be sent: the client may say something to it at once.
+	// Answered is called once, just before the first reply is sent: the client may send something right after it.
 	Answered()
 }
 
 // PacketConfig is what a relay of datagrams has to do.
 type PacketConfig struct {
-	// Client is the session of the client. Its Close is called after Done, so that the network gives the place of a
-	// session to another one when it is accounted for.
+	// Client is the session of the client. It is closed after Done, so that the network has room for another session only
+	// once this one is accounted for.
 	Client net.Conn
 
-	// Prefetched are datagrams that were read from Client before, to be sent to the upstream first. They are
-	// the relay's from Run on. A PacketClient gives them itself.
+	// Prefetched are datagrams that were read from Client before. They are sent to the upstream first. The relay owns them
+	// from Run on. It is not used with a PacketClient, whose receive gets them.
 	Prefetched [][]byte
 
-	// Next gives the address to send to: a *net.UDPAddr. It may block, and is never called by an event
-	// loop; ctx ends when the relay is closed. Where the address can't be used it is called again with the
-	// error, until it returns one itself. The session then ends, if it never had an upstream.
+	// Next returns the address to send to: a *net.UDPAddr. It may block: no event loop calls it. ctx ends when the relay is
+	// closed. Where the address can't be used, Next is called again with the error, until it returns an error itself. That
+	// ends a session that never had an upstream.
 	//
-	// While the upstream refuses datagrams, Next is called again with the error that says so, at most once
-	// a second. It may then give the same address again, after another look-up perhaps. Where it returns an error the
-	// session keeps the address that it has, and asks again later. Calls do not overlap, but the last one may still
-	// be under way after Done, with ctx ended.
+	// While the upstream refuses datagrams, Next is called again with that error, at most once a second. It may return the
+	// same address again, perhaps after another look-up. Where it returns an error the session keeps its upstream, and Next
+	// is called again later. Calls do not overlap, but the last one may still run after Done, with ctx ended.
 	Next func(ctx context.Context, failed error) (net.Addr, error)
 
-	// Limits: Connect bounds how long a socket is waited for where the process has none left. HalfClose means
-	// nothing here.
+	// Limits are the time limits. Connect bounds how long to wait for a descriptor where the process has none left. HalfClose
+	// is not used.
 	Limits Limits
 
-	// MaxReplies ends the session when so many replies have been sent for each datagram of the client, as nginx's
-	// proxy_responses does: with 1, a client that has several questions open gets all answers. Zero: no limit.
+	// MaxReplies ends the session when so many replies were sent for each datagram of the client, as proxy_responses of
+	// nginx does: with 1, a client that has several questions open gets all answers. Zero: no limit.
 	MaxReplies int64
 
-	// MaxReplyRatio bounds what is sent to a client that may not have asked for it, its address being
-	// somebody else's: so many bytes for each one that came from it, until it has sent a datagram after it
-	// was sent a reply. Replies beyond are dropped. Zero: no limit.
+	// MaxReplyRatio limits what is sent to a client whose address may be forged: so many bytes for each byte that came from
+	// it, until it has sent a datagram after a reply. Replies beyond are dropped. Zero: no limit.
 	MaxReplyRatio float64
 
-	// AllowUp and AllowDown are asked about each datagram before it is sent to the upstream and to the client;
-	// those that they refuse are dropped. They must not block. Nil: all are allowed.
+	// AllowUp and AllowDown are called for each datagram before it is sent to the upstream or to the client. Where they report
+	// false it is dropped. They must not block. Nil: all are allowed.
 	AllowUp, AllowDown func(size int) bool
 
-	// Name is what the session is called where the process ends over it. It may be nil.
+	// Name identifies the session in the message of a panic. It may be nil.
 	Name fmt.Stringer
 
-	// Dropped is called for each datagram that is dropped, from the goroutines that move datagrams: it must
-	// not block. It may be nil.
+	// Dropped is called for each datagram that is dropped, by the goroutine that would have sent it. It must not block. It may
+	// be nil.
 	Dropped func(Drop)
 
-	// Done is called exactly once, when the socket to the upstream is closed, and never by an event loop.
+	// Done is called exactly once, when the socket to the upstream is closed. No event loop calls it: it may block.
 	Done func(PacketResult)
 }
 
@@ -112,11 +110,11 @@ type PacketConfig struct {
 type PacketResult struct {
 	Reason Reason
 
-	// Err is why there was no upstream. It is nil where there was one.
+	// Err says why there was no upstream. It is nil where there was one.
 	Err error
 
-	// Connect is the time from NewPacket until the upstream was known, or given up. It is zero where the relay
-	// was closed before, unless Err says that it was while Next was called.
+	// Connect is the time from NewPacket until there was an upstream, or Next had none. It is zero where the relay was closed
+	// before, unless Err says that Next was being called.
 	Connect time.Duration
 
 	PacketStats
@@ -128,7 +126,7 @@ type PacketStats struct {
 	BytesUp, BytesDown         int64
 	DatagramsUp, DatagramsDown int64
 
-	// Dropped counts the datagrams that were not, either way.
+	// Dropped counts the datagrams that were not passed on, in both directions.
 	Dropped int64
 
 	// LastActive is when the last datagram came from the client or was sent to it, or when the upstream was
@@ -136,8 +134,7 @@ type PacketStats struct {
 	LastActive time.Time
 }
 
-// PacketRelay is one session of datagrams, which are passed on whole, from 0 to 65,507 bytes. Make it with
-// [NewPacket]. Its way of moving them is chosen as a [Relay]'s is.
+// PacketRelay is one session of datagrams, which are passed on whole, from 0 to 65,507 bytes. Make it with [NewPacket].
 //
 // An upstream that refuses datagrams does not end the session: it may come back, at the same address or at another.
 type PacketRelay struct {
@@ -159,8 +156,8 @@ func NewPacket(cfg PacketConfig) *PacketRelay {
 	return &PacketRelay{cfg: cfg, life: life{start: time.Now()}}
 }
 
-// Run finds the upstream and moves datagrams. It returns as soon as it does not need the caller's goroutine
-// any more, which may be long before the end: what hangs on the end belongs into Done.
+// Run finds the upstream and moves datagrams. It may return long before the end, as soon as it does not need the caller's
+// goroutine any more: what has to happen at the end belongs in Done.
 func (r *PacketRelay) Run() {
 	if r.runLoop() {
 		return
@@ -168,8 +165,8 @@ func (r *PacketRelay) Run() {
 	r.runGoroutines()
 }
 
-// Start is Run for a caller that can't wait: where it takes a goroutine, Start makes one. Only Next is still
-// called by the caller.
+// Start is Run for a caller that can't wait, such as a goroutine that receives datagrams. Only the first call of Next is made
+// in the caller's goroutine, so Next must not block then.
 func (r *PacketRelay) Start() {
 	if !r.runLoop() {
 		go r.runGoroutines()
@@ -188,11 +185,11 @@ func (r *PacketRelay) Stats() PacketStats {
 	}
 }
 
-// What is known of whether the client receives what is sent to its address.
+// trust: whether the client is known to receive what is sent to its address.
 const (
-	unanswered int32 = iota // nothing was sent to it
+	unanswered int32 = iota // it was sent no reply
 	answered
-	confirmed // it has sent something since
+	confirmed // it has sent something after a reply
 )
 
 // received notes a datagram of the client.
@@ -206,7 +203,7 @@ func (r *PacketRelay) received(size int) {
 	}
 }
 
-// admitsUp tells whether a datagram of the client may be passed on. One that may not has been dropped.
+// admitsUp reports whether a datagram of the client may be passed on. If not it counts as dropped.
 func (r *PacketRelay) admitsUp(size int) bool {
 	if r.cfg.AllowUp != nil && !r.cfg.AllowUp(size) {
 		r.drop(DropLimited)
@@ -218,7 +215,7 @@ func (r *PacketRelay) admitsUp(size int) bool {
 	return true
 }
 
-// admitsDown is the same for replies.
+// admitsDown is admitsUp for replies.
 func (r *PacketRelay) admitsDown(size int) bool {
 	switch {
 	case !r.mayReply(size):
@@ -231,7 +228,7 @@ func (r *PacketRelay) admitsDown(size int) bool {
 	return false
 }
 
-// mayReply reports whether a reply of that size is in proportion to what the client has sent.
+// mayReply reports whether MaxReplyRatio allows a reply of that size.
 func (r *PacketRelay) mayReply(size int) bool {
 	if r.cfg.MaxReplyRatio <= 0 || r.trust.Load() == confirmed {
 		return true
@@ -244,31 +241,32 @@ func (r *PacketRelay) mayReply(size int) bool {
 	return true
 }
 
-// repliesLeft is how many more replies the client may be sent, until it sends something itself.
+// repliesLeft is how many more replies MaxReplies allows, until the client sends another datagram.
 func (r *PacketRelay) repliesLeft() int64 {
 	if r.cfg.MaxReplies <= 0 {
 		return math.MaxInt64
 	}
-	requests := min(max(r.requests.Load(), 1), math.MaxInt64/r.cfg.MaxReplies) // a client may ask for days
+	requests := min(max(r.requests.Load(), 1), math.MaxInt64/r.cfg.MaxReplies) // without overflow, however long the session lasts
 	return r.cfg.MaxReplies*requests - r.datagramsDown.Load()
 }
 
-// sentUp notes a datagram that was sent to the upstream, sentDown one that was sent to the client.
+// sentUp notes a datagram that was sent to the upstream.
 func (r *PacketRelay) sentUp(size int) {
 	r.bytesUp.Add(int64(size))
 	r.datagramsUp.Add(1)
 }
 
+// sentDown notes a datagram that was sent to the client.
 func (r *PacketRelay) sentDown(size int) {
 	r.touch(r.age())
 	r.bytesDown.Add(int64(size))
 	r.datagramsDown.Add(1)
 }
 
-// answers is called when a reply is about to be sent. It tells whether it is the first one.
+// answers is called before a reply is sent, and reports whether it is the first one.
 func (r *PacketRelay) answers() (first bool) { return r.trust.CompareAndSwap(unanswered, answered) }
 
-// sameAddr reports whether two upstreams are one.
+// sameAddr reports whether two addresses are the same.
 func sameAddr(a, b *net.UDPAddr) bool {
 	return a.IP.Equal(b.IP) && a.Port == b.Port && a.Zone == b.Zone
 }
@@ -280,7 +278,7 @@ func (r *PacketRelay) drop(why Drop) {
 	}
 }
 
-// expires returns the age at which a limit ends the relay if nothing moves until then, and which.
+// expires returns the age at which a time limit ends the relay if nothing is moved until then, and the limit.
 func (r *PacketRelay) expires(connected bool) (time.Duration, Reason) {
 	return r.cfg.Limits.expires(r.activeAt(), connected, false)
 }

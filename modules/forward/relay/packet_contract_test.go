@@ -17,9 +17,9 @@ func TestPacketEngineThatServes(t *testing.T) {
 		s.relay.mu.Lock()
 		got := fmt.Sprintf("%T", s.relay.engine)
 		s.relay.mu.Unlock()
-		want := "*relay.packetGoroutines"
+		want := "*relay.goroutinePackets"
 		if p.loop {
-			want = "*relay.packetFlow"
+			want = "*relay.loopPackets"
 		}
 		if got != want {
 			t.Errorf("engine: got %s, want %s", got, want)
@@ -40,7 +40,7 @@ func TestPacketsOfAllSizes(t *testing.T) {
 // numbered is the i-th of many datagrams.
 func numbered(i int) []byte { return binary.BigEndian.AppendUint32(nil, uint32(i)) }
 
-// More come at once than are moved in a turn.
+// More come at once than are moved in a round.
 func TestPacketBurstsStayInOrder(t *testing.T) {
 	overPackets(t, packetPairs, func(t *testing.T, p packetPair) {
 		const bursts, size = 20, 100
@@ -139,7 +139,7 @@ func TestPacketStats(t *testing.T) {
 
 func TestMaxReplies(t *testing.T) {
 	overPackets(t, packetPairs, func(t *testing.T, p packetPair) {
-		const most = 50 // more than are moved in a turn
+		const most = 50 // more than are moved in a round
 		s := p.open(t, func(c *PacketConfig) { c.MaxReplies = most })
 		for i := range most + 20 {
 			s.sendDown(numbered(i))

@@ -139,7 +139,7 @@ func TestRefusedDatagramsAllocateNothing(t *testing.T) {
 	}
 }
 
-// A panic in a loop names the session whose turn it was.
+// A panic in a loop names the session that was served.
 func TestPanicInALoopNamesThePacketSession(t *testing.T) {
 	t.Parallel()
 	child, output, err := inChild(t)

@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// packetGoroutines is the engine for any client and any system: one goroutine per direction, the caller's
-// being one of them.
-type packetGoroutines struct {
+// goroutinePackets is the engine for any client on any system: one goroutine for each direction. The caller's goroutine
+// is one of them.
+type goroutinePackets struct {
 	*PacketRelay
 
 	ctx    context.Context // ends when the relay is cut
@@ -19,10 +19,10 @@ type packetGoroutines struct {
 
 	state struct {
 		sync.Mutex
-		reason   Reason // what ended the relay; empty while it runs
+		reason   Reason // why the relay ends; empty while it runs
 		timer    *time.Timer
 		upstream *net.UDPConn // nil until connected
-		asking   bool         // ask is under way
+		asking   bool         // ask is running or about to
 		nextAsk  time.Duration
 		over     bool
 	}
@@ -30,7 +30,7 @@ type packetGoroutines struct {
 }
 
 func (r *PacketRelay) runGoroutines() {
-	g := &packetGoroutines{PacketRelay: r}
+	g := &goroutinePackets{PacketRelay: r}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	defer g.cancel()
 	if reason := r.begin(g); reason != "" {
@@ -40,7 +40,7 @@ func (r *PacketRelay) runGoroutines() {
 	conn, err := g.dial(nil)
 	if err != nil {
 		g.connect = g.age()
-		g.because(connectReason(err))
+		g.setReason(connectReason(err))
 		g.end(err)
 		return
 	}
@@ -56,9 +56,8 @@ func (r *PacketRelay) runGoroutines() {
 	g.end(nil)
 }
 
-// dial asks for addresses until one can be used or there is none left. For datagrams nothing is sent to
-// connect.
-func (g *packetGoroutines) dial(failed error) (*net.UDPConn, error) {
+// dial asks Next until an address can be used or Next returns an error. To connect a socket for datagrams sends nothing.
+func (g *goroutinePackets) dial(failed error) (*net.UDPConn, error) {
 	for {
 		addr, err := g.cfg.Next(g.ctx, failed)
 		if err != nil {
@@ -71,8 +70,8 @@ func (g *packetGoroutines) dial(failed error) (*net.UDPConn, error) {
 	}
 }
 
-// dialAddr waits for a descriptor where there is none, as long as it may take.
-func (g *packetGoroutines) dialAddr(addr net.Addr) (*net.UDPConn, error) {
+// dialAddr opens a socket. Where the process has no descriptor left it waits for one, for up to Limits.Connect.
+func (g *goroutinePackets) dialAddr(addr net.Addr) (*net.UDPConn, error) {
 	to, ok := addr.(*net.UDPAddr)
 	if !ok {
 		return nil, &net.AddrError{Err: "unexpected address", Addr: addr.String()}
@@ -91,9 +90,9 @@ func (g *packetGoroutines) dialAddr(addr net.Addr) (*net.UDPConn, error) {
 	}
 }
 
-// use makes conn the upstream in the place of another. It reports false, with conn closed, where the
-// relay was cut meanwhile.
-func (g *packetGoroutines) use(conn *net.UDPConn) bool {
+// use makes conn the upstream, and closes the one before. Where the relay was cut in the meantime it closes conn and
+// reports false.
+func (g *goroutinePackets) use(conn *net.UDPConn) bool {
 	g.state.Lock()
 	former := g.state.upstream
 	cut := g.state.reason != ""
@@ -109,14 +108,14 @@ func (g *packetGoroutines) use(conn *net.UDPConn) bool {
 	return !cut
 }
 
-func (g *packetGoroutines) upstream() *net.UDPConn {
+func (g *goroutinePackets) upstream() *net.UDPConn {
 	g.state.Lock()
 	defer g.state.Unlock()
 	return g.state.upstream
 }
 
-// up passes the client's datagrams on until there will be no more.
-func (g *packetGoroutines) up() {
+// up passes the client's datagrams on until the relay is cut or the network ends the session.
+func (g *goroutinePackets) up() {
 	for _, b := range g.cfg.Prefetched {
 		g.sendUp(b)
 	}
@@ -130,10 +129,10 @@ func (g *packetGoroutines) up() {
 		}
 		g.sendUp(buf[:n])
 	}
-	g.cut(IdleTimeout) // if not cut before: why a network ends a session that nobody has closed
+	g.cut(IdleTimeout) // unless it was cut before: the reason for which a network ends a session by itself
 }
 
-func (g *packetGoroutines) sendUp(b []byte) {
+func (g *goroutinePackets) sendUp(b []byte) {
 	g.received(len(b))
 	if !g.admitsUp(len(b)) {
 		return
@@ -141,7 +140,7 @@ func (g *packetGoroutines) sendUp(b []byte) {
 	conn := g.upstream()
 	n, err := conn.Write(b)
 	if errors.Is(err, syscall.ECONNREFUSED) {
-		g.refused(err) // one sent before; this one has not been
+		g.refused(err) // that is for a datagram sent before; this one was not sent
 		n, err = conn.Write(b)
 	}
 	switch {
@@ -156,7 +155,7 @@ func (g *packetGoroutines) sendUp(b []byte) {
 }
 
 // down passes the upstream's datagrams on until the relay is cut.
-func (g *packetGoroutines) down() {
+func (g *goroutinePackets) down() {
 	buf := borrowPacket()
 	defer giveBackPacket(buf)
 	for {
@@ -170,7 +169,7 @@ func (g *packetGoroutines) down() {
 		case errors.Is(err, syscall.ECONNREFUSED):
 			g.refused(err)
 		case conn == g.upstream():
-			// Such as a buffer that the system could not find.
+			// An error such as a lack of memory, which may pass.
 			select {
 			case <-time.After(shortagePauseMin):
 			case <-g.ctx.Done():
@@ -179,7 +178,7 @@ func (g *packetGoroutines) down() {
 	}
 }
 
-func (g *packetGoroutines) sendDown(b []byte) {
+func (g *goroutinePackets) sendDown(b []byte) {
 	if !g.admitsDown(len(b)) {
 		return
 	}
@@ -194,8 +193,8 @@ func (g *packetGoroutines) sendDown(b []byte) {
 	}
 }
 
-// refused sees to an upstream on whose port nobody listens. It may be at another address by now.
-func (g *packetGoroutines) refused(err error) {
+// refused asks Next for another upstream, at most once in askInterval, because nobody listens on the port of this one.
+func (g *goroutinePackets) refused(err error) {
 	g.drop(DropUpstreamRefused)
 	g.state.Lock()
 	defer g.state.Unlock()
@@ -213,7 +212,7 @@ func (g *packetGoroutines) refused(err error) {
 	})
 }
 
-func (g *packetGoroutines) ask(failed error) {
+func (g *goroutinePackets) ask(failed error) {
 	conn, err := g.dial(failed)
 	switch {
 	case err != nil:
@@ -227,8 +226,8 @@ func (g *packetGoroutines) ask(failed error) {
 	g.state.Unlock()
 }
 
-// schedule arms the timer for the limit that comes first.
-func (g *packetGoroutines) schedule() {
+// schedule sets the timer for the time limit that comes first.
+func (g *goroutinePackets) schedule() {
 	g.state.Lock()
 	defer g.state.Unlock()
 	age, _ := g.expires(g.state.upstream != nil)
@@ -243,8 +242,8 @@ func (g *packetGoroutines) schedule() {
 	g.state.timer.Reset(wait)
 }
 
-// expire is called by the timer. Datagrams do not reset it: it looks when the last one moved.
-func (g *packetGoroutines) expire() {
+// expire is called by the timer. Datagrams do not reset the timer: expire looks when the last one was moved.
+func (g *goroutinePackets) expire() {
 	age, reason := g.expires(g.upstream() != nil)
 	if age > g.age() {
 		g.schedule()
@@ -253,8 +252,8 @@ func (g *packetGoroutines) expire() {
 	g.cut(reason)
 }
 
-// because notes what ends the relay, unless that is known already.
-func (g *packetGoroutines) because(reason Reason) {
+// setReason notes why the relay ends. The first reason counts.
+func (g *goroutinePackets) setReason(reason Reason) {
 	g.state.Lock()
 	defer g.state.Unlock()
 	if g.state.reason == "" {
@@ -262,21 +261,21 @@ func (g *packetGoroutines) because(reason Reason) {
 	}
 }
 
-// cut ends the relay from outside. The goroutines notice that their connections are closed.
-func (g *packetGoroutines) cut(reason Reason) {
-	g.because(reason)
+// cut ends the relay from outside. The goroutines end because the upstream is closed and the client's deadline has passed.
+func (g *goroutinePackets) cut(reason Reason) {
+	g.setReason(reason)
 	g.cancel()
 	g.closeUpstream()
-	_ = g.cfg.Client.SetReadDeadline(time.Unix(1, 0)) // wakes up, which then closes it
+	_ = g.cfg.Client.SetReadDeadline(time.Unix(1, 0)) // ends up; end then closes the client
 }
 
-func (g *packetGoroutines) closeUpstream() {
+func (g *goroutinePackets) closeUpstream() {
 	if conn := g.upstream(); conn != nil {
 		_ = conn.Close()
 	}
 }
 
-func (g *packetGoroutines) end(err error) {
+func (g *goroutinePackets) end(err error) {
 	g.asks.Wait()
 	g.state.Lock()
 	g.state.over = true
@@ -290,11 +289,11 @@ func (g *packetGoroutines) end(err error) {
 	g.closeClient()
 }
 
-// closeTimeout bounds the wait for a client to be closed. A session of the stock network tells its server, which
-// does not listen any more once its config has gone.
+// closeTimeout bounds how long the client's Close may take. The Close of caddy-l4's own UDP sessions sends to its server, and
+// blocks for ever once the server has stopped.
 const closeTimeout = time.Second
 
-func (g *packetGoroutines) closeClient() {
+func (g *goroutinePackets) closeClient() {
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)

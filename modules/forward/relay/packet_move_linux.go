@@ -2,170 +2,171 @@ package relay
 
 import "golang.org/x/sys/unix"
 
-// What waits for the upstream's socket: as much as a network keeps of a session that nobody reads.
+// How many datagrams a session keeps until there is a socket to the upstream, and how many bytes of them. The network keeps
+// as much of a session that nobody reads.
 const (
 	waitingMax      = 64
 	waitingMaxBytes = 128 << 10
 )
 
-// A session gives way when it has had so many replies in a turn, or so many bytes.
+// The quantum of replies: a session moves no more datagrams than this in a round, and little more than these bytes.
 const (
-	turnReplies    = 32
-	turnReplyBytes = 256 << 10
+	quantumReplies    = 32
+	quantumReplyBytes = 256 << 10
 )
 
-// receive is called with each datagram of the client, by the network.
-func (f *packetFlow) receive(b []byte) (taken bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.shut {
+// receive is called by the network with each datagram of the client.
+func (s *loopPackets) receive(b []byte) (taken bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.shut {
 		return false
 	}
-	f.received(len(b))
+	s.received(len(b))
 	switch {
-	case !f.admitsUp(len(b)):
-	case f.fd >= 0:
-		f.sendUp(b)
-	case len(f.waiting) == waitingMax || f.size+len(b) > waitingMaxBytes:
-		f.drop(DropQueueFull)
+	case !s.admitsUp(len(b)):
+	case s.fd >= 0:
+		s.sendUp(b)
+	case len(s.waiting) == waitingMax || s.size+len(b) > waitingMaxBytes:
+		s.drop(DropQueueFull)
 	default:
-		f.waiting = append(f.waiting, append(make([]byte, 0, len(b)), b...))
-		f.size += len(b)
+		s.waiting = append(s.waiting, append(make([]byte, 0, len(b)), b...))
+		s.size += len(b)
 	}
 	return true
 }
 
-// sendUp needs mu.
-func (f *packetFlow) sendUp(b []byte) {
-	_, errno := sendFD(f.fd, b)
+// sendUp sends a datagram to the upstream. It is called with s.mu locked.
+func (s *loopPackets) sendUp(b []byte) {
+	_, errno := sendFD(s.fd, b)
 	if errno == unix.ECONNREFUSED {
-		f.refusedUp() // one sent before; this one has not been
-		_, errno = sendFD(f.fd, b)
+		s.refusedUp() // that is for a datagram sent before; this one was not sent
+		_, errno = sendFD(s.fd, b)
 	}
 	switch errno {
 	case 0:
-		f.sentUp(len(b))
+		s.sentUp(len(b))
 	case unix.ECONNREFUSED:
-		f.refusedUp()
+		s.refusedUp()
 	case unix.EAGAIN, unix.ENOBUFS:
-		f.drop(DropUpstreamFull)
+		s.drop(DropUpstreamFull)
 	default:
-		f.drop(DropSendFailed)
+		s.drop(DropSendFailed)
 	}
 }
 
-// refusedUp needs mu.
-func (f *packetFlow) refusedUp() {
-	f.drop(DropUpstreamRefused)
-	if !f.told {
-		f.told = true
-		f.loop.post(message{to: f, what: orderAsk})
+// refusedUp tells the loop that the upstream refuses datagrams. It is called with s.mu locked.
+func (s *loopPackets) refusedUp() {
+	s.drop(DropUpstreamRefused)
+	if !s.told {
+		s.told = true
+		s.loop.post(message{to: s, what: orderAsk})
 	}
 }
 
-// hear is told by epoll that there is something to read.
-func (f *packetFlow) hear(_, generation uint32) {
-	if generation != f.generation {
-		return // another socket's
+// onEvents is called when there are replies to read.
+func (s *loopPackets) onEvents(_, generation uint32) {
+	if generation != s.generation {
+		return // for a socket that is closed
 	}
-	f.readable = true
-	f.loop.current = f
-	f.loop.waitedAt = f.loop.now
-	if !f.queued { // else runReady gives it its turn; more would be at the expense of others
-		f.readReplies()
-	}
-}
-
-// step is its turn again.
-func (f *packetFlow) step() {
-	f.queued = false
-	if f.phase == phaseOpen {
-		f.readReplies()
+	s.readable = true
+	s.loop.current = s
+	s.loop.sharedAt = s.loop.now
+	if !s.queued { // else serveReady serves it; to serve it here too would be two quanta in a round
+		s.readReplies()
 	}
 }
 
-// readReplies reads what there is, up to what a session may have in a turn.
-func (f *packetFlow) readReplies() {
-	l := f.loop
+// serve reads the next quantum of replies.
+func (s *loopPackets) serve() {
+	s.queued = false
+	if s.phase == phaseOpen {
+		s.readReplies()
+	}
+}
+
+// readReplies reads what there is, at most a quantum.
+func (s *loopPackets) readReplies() {
+	l := s.loop
 	if l.replies == nil {
 		l.replies = newReplies()
 	}
 	r, datagrams, size := l.replies, 0, 0
-	for failures := 0; f.readable; {
-		if datagrams >= turnReplies || size >= turnReplyBytes {
-			f.queue()
+	for failures := 0; s.readable; {
+		if datagrams >= quantumReplies || size >= quantumReplyBytes {
+			s.queue()
 			return
 		}
-		most := min(turnReplies-datagrams, f.mayHave(), repliesMax-r.count)
+		most := min(quantumReplies-datagrams, s.mayHave(), repliesMax-r.count)
 		if most == 0 {
-			r.send() // makes room, and may end the session
-			if f.phase != phaseOpen {
+			r.send() // makes room; with the last reply of MaxReplies it ends the session
+			if s.phase != phaseOpen {
 				return
 			}
 			continue
 		}
-		n, errno := r.read(f.fd, most)
+		n, errno := r.read(s.fd, most)
 		if n < most {
-			f.readable = false
+			s.readable = false
 		}
 		switch {
 		case errno == unix.EAGAIN:
 		case errno != 0:
-			f.drop(DropUpstreamRefused)
-			f.askAgain()
+			s.drop(DropUpstreamRefused)
+			s.askAgain()
 			failures++
-			f.readable = failures < 2 // there may be datagrams behind the error
+			s.readable = failures < 2 // there may be datagrams after the error
 		default:
 			datagrams += n
-			size += f.take(n)
+			size += s.take(n)
 		}
 	}
 }
 
-// mayHave is how many replies can be read without more being sent to the client than it may have.
-func (f *packetFlow) mayHave() int {
-	return int(min(f.repliesLeft()-int64(f.pending), turnReplies))
+// mayHave is how many more replies may be read, given MaxReplies and those that are still to be sent.
+func (s *loopPackets) mayHave() int {
+	return int(min(s.repliesLeft()-int64(s.pending), quantumReplies))
 }
 
-// take makes the next n datagrams of the loop's replies those of the flow.
-func (f *packetFlow) take(n int) (size int) {
-	r := f.loop.replies
+// take makes the next n datagrams in the loop's replies those of this session. It returns their size.
+func (s *loopPackets) take(n int) (size int) {
+	r := s.loop.replies
 	for i := r.count; i < r.count+n; i++ {
 		size += r.size(i)
-		r.flows[i] = nil
-		if !f.admitsDown(r.size(i)) {
+		r.sessions[i] = nil
+		if !s.admitsDown(r.size(i)) {
 			continue
 		}
-		r.flows[i] = f
-		f.pending++
-		if f.answers() {
-			f.client.Answered()
+		r.sessions[i] = s
+		s.pending++
+		if s.answers() {
+			s.client.Answered()
 		}
 	}
 	r.count += n
 	return size
 }
 
-// replied is told that a reply was sent.
-func (f *packetFlow) replied(size int) {
-	f.pending--
-	f.sentDown(size)
-	if f.cfg.MaxReplies > 0 && f.wasLast() {
-		f.close(MaxReplies)
+// replied notes that a reply was sent.
+func (s *loopPackets) replied(size int) {
+	s.pending--
+	s.sentDown(size)
+	if s.cfg.MaxReplies > 0 && s.wasLast() {
+		s.close(MaxReplies)
 	}
 }
 
-// wasLast tells whether the reply that was sent is the last one. A datagram that the client sends then is taken either
-// by this session, which has its reply to wait for, or by the next one.
-func (f *packetFlow) wasLast() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.shut = f.repliesLeft() <= 0
-	return f.shut
+// wasLast reports whether the reply that was sent is the last one. A datagram that the client sends at that moment is
+// taken either by this session, which then waits for its reply, or by the next one.
+func (s *loopPackets) wasLast() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shut = s.repliesLeft() <= 0
+	return s.shut
 }
 
-// unsent is told that a reply could not be sent.
-func (f *packetFlow) unsent() {
-	f.pending--
-	f.drop(DropSendFailed)
+// unsent notes that a reply could not be sent.
+func (s *loopPackets) unsent() {
+	s.pending--
+	s.drop(DropSendFailed)
 }

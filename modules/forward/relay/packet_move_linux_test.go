@@ -17,7 +17,7 @@ func TestWhatHasWaitedIsForgotten(t *testing.T) {
 		closeFD(l.wakeup)
 		_ = l.file.Close()
 	}()
-	f := &packetFlow{PacketRelay: NewPacket(PacketConfig{}), task: task{loop: l}, fd: -1}
+	f := &loopPackets{PacketRelay: NewPacket(PacketConfig{}), loopState: loopState{loop: l}, fd: -1}
 	defer f.closeUpstream()
 	for range 3 {
 		for range waitingMax {

@@ -1,21 +1,26 @@
 // Package relay moves bytes between a client and an upstream until both directions are done.
 //
-// A [Relay] owns both connections from [Relay.Run] on. It connects to the upstream, sends what was
-// already read from the client, copies in both directions, passes a FIN on as a FIN and a reset as
-// a reset, keeps the time limits, and tells the caller once, through [Config.Done], how it ended.
+// A [Relay] owns both connections from [Relay.Run] on. It connects to the upstream, sends what was already read from the
+// client, copies in both directions, passes a FIN on as a FIN and a reset as a reset, keeps the time limits, and calls
+// [Config.Done] once with how it ended. A [PacketRelay] does the same for a session of datagrams.
 //
-// How the bytes move is not part of the API. There are two engines:
+// There are two engines, which the caller does not see:
 //
-//   - Event loops (Linux), one per core, for clients that are a [Detacher]. A session needs no
+//   - Event loops (Linux), one per processor, for clients that are a [Detacher] or a [PacketClient]. A session needs no
 //     goroutine, and no buffer while it is idle.
-//   - Goroutines, for every other pair of connections and system.
+//   - Goroutines, for all other clients and systems.
 //
-// In both, each direction adapts: small messages go through a buffer that is held only while there
-// is something to move, bulk between two sockets goes through splice(2) where the system has it.
-// A connection that is not a socket (TLS, for example) is read into a pooled buffer.
+// In both, small messages go through a buffer that is held only while there is something to move, and bulk between two
+// sockets goes through splice(2) where the system has it. A connection that is not a socket, such as TLS, is read into a
+// pooled buffer.
 //
-// A [PacketRelay] does the same for a session of datagrams, with the same loops for clients that are a
-// [PacketClient].
+// The files are named by what they are about:
+//
+//	relay.go, packet.go   the API for streams and for datagrams; life.go, throttle.go and buffer.go serve both
+//	stream_*              streams: stream_goroutines and what belongs to it, stream_loop and what belongs to it
+//	packet_*              datagrams, likewise
+//	loop_*                the event loop: rounds, fairness, messages, time limits
+//	sys_*                 system calls
 package relay
 
 import (
@@ -31,8 +36,8 @@ import (
 // Reason says what ended a relay. The caller of [Relay.Close] may give others.
 type Reason string
 
-// The reasons that a relay finds itself. A fin is the reason where both directions ended in order;
-// it then names the side that finished first.
+// The reasons of a [Relay] itself. ClientFIN and UpstreamFIN mean that both directions ended in order, and name the side that
+// finished first.
 const (
 	ClientFIN      Reason = "client_fin"
 	UpstreamFIN    Reason = "upstream_fin"
@@ -44,11 +49,11 @@ const (
 	ConnectTimeout Reason = "connect_timeout"
 )
 
-// Limits bound how long a relay may take over things. Zero is no limit.
+// Limits are the time limits of a relay. Zero is no limit.
 type Limits struct {
 	// Connect bounds one connection attempt.
 	Connect time.Duration
-	// Idle bounds the silence: no byte in either direction.
+	// Idle ends a relay in which no byte was moved either way for so long.
 	Idle time.Duration
 	// HalfClose replaces Idle once one side has finished. Zero keeps Idle.
 	HalfClose time.Duration
@@ -56,10 +61,10 @@ type Limits struct {
 	Lifetime time.Duration
 }
 
-// Detacher is a connection that can hand its socket over to an event loop.
+// Detacher is a connection that can give its socket to an event loop.
 type Detacher interface {
-	// Detach returns the socket's descriptor, which is non-blocking and in no poller. The
-	// connection is then without it: its Close does nothing. It reports false where it can't.
+	// Detach returns the socket's descriptor, which is non-blocking and in no poller. The caller owns it from then on;
+	// Close of the connection then does nothing. Detach reports false where that is not possible.
 	Detach() (fd int, ok bool)
 }
 
@@ -68,28 +73,31 @@ type Config struct {
 	// Client is the accepted connection.
 	Client net.Conn
 
-	// Prefetched was read from Client before and is sent to the upstream first. It is the relay's from
-	// Run on.
+	// Unwrap returns the connection that a wrapper such as TLS wraps, nil where it knows none. The relay uses it to find the
+	// socket of a Client that is wrapped, which it needs to send a reset and to wait until everything was sent. Nil: what is
+	// wrapped in Client stays unknown, and is closed in order in place of a reset.
+	Unwrap func(net.Conn) net.Conn
+
+	// Prefetched was read from Client before, and is sent to the upstream first. The relay owns it from Run on.
 	Prefetched []byte
 
-	// Next gives the address to connect to: a *net.TCPAddr or a *net.UnixAddr. It is called again
-	// with the error of the attempt that failed until it returns an error, which then is the
-	// Result's. It may block, and is never called by an event loop; ctx ends when the relay is
-	// closed.
+	// Next returns the address to connect to: a *net.TCPAddr or a *net.UnixAddr. It is called again, with the error of
+	// the attempt that failed, until it returns an error itself, which becomes the Result's. It may block: no event loop
+	// calls it. ctx ends when the relay is closed.
 	Next func(ctx context.Context, failed error) (net.Addr, error)
 
 	Limits Limits
 
-	// PaceUp and PaceDown bound the rate of what is sent to the upstream and to the client. Nil: no bound.
-	PaceUp, PaceDown Pacer
+	// ThrottleUp and ThrottleDown limit the rate of what is sent to the upstream and to the client. Nil: no limit.
+	ThrottleUp, ThrottleDown Throttle
 
-	// KeepAlive is the silence after which a peer is asked whether it is still there. Zero: never.
+	// KeepAlive is the silence after which TCP keepalive probes are sent. Zero: never.
 	KeepAlive time.Duration
 
-	// Name is what the session is called where the process ends over it. It may be nil.
+	// Name identifies the session in the message of a panic. It may be nil.
 	Name fmt.Stringer
 
-	// Done is called exactly once, when both connections are closed, and never by an event loop.
+	// Done is called exactly once, when both connections are closed. No event loop calls it: it may block.
 	Done func(Result)
 }
 
@@ -97,10 +105,10 @@ type Config struct {
 type Result struct {
 	Reason Reason
 
-	// Err is why no upstream could be reached. It is nil where one was.
+	// Err says why no upstream could be reached. It is nil where one was.
 	Err error
 
-	// Connect is the time from New until the upstream was connected, or given up.
+	// Connect is the time from New until an upstream was connected, or Next had no more.
 	Connect time.Duration
 
 	Stats
@@ -108,14 +116,13 @@ type Result struct {
 
 // Stats is what a relay has moved so far.
 type Stats struct {
-	// BytesUp and BytesDown count what was read from the client (with what was prefetched) and
-	// from the upstream and handed to the other side's socket.
+	// BytesUp counts what was sent to the upstream, including what was prefetched, BytesDown what was sent to the client.
 	BytesUp, BytesDown int64
 
-	// Spliced is the part of both that never entered user space.
+	// Spliced is the part of both that was moved with splice.
 	Spliced int64
 
-	// LastActive is when the last byte moved, or when the upstream was connected.
+	// LastActive is when the last byte was moved, or when the upstream was connected.
 	LastActive time.Time
 }
 
@@ -133,8 +140,8 @@ func New(cfg Config) *Relay {
 	return &Relay{cfg: cfg, life: life{start: time.Now()}}
 }
 
-// Run connects and moves the bytes. It returns as soon as it does not need the caller's goroutine
-// any more, which may be long before the end: what hangs on the end belongs into Done.
+// Run connects and moves the bytes. It may return long before the end, as soon as it does not need the caller's goroutine
+// any more: what has to happen at the end belongs in Done.
 func (r *Relay) Run() {
 	if r.runLoop() {
 		return
@@ -142,8 +149,8 @@ func (r *Relay) Run() {
 	r.runGoroutines()
 }
 
-// Start is Run for a caller that can't wait: where it takes a goroutine, Start makes one. Only Next is still
-// called by the caller.
+// Start is Run for a caller that can't wait, such as a goroutine that accepts connections. Only the first call of Next is
+// made in the caller's goroutine, so Next must not block then.
 func (r *Relay) Start() {
 	if !r.runLoop() {
 		go r.runGoroutines()
@@ -160,14 +167,14 @@ func (r *Relay) Stats() Stats {
 	}
 }
 
-// never is the age at which a limit that is not set ends a relay.
+// never is the time of what does not happen.
 const never = time.Duration(1<<63 - 1)
 
 func (r *Relay) expires(connected, halfClosed bool) (time.Duration, Reason) {
 	return r.cfg.Limits.expires(r.activeAt(), connected, halfClosed)
 }
 
-// expires returns the age at which a limit ends a relay if nothing moves until then, and which. All times are
+// expires returns the age at which a time limit ends a relay if nothing is moved until then, and the limit. All times are
 // ages of the relay.
 func (l *Limits) expires(lastActive time.Duration, connected, halfClosed bool) (age time.Duration, reason Reason) {
 	age = never
@@ -190,7 +197,7 @@ func (r *Relay) done(reason Reason, err error) {
 	}
 }
 
-// connectReason tells a timeout from every other way in which an upstream can't be reached.
+// connectReason is the reason of a relay that got no upstream because of err.
 func connectReason(err error) Reason {
 	var timeout interface{ Timeout() bool }
 	if errors.Is(err, os.ErrDeadlineExceeded) || (errors.As(err, &timeout) && timeout.Timeout()) {

@@ -1,0 +1,271 @@
+package relay
+
+import (
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// loopPackets is a session of datagrams that an event loop serves. The loop moves the replies. The goroutine in which the
+// network receives the client's datagrams sends them to the upstream itself, see receive.
+type loopPackets struct {
+	*PacketRelay
+	loopState
+	client PacketClient
+
+	// The client's ReplyPath.
+	replyFD       int
+	peer, control []byte
+
+	mu      sync.Mutex
+	fd      int      // the upstream's socket, -1 where there is none; only the loop sets it
+	shut    bool     // the session ends: what the client sends from now on is for another session
+	told    bool     // the loop knows that the upstream refuses datagrams
+	waiting [][]byte // datagrams of the client, until there is a socket
+	size    int      // of waiting, in bytes
+
+	// The fields below belong to the loop's goroutine.
+
+	ask        ask
+	readable   bool // there may be replies to read: no read has returned EAGAIN since the last event
+	generation uint32
+	pending    int // replies of this session in loop.replies
+	target     *net.UDPAddr
+	nextAsk    time.Duration
+}
+
+// ask is whether Next has to be asked again because the upstream refuses datagrams.
+type ask uint8
+
+const (
+	askNothing ask = iota
+	askSoon        // at nextAsk
+	askNow         // dial is running
+)
+
+// runLoop hands the relay to an event loop. It reports false where the client is no PacketClient.
+func (r *PacketRelay) runLoop() bool {
+	client, ok := r.cfg.Client.(PacketClient)
+	if !ok {
+		return false
+	}
+	l := pickLoop()
+	if l == nil {
+		return false
+	}
+	s := &loopPackets{PacketRelay: r, loopState: loopState{loop: l, opened: r.start.Sub(epoch)}, client: client, fd: -1}
+	s.timer.of = s
+	ctx := s.dialContext()
+	if !client.Attach(s.receive, s.clientClosed) {
+		s.cancel()
+		r.done(Evicted, nil)
+		_ = client.Close()
+		return true
+	}
+	s.replyFD, s.peer, s.control = client.ReplyPath()
+	if reason := r.begin(s); reason != "" {
+		s.cut(reason)
+	}
+	if r.cfg.Limits.Lifetime > 0 {
+		l.post(message{to: s, what: orderTime}) // it may pass while Next blocks
+	}
+	s.dial(ctx, r.cfg.Next, nil)
+	return true
+}
+
+// clientClosed is called when the network ends the session.
+func (s *loopPackets) clientClosed(reason string) { s.cut(Reason(reason)) }
+
+func (s *loopPackets) handle(m *message) {
+	switch m.what {
+	case orderConnect:
+		s.connectTo(m.addr)
+	case orderFail:
+		s.fail(m.err)
+	case orderCut:
+		s.close(m.reason)
+	case orderTime:
+		s.setTimer()
+	case orderAsk:
+		s.askAgain()
+	}
+}
+
+func (s *loopPackets) name() fmt.Stringer { return s.cfg.Name }
+
+func (s *loopPackets) report() {
+	s.done(s.reason, s.failed)
+	_ = s.client.Close()
+}
+
+// connectTo makes addr the upstream.
+func (s *loopPackets) connectTo(addr net.Addr) {
+	switch {
+	case s.phase == phaseOver:
+		return // it ended while Next was asked again
+	case s.reason != "":
+		s.end()
+		return
+	}
+	to, ok := addr.(*net.UDPAddr)
+	if !ok {
+		s.redial(addr, &net.AddrError{Err: "unexpected address", Addr: addr.String()})
+		return
+	}
+	if s.phase == phaseOpen {
+		s.reconnect(to)
+		return
+	}
+	s.target = to
+	s.startConnecting(s.cfg.Limits.Connect)
+	s.tryConnect()
+}
+
+// tryConnect opens the first socket. Where the process has no descriptor left it is tried again with every tick of the wheel.
+func (s *loopPackets) tryConnect() {
+	err := s.open(s.target)
+	switch {
+	case isShortage(err) && s.loop.now < s.connectBy:
+		s.loop.wheel.set(&s.timer, s.loop.now)
+	case err != nil:
+		s.phase = phaseDialing
+		s.redial(s.target, err)
+	default:
+		s.phase = phaseOpen
+		s.connect = s.age()
+		s.touch(s.connect)
+		s.dialled()
+	}
+}
+
+// reconnect replaces the upstream of a session that has one already, unless the address is the same.
+func (s *loopPackets) reconnect(to *net.UDPAddr) {
+	if !sameAddr(to, s.target) {
+		if err := s.open(to); err != nil {
+			s.redial(to, err)
+			return
+		}
+		s.target = to
+	}
+	s.dialled()
+}
+
+// open connects a socket to addr and closes the one before. It sends what has waited.
+func (s *loopPackets) open(addr *net.UDPAddr) error {
+	fd, err := connectPackets(addr)
+	if err != nil {
+		return err
+	}
+	generation := generations.Add(1)
+	if err := s.loop.watch(fd, packetEvents, generation); err != nil {
+		closeFD(fd)
+		return err
+	}
+	s.closeUpstream()
+	s.loop.add(fd, s)
+	s.generation = generation
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fd = fd
+	for _, b := range s.waiting {
+		s.sendUp(b)
+	}
+	s.waiting, s.size = nil, 0
+	return nil
+}
+
+func (s *loopPackets) closeUpstream() {
+	s.mu.Lock()
+	fd := s.fd
+	s.fd = -1
+	s.mu.Unlock()
+	if fd >= 0 {
+		s.loop.forget(fd, s)
+		closeFD(fd)
+	}
+}
+
+// redial asks Next for another address because this one can't be used.
+func (s *loopPackets) redial(addr net.Addr, failed error) {
+	s.cancel()
+	ctx := s.dialContext()
+	s.setTimer()
+	go s.dial(ctx, s.cfg.Next, dialError(addr, failed))
+}
+
+// dialled notes that Next has been asked, and that it may be asked again after askInterval.
+func (s *loopPackets) dialled() {
+	s.cancel()
+	s.cancel = nil
+	s.ask = askNothing
+	s.nextAsk = s.loop.now + askInterval
+	s.mu.Lock()
+	s.told = false
+	s.mu.Unlock()
+	s.setTimer()
+}
+
+// askAgain asks Next for another upstream because this one refuses datagrams, at most once in askInterval.
+func (s *loopPackets) askAgain() {
+	switch {
+	case s.phase != phaseOpen || s.ask == askNow:
+	case s.loop.now < s.nextAsk:
+		s.ask = askSoon
+		s.setTimer()
+	default:
+		s.ask = askNow
+		go s.dial(s.dialContext(), s.cfg.Next, dialError(s.target, unix.ECONNREFUSED))
+	}
+}
+
+// fail is called when Next has returned an error.
+func (s *loopPackets) fail(err error) {
+	switch s.phase {
+	case phaseOver:
+	case phaseOpen:
+		s.dialled() // keep the upstream that there is
+	default:
+		s.failed = err
+		s.setReason(connectReason(err))
+		s.connect = s.age()
+		s.end()
+	}
+}
+
+func (s *loopPackets) checkLimits() {
+	if age, reason := s.expires(s.phase == phaseOpen); age <= s.age() {
+		s.close(reason)
+		return
+	}
+	switch {
+	case s.phase == phaseConnecting:
+		s.tryConnect() // there was no descriptor
+		return
+	case s.ask == askSoon && s.loop.now >= s.nextAsk:
+		s.askAgain()
+	}
+	s.setTimer()
+}
+
+// setTimer sets the timer for the next time limit, or for askAgain.
+func (s *loopPackets) setTimer() {
+	due := never
+	if age, _ := s.expires(s.phase == phaseOpen); age != never {
+		due = s.opened + age
+	}
+	if s.ask == askSoon {
+		due = min(due, s.nextAsk)
+	}
+	s.loop.wheel.set(&s.timer, due)
+}
+
+func (s *loopPackets) end() {
+	s.mu.Lock()
+	s.shut, s.waiting = true, nil
+	s.mu.Unlock()
+	s.closeUpstream()
+	s.leave()
+}

@@ -1,0 +1,109 @@
+package relay
+
+import (
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// startConnect opens a socket and begins to connect it to addr.
+func startConnect(addr net.Addr) (fd int, err error) {
+	var to rawSockaddr
+	if err := to.set(addr); err != nil {
+		return 0, err
+	}
+	s, _, errno := syscall.RawSyscall(unix.SYS_SOCKET, uintptr(to.family()),
+		unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if errno != 0 {
+		return 0, os.NewSyscallError("socket", errno)
+	}
+	if to.family() != unix.AF_UNIX {
+		setsockoptInt(int(s), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	}
+	_, _, errno = syscall.RawSyscall(unix.SYS_CONNECT, s, uintptr(unsafe.Pointer(&to.any)), to.size)
+	switch errno {
+	case 0, unix.EINPROGRESS, unix.EINTR:
+		return int(s), nil
+	default:
+		closeFD(int(s))
+		return 0, errno
+	}
+}
+
+// connectPackets opens a socket that sends to addr and receives from it. Where nobody listens on an address of this machine,
+// the kernel may choose that very address for the socket, which would then talk to itself: such a socket is not used.
+func connectPackets(addr *net.UDPAddr) (int, error) {
+	var to rawSockaddr
+	if err := to.set(addr); err != nil {
+		return -1, err
+	}
+	for {
+		fd, err := openPacketSocket(&to)
+		if err != nil || !hasPeersAddr(fd, addr.Port) {
+			return fd, err
+		}
+		defer closeFD(fd) // after the next one is open, which therefore gets another port
+	}
+}
+
+// openPacketSocket opens a socket that is connected to addr.
+func openPacketSocket(to *rawSockaddr) (int, error) {
+	s, _, errno := syscall.RawSyscall(unix.SYS_SOCKET, uintptr(to.family()),
+		unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if errno != 0 {
+		return -1, errno
+	}
+	_, _, errno = syscall.RawSyscall(unix.SYS_CONNECT, s, uintptr(unsafe.Pointer(&to.any)), to.size)
+	if errno != 0 {
+		closeFD(int(s))
+		return -1, errno
+	}
+	return int(s), nil
+}
+
+// isItself reports whether a socket is connected to itself. Where nobody listens on a local port, the kernel may
+// choose that port for the socket that connects to it, and TCP then opens it from both sides at once (RFC 9293, section 3.5).
+func isItself(fd int, target net.Addr) bool {
+	to, ok := target.(*net.TCPAddr)
+	return ok && hasPeersAddr(fd, to.Port)
+}
+
+// hasPeersAddr reports whether both addresses of a socket are the same. It needs no system call where the peer's port is below those
+// that the kernel gives to clients.
+func hasPeersAddr(fd, peersPort int) bool {
+	if peersPort < firstClientPort() {
+		return false
+	}
+	var local, remote rawSockaddr
+	local.get(unix.SYS_GETSOCKNAME, fd)
+	if local.port() != peersPort {
+		return false
+	}
+	remote.get(unix.SYS_GETPEERNAME, fd)
+	return local == remote
+}
+
+// firstClientPort is the first port that the kernel gives to sockets that connect, 0 if that can't be read.
+var firstClientPort = sync.OnceValue(func() int {
+	ports, _ := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	first, _, _ := strings.Cut(string(ports), "\t")
+	port, _ := strconv.Atoi(first)
+	return port
+})
+
+// errTimeout is the error of a connection attempt that took too long.
+var errTimeout = os.ErrDeadlineExceeded
+
+// dialError adds the address to the error of an attempt, as the net package does.
+func dialError(addr net.Addr, err error) error {
+	if errno, ok := err.(syscall.Errno); ok {
+		err = os.NewSyscallError("connect", errno)
+	}
+	return &net.OpError{Op: "dial", Net: addr.Network(), Addr: addr, Err: err}
+}
