@@ -8,35 +8,35 @@ set -eu
 # System programs are not on every user's PATH.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
-# Debian package, and a command or a file (pattern) by which one sees that it is there.
+# Debian package, and every command of it that the tests run, or a file (pattern) by which one sees that it is there. A test in tools/house
+# compares the commands with what the tests run.
 wanted='
 bind9-dnsutils       dig
-make                 make
-gcc                  gcc
-libc6-dev            /usr/include/stdlib.h
-curl                 curl
+ca-certificates      /etc/ssl/certs/ca-certificates.crt
 dnsmasq-base         dnsmasq
 dnsperf              dnsperf
+gcc                  gcc
 haproxy              haproxy
 iperf3               iperf3
 iproute2             ip
+libc6-dev            /usr/include/stdlib.h
 libfaketime          /usr/lib/*/faketime/libfaketime.so.1
 libnginx-mod-stream  /usr/lib/nginx/modules/ngx_stream_module.so
+make                 make
+mount                mount
 netcat-openbsd       nc
 nftables             nft
 nginx                nginx
-openssh-client       sftp
+openssh-client       sftp ssh ssh-keygen
 openssh-server       sshd
-openssl              openssl
 openvpn              openvpn
-postgresql           /usr/lib/postgresql/*/bin/initdb
-postgresql-contrib   /usr/lib/postgresql/*/bin/pgbench
-procps               ps
+postgresql           /usr/lib/postgresql/*/bin/initdb /usr/lib/postgresql/*/bin/postgres
+postgresql-client    pg_isready psql /usr/lib/postgresql/*/bin/psql
+postgresql-contrib   pgbench /usr/lib/postgresql/*/bin/pgbench
 redis-server         redis-server
-redis-tools          redis-benchmark
-snmp                 snmpbulkwalk
+redis-tools          redis-benchmark redis-cli
+snmp                 snmpbulkwalk snmpget
 snmpd                snmpd
-socat                socat
 strace               strace
 util-linux           chrt
 wrk                  wrk
@@ -51,17 +51,21 @@ chosen() {
 	esac
 }
 
+# there COMMAND|FILE...: whether all of them are there. A pattern without a file is a file that is not there.
 there() {
-	case $1 in
-	/*) ls $1 >/dev/null 2>&1 ;; # unquoted: a pattern
-	*) command -v "$1" >/dev/null ;;
-	esac
+	for probe in "$@"; do
+		case $probe in
+		/*) [ -e "$probe" ] ;;
+		*) command -v "$probe" >/dev/null ;;
+		esac || return 1
+	done
 }
 
 # The packages of $wanted that are not there, on one line.
 missing() {
-	echo "$wanted" | while read -r package probe; do
-		[ -z "$package" ] || ! chosen "$package" || there "$probe" || printf '%s ' "$package"
+	echo "$wanted" | while read -r package probes; do
+		# shellcheck disable=SC2086 # a list, and patterns
+		[ -z "$package" ] || ! chosen "$package" || there $probes || printf '%s ' "$package"
 	done
 }
 

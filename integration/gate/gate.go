@@ -1,8 +1,9 @@
 // Package gate starts the real binary and looks at it from outside, as an operator would: through its admin endpoint, its
 // log, its exit code and /proc.
 //
-// The binary is built at most once per test run and flavour (Race, the default, with the race detector; Plain without it, for tests
-// that state a load or a time) into one temporary directory, which Main removes. Start gives every process a home directory of
+// There are two flavours of the binary: Race, the default, with the race detector; Plain without it, for tests that state a load or a time.
+// `make test-integration` compiles them before the tests' time limit begins. Where `go test` is called by hand, each is built
+// at most once per test run into a temporary directory, which Main removes. Start gives every process a home directory of
 // its own, an admin endpoint on a unix socket and a log file, waits until the process answers, and registers the check that ends every test:
 // the process stops on SIGTERM with exit code 0 and has reported no data race and no panic.
 //
@@ -26,6 +27,9 @@ import (
 // command is the package that is built and tested.
 const command = "github.com/portgate/caddy-portgate/cmd/caddy"
 
+// Compiled names the environment variable with the folder in which the make targets put what tests run.
+const Compiled = "PORTGATE_COMPILED"
+
 // Flavour is a way to build the binary.
 type Flavour int
 
@@ -45,7 +49,7 @@ var (
 	}
 )
 
-// Binary returns the path of the binary, which is built by the first call.
+// Binary returns the path of the binary. Without PORTGATE_COMPILED the first call builds it.
 func Binary(tb testing.TB, flavour Flavour) string {
 	tb.Helper()
 	path, err := binaries[flavour]()
@@ -56,6 +60,9 @@ func Binary(tb testing.TB, flavour Flavour) string {
 }
 
 func build(name, cgo string, flags ...string) (string, error) {
+	if dir := os.Getenv(Compiled); dir != "" {
+		return filepath.Join(dir, name), nil
+	}
 	dir, err := buildDir()
 	if err != nil {
 		return "", err
