@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/portgate/caddy-portgate/modules/internal/degraded"
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 	"github.com/portgate/caddy-portgate/modules/internal/meter"
 )
@@ -38,6 +39,9 @@ var collectors = &metrics{
 }
 
 func (m *metrics) register(registry *prometheus.Registry) error {
+	if err := degraded.Register(registry); err != nil {
+		return err
+	}
 	return meter.Register(registry, m.sessions, m.active, m.bytes, m.duration, m.connect, m.datagrams)
 }
 
