@@ -60,6 +60,7 @@ type loopState struct {
 	reason    Reason             // why the session ends; empty while it runs
 	failed    error              // the error of Next
 	opened    time.Duration      // when the relay was made, in the loop's time
+	connectAt time.Duration      // when the connection attempt began, in the loop's time
 	connectBy time.Duration      // when the connection attempt times out, in the loop's time
 	timer     timer              // timer.of is the session itself
 }
@@ -101,7 +102,7 @@ func (s *loopState) age() time.Duration { return s.loop.now - s.opened }
 // startConnecting notes that a connection attempt begins, which may take until limit.
 func (s *loopState) startConnecting(limit time.Duration) {
 	s.phase = phaseConnecting
-	s.connectBy = never
+	s.connectAt, s.connectBy = s.loop.now, never
 	if limit > 0 {
 		s.connectBy = s.loop.now + limit
 	}

@@ -79,6 +79,15 @@ type PacketConfig struct {
 	// is called again later. Calls do not overlap, but the last one may still run after Done, with ctx ended.
 	Next func(ctx context.Context, failed error) (net.Addr, error)
 
+	// Attempt is called when it is known whether an upstream works: with nil when its first reply has come, with an error
+	// when its address can't be used or it refuses a datagram (then before Next is called with that error). took is the
+	// time since the socket was opened. What is due to a lack of descriptors, memory or ports of this system is not
+	// reported, and neither is an upstream that sends nothing. Event loops call it: it must not block. It may be nil.
+	Attempt func(addr net.Addr, took time.Duration, err error)
+
+	// Track learns which sockets are opened to upstreams. It may be nil.
+	Track Tracker
+
 	// Limits are the time limits. Connect bounds how long to wait for a descriptor where the process has none left. HalfClose
 	// is not used.
 	Limits Limits

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -21,8 +22,8 @@ type goroutinePackets struct {
 		sync.Mutex
 		reason   Reason // why the relay ends; empty while it runs
 		timer    *time.Timer
-		upstream *net.UDPConn // nil until connected
-		asking   bool         // ask is running or about to
+		upstream *packetSocket // nil until connected
+		asking   bool          // ask is running or about to
 		nextAsk  time.Duration
 		over     bool
 	}
@@ -57,28 +58,31 @@ func (r *PacketRelay) runGoroutines() {
 }
 
 // dial asks Next until an address can be used or Next returns an error. To connect a socket for datagrams sends nothing.
-func (g *goroutinePackets) dial(failed error) (*net.UDPConn, error) {
+func (g *goroutinePackets) dial(failed error) (*packetSocket, error) {
 	for {
 		addr, err := g.cfg.Next(g.ctx, failed)
 		if err != nil {
 			return nil, err
 		}
-		var conn *net.UDPConn
+		var conn *packetSocket
 		if conn, failed = g.dialAddr(addr); failed == nil {
 			return conn, nil
+		}
+		if g.ctx.Err() == nil {
+			attemptFunc(g.cfg.Attempt).report(addr, 0, failed)
 		}
 	}
 }
 
 // dialAddr opens a socket. Where the process has no descriptor left it waits for one, for up to Limits.Connect.
-func (g *goroutinePackets) dialAddr(addr net.Addr) (*net.UDPConn, error) {
+func (g *goroutinePackets) dialAddr(addr net.Addr) (*packetSocket, error) {
 	to, ok := addr.(*net.UDPAddr)
 	if !ok {
 		return nil, &net.AddrError{Err: "unexpected address", Addr: addr.String()}
 	}
 	pause, limit := shortagePauseMin, g.cfg.Limits.Connect
 	for start := time.Now(); ; pause = min(pause*2, shortagePauseMax) {
-		conn, err := net.DialUDP("udp", nil, to)
+		conn, err := g.openSocket(to)
 		if err == nil || !isShortage(err) || (limit > 0 && time.Since(start) > limit) {
 			return conn, err
 		}
@@ -90,9 +94,41 @@ func (g *goroutinePackets) dialAddr(addr net.Addr) (*net.UDPConn, error) {
 	}
 }
 
+// packetSocket is a socket that is connected to an upstream.
+type packetSocket struct {
+	*net.UDPConn
+	addr     *net.UDPAddr
+	openedAt time.Duration // the age of the relay
+	works    atomic.Bool   // Attempt knows that it does
+	untrack  func()
+}
+
+func (g *goroutinePackets) openSocket(addr *net.UDPAddr) (*packetSocket, error) {
+	tracked, untrack := trackConnecting(g.cfg.Track, addr), func() {}
+	if tracked != nil {
+		untrack = sync.OnceFunc(tracked.Closed)
+	}
+	conn, err := net.DialUDP("udp", nil, addr)
+	if err != nil {
+		untrack()
+		return nil, err
+	}
+	if tracked != nil {
+		local, _ := addrPort(conn.LocalAddr())
+		tracked.Connected(local)
+	}
+	return &packetSocket{UDPConn: conn, addr: addr, openedAt: g.age(), untrack: untrack}, nil
+}
+
+// Close may be called more than once.
+func (s *packetSocket) Close() error {
+	s.untrack()
+	return s.UDPConn.Close()
+}
+
 // use makes conn the upstream, and closes the one before. Where the relay was cut in the meantime it closes conn and
 // reports false.
-func (g *goroutinePackets) use(conn *net.UDPConn) bool {
+func (g *goroutinePackets) use(conn *packetSocket) bool {
 	g.state.Lock()
 	former := g.state.upstream
 	cut := g.state.reason != ""
@@ -108,7 +144,7 @@ func (g *goroutinePackets) use(conn *net.UDPConn) bool {
 	return !cut
 }
 
-func (g *goroutinePackets) upstream() *net.UDPConn {
+func (g *goroutinePackets) upstream() *packetSocket {
 	g.state.Lock()
 	defer g.state.Unlock()
 	return g.state.upstream
@@ -163,6 +199,9 @@ func (g *goroutinePackets) down() {
 		n, err := conn.Read(buf[:])
 		switch {
 		case err == nil:
+			if !conn.works.Swap(true) {
+				attemptFunc(g.cfg.Attempt).report(conn.addr, g.age()-conn.openedAt, nil)
+			}
 			g.sendDown(buf[:n])
 		case g.ctx.Err() != nil:
 			return
@@ -213,10 +252,13 @@ func (g *goroutinePackets) refused(err error) {
 }
 
 func (g *goroutinePackets) ask(failed error) {
+	refuses := g.upstream()
+	refuses.works.Store(false)
+	attemptFunc(g.cfg.Attempt).report(refuses.addr, g.age()-refuses.openedAt, failed)
 	conn, err := g.dial(failed)
 	switch {
 	case err != nil:
-	case sameAddr(conn.RemoteAddr().(*net.UDPAddr), g.upstream().RemoteAddr().(*net.UDPAddr)):
+	case sameAddr(conn.addr, refuses.addr):
 		_ = conn.Close()
 	default:
 		g.use(conn)

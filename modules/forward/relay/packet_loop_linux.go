@@ -34,6 +34,9 @@ type loopPackets struct {
 	generation uint32
 	pending    int // replies of this session in loop.replies
 	target     *net.UDPAddr
+	openedAt   time.Duration // when the upstream's socket was opened, in the loop's time
+	works      bool          // Attempt knows that the upstream does
+	tracked    TrackedSocket // the upstream's socket; nil where it is not tracked
 	nextAsk    time.Duration
 }
 
@@ -155,16 +158,19 @@ func (s *loopPackets) reconnect(to *net.UDPAddr) {
 
 // open connects a socket to addr and closes the one before. It sends what has waited.
 func (s *loopPackets) open(addr *net.UDPAddr) error {
-	fd, err := connectPackets(addr)
+	tracked := trackConnecting(s.cfg.Track, addr)
+	fd, generation, err := s.connectSocket(addr)
 	if err != nil {
-		return err
-	}
-	generation := generations.Add(1)
-	if err := s.loop.watch(fd, packetEvents, generation); err != nil {
-		closeFD(fd)
+		if tracked != nil {
+			tracked.Closed()
+		}
 		return err
 	}
 	s.closeUpstream()
+	if s.tracked = tracked; tracked != nil {
+		tracked.Connected(localAddr(fd))
+	}
+	s.openedAt, s.works = s.loop.now, false
 	s.loop.add(fd, s)
 	s.generation = generation
 	s.mu.Lock()
@@ -177,15 +183,34 @@ func (s *loopPackets) open(addr *net.UDPAddr) error {
 	return nil
 }
 
+// connectSocket opens a socket that is connected to addr and that the loop watches.
+func (s *loopPackets) connectSocket(addr *net.UDPAddr) (fd int, generation uint32, err error) {
+	fd, err = connectPackets(addr)
+	if err != nil {
+		return -1, 0, err
+	}
+	generation = generations.Add(1)
+	if err := s.loop.watch(fd, packetEvents, generation); err != nil {
+		closeFD(fd)
+		return -1, 0, err
+	}
+	return fd, generation, nil
+}
+
 func (s *loopPackets) closeUpstream() {
 	s.mu.Lock()
 	fd := s.fd
 	s.fd = -1
 	s.mu.Unlock()
-	if fd >= 0 {
-		s.loop.forget(fd, s)
-		closeFD(fd)
+	if fd < 0 {
+		return
 	}
+	s.loop.forget(fd, s)
+	if s.tracked != nil {
+		s.tracked.Closed()
+		s.tracked = nil
+	}
+	closeFD(fd)
 }
 
 // redial asks Next for another address because this one can't be used.
@@ -193,7 +218,9 @@ func (s *loopPackets) redial(addr net.Addr, failed error) {
 	s.cancel()
 	ctx := s.dialContext()
 	s.setTimer()
-	go s.dial(ctx, s.cfg.Next, dialError(addr, failed))
+	failed = dialError(addr, failed)
+	attemptFunc(s.cfg.Attempt).report(addr, 0, failed)
+	go s.dial(ctx, s.cfg.Next, failed)
 }
 
 // dialled notes that Next has been asked, and that it may be asked again after askInterval.
@@ -217,7 +244,10 @@ func (s *loopPackets) askAgain() {
 		s.setTimer()
 	default:
 		s.ask = askNow
-		go s.dial(s.dialContext(), s.cfg.Next, dialError(s.target, unix.ECONNREFUSED))
+		refused := dialError(s.target, unix.ECONNREFUSED)
+		s.works = false
+		attemptFunc(s.cfg.Attempt).report(s.target, s.loop.now-s.openedAt, refused)
+		go s.dial(s.dialContext(), s.cfg.Next, refused)
 	}
 }
 

@@ -119,6 +119,10 @@ func (s *loopPackets) readReplies() {
 		default:
 			datagrams += n
 			size += s.take(n)
+			if n > 0 && !s.works {
+				s.works = true
+				attemptFunc(s.cfg.Attempt).report(s.target, s.loop.now-s.openedAt, nil)
+			}
 		}
 	}
 }

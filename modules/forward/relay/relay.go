@@ -86,6 +86,15 @@ type Config struct {
 	// calls it. ctx ends when the relay is closed.
 	Next func(ctx context.Context, failed error) (net.Addr, error)
 
+	// Attempt is called after each connection attempt, before Next is called with its error: with the address, how long the
+	// attempt took, and nil where the upstream is connected. An attempt that says nothing about the upstream is not
+	// reported: one that ends because the relay does, or because this system has no descriptor, memory or port left. Event
+	// loops call it: it must not block. It may be nil.
+	Attempt func(addr net.Addr, took time.Duration, err error)
+
+	// Track learns which sockets are opened to upstreams, except unix sockets. It may be nil.
+	Track Tracker
+
 	Limits Limits
 
 	// ThrottleUp and ThrottleDown limit the rate of what is sent to the upstream and to the client. Nil: no limit.

@@ -23,6 +23,8 @@ type end struct {
 	raw    syscall.RawConn         // nil where conn is a wrapper such as TLS, which has to be read and written itself
 	sock   socket                  // the socket at the bottom of the wrappers, nil where there is none
 
+	beforeClose func() // is called before conn is closed, perhaps again
+
 	// gone: the peer has reset the connection. closed: the relay has closed it.
 	gone, closed atomic.Bool
 
@@ -34,7 +36,7 @@ func newEnd(conn net.Conn, unwrap func(net.Conn) net.Conn) *end {
 	if unwrap == nil {
 		unwrap = func(net.Conn) net.Conn { return nil }
 	}
-	e := &end{conn: conn, unwrap: unwrap}
+	e := &end{conn: conn, unwrap: unwrap, beforeClose: func() {}}
 	if s, ok := conn.(socket); ok {
 		if raw, err := s.SyscallConn(); err == nil {
 			e.raw = raw
@@ -69,12 +71,14 @@ func (e *end) keepAlive(c net.KeepAliveConfig) {
 // close closes the connection in order. It may block while a wrapper sends its last message.
 func (e *end) close() {
 	e.closed.Store(true)
+	e.beforeClose()
 	_ = e.conn.Close()
 }
 
 // reset closes the connection with a RST, without what is still in the send queue.
 func (e *end) reset() {
 	e.closed.Store(true)
+	e.beforeClose()
 	if e.sock != nil {
 		if tcp, ok := e.sock.(interface{ SetLinger(int) error }); ok {
 			_ = tcp.SetLinger(0)

@@ -19,6 +19,7 @@ type goroutineStream struct {
 
 	client   *end
 	upstream *end // nil until connected
+	untrack  func()
 	up, down pump
 
 	state struct {
@@ -31,7 +32,7 @@ type goroutineStream struct {
 }
 
 func (r *Relay) runGoroutines() {
-	g := &goroutineStream{Relay: r, client: newEnd(r.cfg.Client, r.cfg.Unwrap)}
+	g := &goroutineStream{Relay: r, untrack: func() {}, client: newEnd(r.cfg.Client, r.cfg.Unwrap)}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	defer g.cancel()
 	if reason := r.begin(g); reason != "" {
@@ -62,9 +63,14 @@ func (g *goroutineStream) dial() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
+		began := g.age()
 		var conn net.Conn
 		if conn, failed = g.dialAddr(&dialer, addr); failed == nil {
+			attemptFunc(g.cfg.Attempt).report(addr, g.age()-began, nil)
 			return conn, nil
+		}
+		if !g.isCut() {
+			attemptFunc(g.cfg.Attempt).report(addr, g.age()-began, failed)
 		}
 	}
 }
@@ -74,7 +80,7 @@ func (g *goroutineStream) dial() (net.Conn, error) {
 func (g *goroutineStream) dialAddr(dialer *net.Dialer, addr net.Addr) (net.Conn, error) {
 	pause := shortagePauseMin
 	for start := time.Now(); ; pause = min(pause*2, shortagePauseMax) {
-		conn, err := dialer.DialContext(g.ctx, addr.Network(), addr.String())
+		conn, err := g.dialTracked(dialer, addr)
 		if err == nil || !isShortage(err) || (dialer.Timeout > 0 && time.Since(start) > dialer.Timeout) {
 			return conn, err
 		}
@@ -84,6 +90,23 @@ func (g *goroutineStream) dialAddr(dialer *net.Dialer, addr net.Addr) (net.Conn,
 			return nil, err
 		}
 	}
+}
+
+// dialTracked dials, and tells the Tracker.
+func (g *goroutineStream) dialTracked(dialer *net.Dialer, addr net.Addr) (net.Conn, error) {
+	tracked := trackConnecting(g.cfg.Track, addr)
+	conn, err := dialer.DialContext(g.ctx, addr.Network(), addr.String())
+	if tracked == nil {
+		return conn, err
+	}
+	if err != nil {
+		tracked.Closed()
+		return nil, err
+	}
+	local, _ := addrPort(conn.LocalAddr())
+	tracked.Connected(local)
+	g.untrack = sync.OnceFunc(tracked.Closed)
+	return conn, nil
 }
 
 // How long to wait before a descriptor is tried for again.
@@ -104,10 +127,12 @@ func (g *goroutineStream) attach(conn net.Conn) bool {
 	g.state.Lock()
 	if g.state.reason != "" {
 		g.state.Unlock()
+		g.untrack()
 		_ = conn.Close()
 		return false
 	}
 	g.upstream = newEnd(conn, nil)
+	g.upstream.beforeClose = g.untrack
 	g.up.init(g, g.client, g.upstream, ClientFIN, ClientReset)
 	g.down.init(g, g.upstream, g.client, UpstreamFIN, UpstreamReset)
 	g.state.Unlock()

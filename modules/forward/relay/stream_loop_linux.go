@@ -17,6 +17,7 @@ type loopStream struct {
 
 	ctx      context.Context // of dial, ends when the relay is cut
 	target   net.Addr        // of the connection attempt that runs
+	tracked  TrackedSocket   // the upstream's socket; nil where it is not tracked
 	firstFIN Reason
 
 	client, upstream half
@@ -104,7 +105,11 @@ func (s *loopStream) connectTo(addr net.Addr) {
 // tryConnect opens the socket and begins to connect. Where the process has no descriptor left it is tried again with
 // every tick of the wheel, until the attempt times out.
 func (s *loopStream) tryConnect() {
+	tracked := trackConnecting(s.cfg.Track, s.target)
 	fd, err := startConnect(s.target)
+	if err != nil && tracked != nil {
+		tracked.Closed()
+	}
 	switch {
 	case isShortage(err) && s.loop.now < s.connectBy:
 		s.loop.wheel.set(&s.timer, s.loop.now)
@@ -112,6 +117,9 @@ func (s *loopStream) tryConnect() {
 	case err != nil:
 		s.redial(err)
 		return
+	}
+	if s.tracked = tracked; tracked != nil {
+		tracked.Connected(localAddr(fd))
 	}
 	s.upstream = half{stream: s, fd: fd, generation: generations.Add(1)}
 	s.loop.add(fd, &s.upstream)
@@ -127,7 +135,9 @@ func (s *loopStream) redial(failed error) {
 	s.discard(&s.upstream)
 	s.phase = phaseDialing
 	s.setTimer()
-	go s.dial(s.ctx, s.cfg.Next, dialError(s.target, failed))
+	failed = dialError(s.target, failed)
+	attemptFunc(s.cfg.Attempt).report(s.target, s.loop.now-s.connectAt, failed)
+	go s.dial(s.ctx, s.cfg.Next, failed)
 }
 
 // fail ends a stream that never had an upstream. The client is reset, so that it knows at once.
@@ -165,6 +175,7 @@ func (s *loopStream) connected() {
 	s.connect = s.age()
 	s.touch(s.age())
 	s.cancel()
+	attemptFunc(s.cfg.Attempt).report(s.target, s.loop.now-s.connectAt, nil)
 	s.cfg.Next, s.ctx, s.cancel, s.target = nil, nil, nil, nil // not needed any more, and may keep much memory alive
 	s.client.generation = generations.Add(1)
 	s.loop.add(s.client.fd, &s.client)
@@ -322,6 +333,10 @@ func (s *loopStream) discard(h *half) {
 	h.dropLeft()
 	h.dropThrottle()
 	h.releasePipe()
+	if s.tracked != nil && h == &s.upstream {
+		s.tracked.Closed()
+		s.tracked = nil
+	}
 	closeFD(h.fd)
 	*h = half{}
 }

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"net"
+	"net/netip"
 	"strconv"
 	"syscall"
 	"unsafe"
@@ -27,6 +28,18 @@ func (r *rawSockaddr) get(call uintptr, fd int) {
 	size := uint32(unsafe.Sizeof(r.any))
 	_, _, _ = syscall.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(&r.any)), uintptr(unsafe.Pointer(&size)))
 	r.size = uintptr(size)
+}
+
+// localAddr returns the address that a socket of IPv4 or IPv6 is bound to.
+func localAddr(fd int) netip.AddrPort {
+	var local rawSockaddr
+	local.get(unix.SYS_GETSOCKNAME, fd)
+	port := uint16(local.port())
+	if local.family() == unix.AF_INET {
+		return netip.AddrPortFrom(netip.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(&local.any)).Addr), port)
+	}
+	ip := netip.AddrFrom16((*unix.RawSockaddrInet6)(unsafe.Pointer(&local.any)).Addr)
+	return netip.AddrPortFrom(ip.Unmap(), port)
 }
 
 func (r *rawSockaddr) set(addr net.Addr) error {
