@@ -204,19 +204,19 @@ func (h *Handler) walk(sess *session.Session, accepted net.Conn) *upstream.Walk 
 func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, client net.Conn, prefetched []byte) *relay.Relay {
 	r := relay.New(relay.Config{
 		Client:     client,
-		Unwrap:     wrapped,
+		Unwrap:     listeners.Unwrap,
 		Prefetched: prefetched,
 		Next: func(ctx context.Context, failed error) (net.Addr, error) {
 			addr, err := walk.Next(ctx, failed)
 			sess.SetUpstream(walk.Current())
 			return addr, err
 		},
-		Limits:       h.limits,
-		KeepAlive:    h.keepAlive,
-		ThrottleUp:   sess.Limits().PaceUp,
-		ThrottleDown: sess.Limits().PaceDown,
-		Name:         sess.ID,
-		Done:         func(result relay.Result) { sess.End(ended(result.Reason, result.Connect, result.Err)) },
+		Limits:    h.limits,
+		KeepAlive: h.keepAlive,
+		PaceUp:    sess.Limits().PaceUp,
+		PaceDown:  sess.Limits().PaceDown,
+		Name:      sess.ID,
+		Done:      func(result relay.Result) { sess.End(ended(result.Reason, result.Connect, result.Err)) },
 	})
 	sess.SetMover(mover{r})
 	return r

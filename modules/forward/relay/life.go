@@ -48,7 +48,7 @@ func (l *life) begin(e engine) Reason {
 // age is the time since New.
 func (l *life) age() time.Duration { return time.Since(l.start) }
 
-// touch notes that bytes were moved at that age. A pause of a throttle counts as moving until its end.
+// touch notes that bytes were moved at that age. A pause of a Pacer counts as moving until its end.
 func (l *life) touch(age time.Duration) {
 	if int64(age) > l.lastActive.Load() {
 		l.lastActive.Store(int64(age))

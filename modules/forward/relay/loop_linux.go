@@ -45,7 +45,7 @@ type loop struct {
 	ready         []loopSession // have more to move than a quantum; the first has waited longest
 	ended         []loopSession // in this round
 	wheel         wheel         // time limits
-	paused        pausedStreams // by a throttle
+	paused        pausedStreams // by a pacer
 	current       loopSession   // the one that is served, for explainPanic
 	replies       *replies      // nil before the first reply
 	waiting       int           // how many events poll has found

@@ -16,7 +16,7 @@
 //
 // The files are named by what they are about:
 //
-//	relay.go, packet.go   the API for streams and for datagrams; life.go, throttle.go and buffer.go serve both
+//	relay.go, packet.go   the API for streams and for datagrams; life.go, pacer.go and buffer.go serve both
 //	stream_*              streams: stream_goroutines and what belongs to it, stream_loop and what belongs to it
 //	packet_*              datagrams, likewise
 //	loop_*                the event loop: rounds, fairness, messages, time limits
@@ -97,8 +97,8 @@ type Config struct {
 
 	Limits Limits
 
-	// ThrottleUp and ThrottleDown limit the rate of what is sent to the upstream and to the client. Nil: no limit.
-	ThrottleUp, ThrottleDown Throttle
+	// PaceUp and PaceDown limit the rate of what is sent to the upstream and to the client. Nil: no limit.
+	PaceUp, PaceDown Pacer
 
 	// KeepAlive is the silence after which TCP keepalive probes are sent. Zero: never.
 	KeepAlive time.Duration

@@ -44,7 +44,7 @@ type half struct {
 	noSplice bool // the kernel can't splice it
 	streak   int8 // large reads, or small splices, in a row
 
-	throttled *throttled // limits the rate of what is sent to it; nil: no limit
+	pace *pace // limits the rate of what is sent to it; nil: no limit
 
 	left   *leftover // was read for it and could not be sent yet
 	pipe   *pipe     // the same, spliced; nil while the stream is not bulk
@@ -184,8 +184,8 @@ func (s *loopStream) connected() {
 		return
 	}
 	s.setTimer()
-	s.setThrottle(&s.upstream, s.cfg.ThrottleUp)
-	s.setThrottle(&s.client, s.cfg.ThrottleDown)
+	s.setPace(&s.upstream, s.cfg.PaceUp)
+	s.setPace(&s.client, s.cfg.PaceDown)
 	if len(s.cfg.Prefetched) > 0 {
 		s.send(&s.upstream, s.cfg.Prefetched, &s.up)
 		s.cfg.Prefetched = nil
@@ -331,7 +331,7 @@ func (s *loopStream) discard(h *half) {
 	}
 	s.loop.forget(h.fd, h)
 	h.dropLeft()
-	h.dropThrottle()
+	h.dropPace()
 	h.releasePipe()
 	if s.tracked != nil && h == &s.upstream {
 		s.tracked.Closed()

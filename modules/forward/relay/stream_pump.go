@@ -15,7 +15,7 @@ type pump struct {
 	src, dst   *end
 	fin, reset Reason // of src
 	moved      *atomic.Int64
-	throttle   Throttle // nil: no limit
+	pacer      Pacer // nil: no limit
 
 	full     int  // full buffers in a row
 	noSplice bool // the kernel can't splice the source
@@ -24,9 +24,9 @@ type pump struct {
 
 func (p *pump) init(g *goroutineStream, src, dst *end, fin, reset Reason) {
 	p.engine, p.src, p.dst, p.fin, p.reset = g, src, dst, fin, reset
-	p.moved, p.throttle = &g.Relay.down, g.cfg.ThrottleDown
+	p.moved, p.pacer = &g.Relay.down, g.cfg.PaceDown
 	if p == &g.up {
-		p.moved, p.throttle = &g.Relay.up, g.cfg.ThrottleUp
+		p.moved, p.pacer = &g.Relay.up, g.cfg.PaceUp
 	}
 	p.reader.init()
 }
@@ -93,22 +93,22 @@ func (p *pump) write(b []byte) error {
 
 // allowance is how many bytes may be moved at once, at most most.
 func (p *pump) allowance(most int) int {
-	if p.throttle == nil {
+	if p.pacer == nil {
 		return most
 	}
-	return min(most, p.throttle.Turn())
+	return min(most, p.pacer.Turn())
 }
 
-// sent notes that the destination has taken n bytes, and pauses where the throttle asks for it.
+// sent notes that the destination has taken n bytes, and pauses where the pacer asks for it.
 func (p *pump) sent(n int) {
 	if n > 0 {
 		p.moved.Add(int64(n))
 		p.engine.touch(p.engine.age())
 	}
-	if p.throttle == nil {
+	if p.pacer == nil {
 		return
 	}
-	pause := p.throttle.Moved(n)
+	pause := p.pacer.Moved(n)
 	if pause <= 0 {
 		return
 	}

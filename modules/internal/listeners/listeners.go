@@ -29,6 +29,10 @@ func Accepted(cx *layer4.Connection) net.Conn {
 // Unwrap returns the connection that conn wraps, nil where none can be found. It asks the methods that crypto/tls and
 // go-proxyproto have for it, and else takes the field of a struct that embeds a net.Conn.
 func Unwrap(conn net.Conn) net.Conn {
+	v := reflect.ValueOf(conn)
+	if v.Kind() == reflect.Pointer && v.IsNil() {
+		return nil
+	}
 	switch c := conn.(type) {
 	case *layer4.Connection:
 		return c.Conn
@@ -37,7 +41,7 @@ func Unwrap(conn net.Conn) net.Conn {
 	case interface{ Raw() net.Conn }:
 		return c.Raw()
 	}
-	v := reflect.Indirect(reflect.ValueOf(conn))
+	v = reflect.Indirect(v)
 	if v.Kind() != reflect.Struct {
 		return nil
 	}

@@ -54,6 +54,7 @@ func TestUnwrap(t *testing.T) {
 		}{Conn: new(net.TCPConn)},
 		"behind a nil pointer": struct{ *holder }{},
 		"a nil pointer":        (*holder)(nil),
+		"a nil pointer to TLS": (*tls.Conn)(nil),
 	} {
 		if got := Unwrap(c); got != nil {
 			t.Errorf("%s: got %#v", name, got)

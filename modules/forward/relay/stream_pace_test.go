@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// bucketful is a throttle that lets so many bytes pass in a second, and at first a burst.
+// bucketful is a pacer that lets so many bytes pass in a second, and at first a burst.
 type bucketful struct {
 	rate  float64
 	burst int
@@ -32,8 +32,8 @@ func (b *bucketful) Moved(n int) time.Duration {
 	return b.empty.Sub(now) - time.Duration(float64(b.burst)/b.rate*float64(time.Second))
 }
 
-func throttledBy(up, down Throttle) func(*Config) {
-	return func(c *Config) { c.ThrottleUp, c.ThrottleDown = up, down }
+func pacedBy(up, down Pacer) func(*Config) {
+	return func(c *Config) { c.PaceUp, c.PaceDown = up, down }
 }
 
 func TestPaceOfEachDirection(t *testing.T) {
@@ -43,7 +43,7 @@ func TestPaceOfEachDirection(t *testing.T) {
 		up := &bucketful{rate: 1e6, burst: 10_000}
 		down := &bucketful{rate: 2e6, burst: 100_000}
 		prefetched := bytesOf(1, size)[:20_000]
-		s := p.open(t, throttledBy(up, down), func(c *Config) { c.Prefetched = prefetched })
+		s := p.open(t, pacedBy(up, down), func(c *Config) { c.Prefetched = prefetched })
 		start := time.Now()
 		var both sync.WaitGroup
 		both.Go(func() {
@@ -82,7 +82,7 @@ func TestPaceOfEachDirection(t *testing.T) {
 	})
 }
 
-// stopper is a throttle that lets a number of bytes pass, and then none for an hour.
+// stopper is a pacer that lets a number of bytes pass, and then none for an hour.
 type stopper struct{ left atomic.Int64 }
 
 func (*stopper) Turn() int { return 1 << 20 }
@@ -99,7 +99,7 @@ func TestPauseIsOfOneDirection(t *testing.T) {
 	overPairs(t, func(t *testing.T, p pair) {
 		up := new(stopper)
 		up.left.Store(10)
-		s := p.open(t, throttledBy(up, nil))
+		s := p.open(t, pacedBy(up, nil))
 		s.mustSend(s.client, 1, 10)
 		s.mustReceive(s.upstream, 1, 10)
 		s.mustSend(s.client, 3, 10) // is not to arrive
@@ -119,7 +119,7 @@ func TestPauseIsOfOneDirection(t *testing.T) {
 func TestPauseBeforeTheFirstByte(t *testing.T) {
 	t.Parallel()
 	overPairs(t, func(t *testing.T, p pair) {
-		s := p.open(t, throttledBy(new(stopper), nil))
+		s := p.open(t, pacedBy(new(stopper), nil))
 		s.mustSend(s.client, 1, 10)
 		s.mustSend(s.upstream, 2, 1000)
 		s.mustReceive(s.client, 2, 1000)
@@ -131,13 +131,13 @@ func TestPauseBeforeTheFirstByte(t *testing.T) {
 	})
 }
 
-// Silence that the throttle wants is not the peers'.
+// Silence that the pacer asks for is not the peers'.
 func TestPauseIsNoSilence(t *testing.T) {
 	t.Parallel()
 	overPairs(t, func(t *testing.T, p pair) {
 		// A byte takes twice as long as the idle timeout.
 		up := &bucketful{rate: 1.25, burst: 1}
-		s := p.open(t, throttledBy(up, nil), limits(Limits{Idle: 400 * time.Millisecond}))
+		s := p.open(t, pacedBy(up, nil), limits(Limits{Idle: 400 * time.Millisecond}))
 		s.mustSend(s.client, 1, 4)
 		s.mustReceive(s.upstream, 1, 4)
 		s.want(IdleTimeout)
@@ -148,7 +148,7 @@ func TestReadersOfAPacedDirectionMayBeSlow(t *testing.T) {
 	t.Parallel()
 	overPairs(t, func(t *testing.T, p pair) {
 		down := &bucketful{rate: 100e6, burst: 1 << 20}
-		s := p.open(t, throttledBy(nil, down))
+		s := p.open(t, pacedBy(nil, down))
 		size := bulk()
 		sent := make(chan error, 1)
 		go func() { sent <- send(s.upstream, 2, size) }()

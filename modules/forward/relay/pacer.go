@@ -2,8 +2,8 @@ package relay
 
 import "time"
 
-// Throttle limits the rate of one direction of a stream. One goroutine uses it at a time.
-type Throttle interface {
+// Pacer limits the rate of one direction of a stream. One goroutine uses it at a time.
+type Pacer interface {
 	// Turn returns how many bytes may be moved before the next call of Moved: at least one.
 	Turn() int
 	// Moved notes that n bytes were moved, and returns how long to wait before more are. It is called with 0 before
