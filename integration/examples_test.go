@@ -18,15 +18,23 @@ import (
 	"github.com/portgate/caddy-portgate/integration/gate"
 )
 
-// examples are what examples/ shows, by file name; check gets the addresses that stand for the example's fixed ports.
-var examples = map[string]func(t *testing.T, addr func(port int) string){
-	"quickstart": func(t *testing.T, addr func(port int) string) {
+// example is a test of a file in examples/. It starts what the example forwards to, then the example, and sends clients through it.
+type example func(t *testing.T, start func(...gate.Option) *gate.Process, addr addresses)
+
+// addresses returns the address that stands for a fixed port of an example.
+type addresses func(port int) string
+
+// examples has a test for each file in examples/, by its name without the extension.
+var examples = map[string]example{
+	"quickstart": func(t *testing.T, start func(...gate.Option) *gate.Process, addr addresses) {
+		start()
 		direct := mustGetPage(t, addr(9000))
 		if forwarded := mustGetPage(t, addr(8080)); forwarded != direct || direct == "" {
 			t.Errorf("through the port: %q, from the site: %q", forwarded, direct)
 		}
 	},
-	"acl": func(t *testing.T, addr func(port int) string) {
+	"acl": func(t *testing.T, start func(...gate.Option) *gate.Process, addr addresses) {
+		start()
 		for port, denied := range map[int][]string{8080: {"127.0.0.2", "127.0.0.7"}, 8081: {"127.0.0.2", "127.0.0.9"}} {
 			if page := mustGetPage(t, addr(port)); page != "inside" {
 				t.Errorf("port %d: %q", port, page)
@@ -37,7 +45,8 @@ var examples = map[string]func(t *testing.T, addr func(port int) string){
 			t.Errorf("the one who is allowed: %q", got)
 		}
 	},
-	"acl-site": func(t *testing.T, addr func(port int) string) {
+	"acl-site": func(t *testing.T, start func(...gate.Option) *gate.Process, addr addresses) {
+		start(gate.WithoutRace()) // caddy-l4 reads the counters of a connection for its log while HTTP uses it
 		if page := mustGetPage(t, addr(8080)); page != "welcome" {
 			t.Errorf("the site: %q", page)
 		}
@@ -45,7 +54,8 @@ var examples = map[string]func(t *testing.T, addr func(port int) string){
 			t.Errorf("the one who is denied: %q", got)
 		}
 	},
-	"ratelimit": func(t *testing.T, addr func(port int) string) {
+	"ratelimit": func(t *testing.T, start func(...gate.Option) *gate.Process, addr addresses) {
+		start()
 		for i, port := range []int{8080, 8081} {
 			for range []int{5, 10}[i] {
 				if page := mustGetPage(t, addr(port)); page != "inside" {
@@ -57,7 +67,8 @@ var examples = map[string]func(t *testing.T, addr func(port int) string){
 			t.Errorf("the sixth one: %q", got)
 		}
 	},
-	"ratelimit-site": func(t *testing.T, addr func(port int) string) {
+	"ratelimit-site": func(t *testing.T, start func(...gate.Option) *gate.Process, addr addresses) {
+		start(gate.WithoutRace()) // caddy-l4 reads the counters of a connection for its log while HTTP uses it
 		for range 3 {
 			if page := mustGetPage(t, addr(8080)); page != "welcome" {
 				t.Errorf("the site: %q", page)
@@ -67,12 +78,20 @@ var examples = map[string]func(t *testing.T, addr func(port int) string){
 			t.Errorf("the fourth one: %q", got)
 		}
 	},
-	"forward": func(t *testing.T, addr func(port int) string) {
+	"forward": func(t *testing.T, start func(...gate.Option) *gate.Process, addr addresses) {
+		start()
 		port := addr(8080)
 		if pages := []string{mustGetPage(t, port), mustGetPage(t, port)}; !slices.Contains(pages, "first") || !slices.Contains(pages, "second") {
 			t.Errorf("two requests were answered by %q: expected both upstreams in turn", pages)
 		}
 	},
+	"tls":             exampleTLS,
+	"sni":             exampleSNI,
+	"dns":             exampleDNS,
+	"port-ranges":     examplePortRanges,
+	"prometheus":      examplePrometheus,
+	"systemd":         exampleSystemd,
+	"http-and-layer4": exampleHTTPAndLayer4,
 }
 
 // pageFrom asks for a page from an address of this machine, and returns what is answered, if anything.
@@ -113,17 +132,13 @@ func TestExamples(t *testing.T) {
 		t.Run(filepath.Base(file), func(t *testing.T) {
 			t.Parallel()
 			name, kind, _ := strings.Cut(filepath.Base(file), ".")
-			check, known := examples[name]
+			test, known := examples[name]
 			if !known {
 				t.Fatalf("no test knows the example %s", file)
 			}
 			config, ports := withReservedPorts(t, asJSON(t, file, kind))
-			var opts []gate.Option
-			if strings.HasSuffix(name, "-site") { // caddy-l4 reads the counters of a connection for its log when HTTP has it already
-				opts = append(opts, gate.WithoutRace())
-			}
-			gate.Start(t, config, opts...)
-			check(t, func(port int) string {
+			start := func(opts ...gate.Option) *gate.Process { return gate.Start(t, config, opts...) }
+			test(t, start, func(port int) string {
 				if ports[port] == 0 {
 					t.Fatalf("the example does not use port %d", port)
 				}
@@ -150,18 +165,34 @@ func asJSON(t *testing.T, file, kind string) string {
 	return stdout
 }
 
-var fixedPort = regexp.MustCompile(`:(\d{2,5})"`)
+var fixedPorts = regexp.MustCompile(`:(\d{2,5})(?:-(\d{2,5}))?"`)
 
-// withReservedPorts replaces every port at the end of a string, and says by which.
+// withReservedPorts replaces every port and every range of ports at the end of a string, and says by which.
 func withReservedPorts(t *testing.T, text string) (gate.JSON, map[int]int) {
 	t.Helper()
 	ports := make(map[int]int)
-	text = fixedPort.ReplaceAllStringFunc(text, func(match string) string {
-		fixed, _ := strconv.Atoi(fixedPort.FindStringSubmatch(match)[1])
-		if ports[fixed] == 0 {
-			ports[fixed] = gate.ReservePort(t)
+	// Ranges come first: their ports have to be in a row, also where another part of the config names one of them alone.
+	for _, ranges := range []bool{true, false} {
+		for _, found := range fixedPorts.FindAllStringSubmatch(text, -1) {
+			first, _ := strconv.Atoi(found[1])
+			last, err := strconv.Atoi(found[2])
+			if isRange := err == nil; isRange != ranges || ports[first] != 0 {
+				continue
+			}
+			last = max(last, first)
+			reserved := gate.ReserveRange(t, last-first+1)
+			for port := first; port <= last; port++ {
+				ports[port] = reserved + port - first
+			}
 		}
-		return fmt.Sprintf(`:%d"`, ports[fixed])
+	}
+	text = fixedPorts.ReplaceAllStringFunc(text, func(match string) string {
+		found := fixedPorts.FindStringSubmatch(match)
+		first, _ := strconv.Atoi(found[1])
+		if last, err := strconv.Atoi(found[2]); err == nil {
+			return fmt.Sprintf(`:%d-%d"`, ports[first], ports[last])
+		}
+		return fmt.Sprintf(`:%d"`, ports[first])
 	})
 	var config gate.JSON
 	if err := json.Unmarshal([]byte(text), &config); err != nil {

@@ -112,13 +112,18 @@ func throughGate(t testing.TB, upstream string) (p *gate.Process, host, port str
 // startSSHD runs an sshd with keys of its own that lets the current user in, and returns its address and the client's options.
 func startSSHD(t *testing.T) (addr string, options func(port string) []string) {
 	t.Helper()
+	addr = gate.ReserveAddr(t)
+	return addr, startSSHDAt(t, addr)
+}
+
+func startSSHDAt(t *testing.T, addr string) (options func(port string) []string) {
+	t.Helper()
 	must(t, os.MkdirAll("/run/sshd", 0o755)) // sshd refuses to run as root without
 	dir := t.TempDir()
 	hostKey, userKey := filepath.Join(dir, "host"), filepath.Join(dir, "user")
 	for _, key := range []string{hostKey, userKey} {
 		run(t, program(t, "ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", key)
 	}
-	addr = gate.ReserveAddr(t)
 	_, serverPort, _ := net.SplitHostPort(addr)
 	config := fmt.Sprintf(`ListenAddress 127.0.0.1
 Port %s
@@ -134,7 +139,7 @@ Subsystem sftp internal-sftp
 
 	public, err := os.ReadFile(hostKey + ".pub")
 	must(t, err)
-	return addr, func(port string) []string {
+	return func(port string) []string {
 		known := writeFile(t, "known_hosts", fmt.Sprintf("[127.0.0.1]:%s %s", port, public))
 		return []string{
 			"-F", "none", "-i", userKey, "-o", "Port=" + port, "-o", "UserKnownHostsFile=" + known,

@@ -43,6 +43,11 @@ func throughGateBoth(t testing.TB, upstream string, options gate.JSON) (p *gate.
 func startDNSMasq(t testing.TB) (addr string, texts []string) {
 	t.Helper()
 	addr = gate.ReserveAddr(t)
+	return addr, startDNSMasqAt(t, addr)
+}
+
+func startDNSMasqAt(t testing.TB, addr string) (texts []string) {
+	t.Helper()
 	_, serverPort, _ := net.SplitHostPort(addr)
 	args := []string{
 		"--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--user=root", "--log-facility=-", "--port=" + serverPort,
@@ -53,7 +58,7 @@ func startDNSMasq(t testing.TB) (addr string, texts []string) {
 		args = append(args, "--txt-record=big.test,"+texts[i])
 	}
 	server(t, addr, exec.Command(program(t, "dnsmasq"), args...))
-	return addr, texts
+	return texts
 }
 
 func TestProgramsDigAndDNSPerfAgainstDNSMasq(t *testing.T) {
