@@ -79,13 +79,17 @@ backend out
 	return refusing{addr, cmd.Process.Pid}
 }
 
+// loadStreamModule is the line with which nginx loads its stream module, where that is not compiled in.
+func loadStreamModule() string {
+	if found, _ := filepath.Glob("/usr/lib/nginx/modules/ngx_stream_module.so"); len(found) > 0 {
+		return "load_module " + found[0] + ";"
+	}
+	return ""
+}
+
 func refusingNginx(t testing.TB) refusing {
 	t.Helper()
 	addr := gate.ReserveAddr(t)
-	load := ""
-	if found, _ := filepath.Glob("/usr/lib/nginx/modules/ngx_stream_module.so"); len(found) > 0 { // else it is compiled in
-		load = "load_module " + found[0] + ";"
-	}
 	path := writeFile(t, "nginx.conf", fmt.Sprintf(`%s
 master_process off;
 daemon off;
@@ -99,7 +103,7 @@ stream {
     proxy_pass 127.0.0.1:9;
   }
 }
-`, load, addr))
+`, loadStreamModule(), addr))
 	cmd := exec.Command(program(t, "nginx"), "-p", filepath.Dir(path), "-c", path, "-e", "stderr")
 	server(t, addr, cmd)
 	return refusing{addr, cmd.Process.Pid}

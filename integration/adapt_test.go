@@ -77,7 +77,7 @@ var errorOrigins = []string{
 }
 
 // fixtured are the handlers that adapt/ has fixtures of.
-var fixtured = []string{"acl", "forward", "rate_limit"}
+var fixtured = []string{"accept_proxy", "acl", "forward", "rate_limit"}
 
 // fixturesOf returns the fixtures of one kind of all handlers.
 func fixturesOf(t *testing.T, kind, listen string) []fixture {

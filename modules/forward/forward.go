@@ -229,7 +229,11 @@ func unwrap(cx *layer4.Connection) (net.Conn, []byte) {
 	var prefetched []byte
 	for conn := cx; ; {
 		prefetched = append(prefetched, conn.MatchingBytes()...)
-		switch inner := throttle.Unwrap(conn.Conn).(type) { // the relay holds it to its limits
+		inner := throttle.Unwrap(conn.Conn) // the relay keeps to the limits
+		if proxied, ok := inner.(*listeners.Proxied); ok {
+			inner = proxied.Conn
+		}
+		switch inner := inner.(type) {
 		case *layer4.Connection:
 			conn = inner
 		case interface{ SetLinger(int) error }: // a TCP socket

@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -150,6 +151,47 @@ func (c *Conn) attach() (*os.File, error) {
 	_ = c.file.SetReadDeadline(c.readDeadline)
 	_ = c.file.SetWriteDeadline(c.writeDeadline)
 	return c.file, nil
+}
+
+// Peek copies what has arrived into b, and leaves it there to be read. It does not wait: it returns 0 where nothing has
+// arrived, and [io.EOF] where the client has finished.
+func (c *Conn) Peek(b []byte) (n int, err error) {
+	err = c.control("recv", func(fd int) error {
+		got, errno := recvNow(fd, b, unix.MSG_PEEK)
+		switch {
+		case errno == unix.EAGAIN:
+			return nil
+		case errno != 0:
+			return errno
+		case got == 0 && len(b) > 0:
+			return io.EOF
+		}
+		n = got
+		return nil
+	})
+	return n, err
+}
+
+// Skip drops what Peek has copied into b.
+func (c *Conn) Skip(b []byte) error {
+	return c.control("recv", func(fd int) error {
+		// With MSG_TRUNC, TCP drops bytes without copying them (tcp(7)).
+		n, errno := recvNow(fd, b, unix.MSG_TRUNC)
+		if errno != 0 {
+			return errno
+		}
+		if n != len(b) {
+			return io.ErrUnexpectedEOF
+		}
+		return nil
+	})
+}
+
+// recvNow is recv(2), which does not wait.
+func recvNow(fd int, b []byte, flags int) (n int, errno syscall.Errno) {
+	got, _, errno := syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))),
+		uintptr(len(b)), uintptr(flags|unix.MSG_DONTWAIT), 0, 0)
+	return int(got), errno
 }
 
 // Close closes the socket, unless it was detached.

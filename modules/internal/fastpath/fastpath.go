@@ -27,9 +27,21 @@ type Step interface {
 	Serve(*session.Arrival) (next bool)
 }
 
+// Waiter is a Step that may have to hear from the client before it can decide.
+type Waiter interface {
+	Step
+	// Await is called before Serve. It returns false where there is nothing to wait for: Serve then decides. It
+	// returns true where the connection is its to close; where it lets the connection through, it calls resume, before
+	// it returns or later, with an arrival that is its own by then ([session.Arrival.Clone]). It never blocks.
+	Await(a *session.Arrival, resume func(*session.Arrival)) (awaited bool)
+}
+
 // Serve passes the arrival through the steps. The last one takes the connection over.
 func Serve(steps []Step, a *session.Arrival) {
-	for _, step := range steps {
+	for i, step := range steps {
+		if waiter, ok := step.(Waiter); ok && waiter.Await(a, func(a *session.Arrival) { Serve(steps[i+1:], a) }) {
+			return
+		}
 		if !step.Serve(a) {
 			return
 		}

@@ -243,6 +243,40 @@ func TestServeEndsWithTheStepThatTakesTheConnection(t *testing.T) {
 	}
 }
 
+// waiter is a step that waits for the client where it is told to.
+type waiter struct {
+	step
+	waits  bool
+	resume func()
+}
+
+func (w *waiter) Await(a *session.Arrival, resume func(*session.Arrival)) bool {
+	if w.waits {
+		clone := a.Clone()
+		w.resume = func() { resume(clone) }
+	}
+	return w.waits
+}
+
+// The steps behind one that waits are served when it resumes, with an arrival that is theirs.
+func TestServeWaits(t *testing.T) {
+	waits, passes, last := &waiter{waits: true, step: step{ID: 1}}, &waiter{step: step{ID: 1}}, &step{ID: 1}
+	ours, theirs := net.Pipe()
+	defer func() { _ = theirs.Close() }()
+	over := 0
+	arrival := &session.Arrival{Conn: ours}
+	arrival.Throttle(&throttle.Throttle{End: func() { over++ }})
+	Serve([]Step{passes, waits, last}, arrival)
+	if passes.served != 1 || waits.served != 0 || last.served != 0 || over != 0 {
+		t.Fatalf("served %d, %d and %d times before it resumes", passes.served, waits.served, last.served)
+	}
+	*arrival = session.Arrival{} // is used for the next one meanwhile
+	waits.resume()
+	if waits.served != 0 || last.served != 1 || over != 1 {
+		t.Errorf("served %d and %d times, throttle released %d times", waits.served, last.served, over)
+	}
+}
+
 func TestWithoutConfig(t *testing.T) {
 	if steps := Steps(t.Context(), network, "localhost:1"); steps != nil {
 		t.Errorf("got %v", steps)

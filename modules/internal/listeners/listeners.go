@@ -14,6 +14,19 @@ import (
 // configured is a connection that knows the address of its listener as the config has it.
 type configured interface{ ListenerAddr() string }
 
+// Proxied is a connection of a load balancer, with the addresses of the connection that it passes on. Its bytes are those
+// of Conn, so whoever moves them may take Conn instead.
+type Proxied struct {
+	net.Conn
+	Client, Local net.Addr
+}
+
+// RemoteAddr returns the address of the client.
+func (p *Proxied) RemoteAddr() net.Addr { return p.Client }
+
+// LocalAddr returns the address that the client has connected to.
+func (p *Proxied) LocalAddr() net.Addr { return p.Local }
+
 // Accepted returns the connection as its listener accepted it, without what handlers have wrapped around it since. What
 // a wrapper says of the local address may be the client's word, as behind a PROXY header.
 func Accepted(cx *layer4.Connection) net.Conn {
@@ -35,6 +48,8 @@ func Unwrap(conn net.Conn) net.Conn {
 	}
 	switch c := conn.(type) {
 	case *layer4.Connection:
+		return c.Conn
+	case *Proxied:
 		return c.Conn
 	case interface{ NetConn() net.Conn }:
 		return c.NetConn()

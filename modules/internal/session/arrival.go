@@ -43,6 +43,12 @@ func ArrivalOf(cx *layer4.Connection) *Arrival {
 	return a
 }
 
+// Clone returns a copy for whoever keeps the arrival beyond the call that it was passed to.
+func (a *Arrival) Clone() *Arrival {
+	clone := *a
+	return &clone
+}
+
 // Begin returns the session of the arrival, which begins now unless another handler has begun it.
 func (a *Arrival) Begin(scope *Scope) *Session {
 	if a.Begun() {

@@ -124,7 +124,7 @@ func (d *denials) take(now time.Time) (skipped int64, ok bool) {
 
 func (sc *Scope) logEnd(s *Session, e *End, duration time.Duration) {
 	var skipped int64
-	if e.Status == StatusDenied || e.Status == StatusLimited {
+	if e.Status == StatusDenied || e.Status == StatusLimited || e.Status == StatusBadHeader {
 		var ok bool
 		if skipped, ok = sc.denials.take(time.Now()); !ok {
 			return

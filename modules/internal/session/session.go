@@ -23,6 +23,7 @@ import (
 // Status codes as nginx's stream module has them.
 const (
 	StatusDone           = 200
+	StatusBadHeader      = 400
 	StatusDenied         = 403
 	StatusLimited        = 429
 	StatusInternal       = 500
@@ -36,6 +37,7 @@ const (
 	ReasonDrain       = "drain"
 	ReasonLimited     = "limited"
 	ReasonListChanged = "list_changed"
+	ReasonProxyHeader = "proxy_header"
 	ReasonShutdown    = "shutdown"
 )
 
