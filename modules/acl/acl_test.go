@@ -363,7 +363,7 @@ func TestStorageOfARejectedConfig(t *testing.T) {
 	d.storage.use(running)
 	d.storage.use(rejected)()
 	must(t, d.add(newTestEntry("192.0.2.1/32", 0)))
-	if !running.Exists(t.Context(), d.key) || rejected.Exists(t.Context(), d.key) {
+	if !running.Exists(t.Context(), d.journal.entriesKey()) || rejected.Exists(t.Context(), d.journal.entriesKey()) {
 		t.Error("the entry is not where the running config looks for it after a restart")
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -31,7 +32,7 @@ const maxRemark = 256
 //	GET    /portgate/lists                            names and sizes
 //	GET    /portgate/lists/{name}                     all entries
 //	PUT    /portgate/lists/{name}                     {"entries": [...]} replaces them
-//	DELETE /portgate/lists/{name}                     removes them
+//	DELETE /portgate/lists/{name}?all=true            removes them
 //	GET    /portgate/lists/{name}/entries/{prefix}    one entry
 //	PUT    /portgate/lists/{name}/entries/{prefix}    adds it: {"ttl": "1h", "reason": "...", "by": "..."}
 //	DELETE /portgate/lists/{name}/entries/{prefix}    removes it
@@ -55,31 +56,66 @@ func (a *adminAPI) Routes() []caddy.AdminRoute {
 type summary struct {
 	Name    string  `json:"name"`
 	Size    int     `json:"size"`
+	Removed int     `json:"removed,omitempty"`
 	Entries []entry `json:"entries,omitempty"`
 }
 
 func (a *adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
-	path := strings.Trim(strings.TrimPrefix(r.URL.Path, listsPath), "/")
-	if path == "" {
+	at, err := parsePath(r.URL.EscapedPath())
+	if err != nil {
+		return adminapi.Error(http.StatusNotFound, "%w", err)
+	}
+	if at.list == "" {
 		if err := adminapi.Method(r, http.MethodGet); err != nil {
 			return err
 		}
 		return adminapi.Answer(w, summaries())
 	}
-	name, rest, _ := strings.Cut(path, "/")
-	d := findList(name)
-	if d == nil {
-		return adminapi.Error(http.StatusNotFound, "list: %q: expected a list that the running config names", name)
-	}
-	prefix, isEntry := strings.CutPrefix(rest, "entries/")
+	d := findList(at.list)
 	switch {
-	case rest == "" || rest == "entries":
-		return serveList(w, r, name, d)
-	case isEntry:
-		return serveEntry(w, r, d, prefix)
+	case d == nil:
+		return adminapi.Error(http.StatusNotFound, "list: %q: expected a list that the running config names", at.list)
+	case at.prefix == "":
+		return serveList(w, r, at.list, d)
 	default:
-		return adminapi.Error(http.StatusNotFound, "%q: expected entries/{prefix}", rest)
+		return serveEntry(w, r, d, at.prefix)
 	}
+}
+
+// place is what the path of a request names.
+type place struct{ list, prefix string }
+
+var errPath = errors.New("expected " + listsPath + "/{name} or " + listsPath + "/{name}/entries/{prefix}")
+
+// parsePath knows the three forms of a path and no others: what a script sends whose variable is empty must not come to
+// mean another thing, such as a list instead of an entry. The slash in a prefix may be escaped or not.
+func parsePath(escaped string) (place, error) {
+	unknown := fmt.Errorf("%q: %w", escaped, errPath)
+	rest, known := strings.CutPrefix(escaped+"/", listsPath+"/")
+	rest = strings.TrimSuffix(rest, "/")
+	if known && rest == "" {
+		return place{}, nil
+	}
+	name, rest, hasMore := strings.Cut(rest, "/")
+	at := place{list: unescape(name)}
+	if !known || checkListName(at.list) != nil {
+		return place{}, unknown
+	}
+	if hasMore {
+		prefix, isEntry := strings.CutPrefix(rest, "entries/")
+		if at.prefix = unescape(prefix); !isEntry || strings.Trim(at.prefix, "/. \t") == "" {
+			return place{}, unknown
+		}
+	}
+	return at, nil
+}
+
+func unescape(s string) string {
+	unescaped, err := url.PathUnescape(s)
+	if err != nil {
+		return ""
+	}
+	return unescaped
 }
 
 func summaries() []summary {
@@ -106,9 +142,14 @@ func serveList(w http.ResponseWriter, r *http.Request, name string, d *dynamic) 
 	switch r.Method {
 	case http.MethodGet:
 	case http.MethodDelete:
-		if err := d.replaceAll(nil); err != nil {
+		if all := r.URL.Query()["all"]; !slices.Equal(all, []string{"true"}) {
+			return adminapi.Error(http.StatusBadRequest, "all: expected ?all=true, which removes all entries of the list")
+		}
+		removed, err := d.replaceAll(nil)
+		if err != nil {
 			return editError(err)
 		}
+		return adminapi.Answer(w, summary{Name: name, Removed: removed})
 	case http.MethodPut:
 		var body struct {
 			Entries []listed `json:"entries"`
@@ -127,7 +168,7 @@ func serveList(w http.ResponseWriter, r *http.Request, name string, d *dynamic) 
 			}
 			entries[i] = e
 		}
-		if err := d.replaceAll(entries); err != nil {
+		if _, err := d.replaceAll(entries); err != nil {
 			return editError(err)
 		}
 	default:

@@ -63,10 +63,11 @@ func TestAdminAPI(t *testing.T) {
 		{"PUT", list, ``, 400, `entries: expected a list, if only an empty one`, true},
 		{"PUT", list, `{"entries":[{"prefix":"10.0.0.0/8","ttl":"1h"},{"prefix":"::1"}]}`, 200, `{"name":"api","size":2,"entries":[{"prefix":"10.0.0.0/8","added":"`, false},
 		{"PUT", list, `{"entries":[{"prefix":"192.0.2.1"}]}`, 200, `{"name":"api","size":1`, true},
-		{"DELETE", list, "", 200, `{"name":"api","size":0}`, false},
+		{"DELETE", list, "", 400, `all: expected ?all=true, which removes all entries of the list`, true},
+		{"DELETE", list + "?all=true", "", 200, `{"name":"api","size":0,"removed":1}`, false},
 		{"GET", listsPath + "/none", "", 404, `list: "none": expected a list that the running config names`, false},
 		{"PUT", listsPath + "/none/entries/10.0.0.0/8", "", 404, `list: "none": expected`, false},
-		{"GET", list + "/other", "", 404, `"other": expected entries/{prefix}`, false},
+		{"GET", list + "/other", "", 404, `"/portgate/lists/api/other": expected /portgate/lists/{name} or /portgate/lists/{name}/entries/{prefix}`, false},
 		{"PUT", listsPath, "", 405, `method PUT: expected GET`, false},
 		{"PATCH", list, "", 405, `method PATCH`, false},
 	} {
@@ -105,5 +106,67 @@ func TestAdminAPIOfAFullList(t *testing.T) {
 	status, got := call(t, http.MethodPut, listsPath+"/full", body.String())
 	if want := "expected at most 100000 entries in a list"; status != http.StatusConflict || got != want {
 		t.Errorf("%d %s, want 409 %s", status, got, want)
+	}
+}
+
+// No slip of a script changes a list, least of all an empty variable: each of these requests is refused, through the same
+// multiplexer as Caddy's, and also where the client follows its redirects.
+func TestSlipsChangeNothing(t *testing.T) {
+	h, _ := handler(t, `{"rules":[{"deny":["list","slips"]}]}`)
+	const list = listsPath + "/slips"
+	call(t, "PUT", list+"/entries/192.0.2.0/24", "")
+	mux := http.NewServeMux()
+	for _, route := range new(adminAPI).Routes() {
+		mux.HandleFunc(route.Pattern, func(w http.ResponseWriter, r *http.Request) {
+			var failed caddy.APIError
+			if errors.As(route.Handler.ServeHTTP(w, r), &failed) {
+				w.WriteHeader(failed.HTTPStatus)
+			}
+		})
+	}
+	server := httptest.NewServer(mux)
+	defer server.Close()
+	client := server.Client()
+	client.CheckRedirect = func(next *http.Request, via []*http.Request) error {
+		next.Method = via[0].Method // as curl -X does
+		return nil
+	}
+	for _, path := range []string{
+		"/slips", "/slips/", "/slips//", "/slips?all", "/slips?all=", "/slips?all=1", "/slips?all=false", "/slips?all=true&all=false", "/slips/?all=true",
+		"/slips/entries", "/slips/entries/", "/slips/entries//", "/slips/entries///", "/slips/entries?all=true", "/slips/entries/?all=true",
+		"/slips/entries/%2f", "/slips/entries/%2F", "/slips/entries/%2f%2f", "/slips/entries/%2F..", "/slips/entries/..%2F", "/slips/entries/%2e%2e", "/slips/entries/..",
+		"/slips/entries/.", "/slips/entries/%20", "/slips/entries/%00", "/slips/entries/*", "/slips/entries/%2A", "/slips/entries/%",
+		"/slips/entries/192.0.2.0", "/slips/entries/192.0.2.0/", "/slips/entries/192.0.2.0/24/", "/slips/entries/192.0.2.0/24%20",
+		"/slips/entries/%20192.0.2.0/24", "/slips/entries/192.0.2.0/24,192.0.2.9", "/slips/Entries/192.0.2.0/24", "/slips/entries%2f192.0.2.0/24", "/slips/entries%2f", "/slips%2f",
+		"/Slips", "/SLIPS/entries/192.0.2.0/24", "/sli%20ps", "/*", "//", "/", "", "?all=true", "/?all=true", "/%2f", "/..", "/slips/..", "/../lists/slips", "/./slips/./",
+	} {
+		request, err := http.NewRequest(http.MethodDelete, server.URL, nil)
+		must(t, err)
+		request.URL.Opaque = "//" + request.URL.Host + listsPath + path
+		if before, query, ok := strings.Cut(request.URL.Opaque, "?"); ok {
+			request.URL.Opaque, request.URL.RawQuery = before, query
+		}
+		response, err := client.Do(request)
+		if err == nil { // else it is no request for Go
+			response.Body.Close()
+			if response.StatusCode/100 != 4 {
+				t.Errorf("DELETE %s: status %d", path, response.StatusCode)
+			}
+		}
+		if try(t, h, from(one)) {
+			t.Fatalf("DELETE %s has changed the list", path)
+		}
+	}
+	for _, path := range []string{"/slips/entries/192.0.2.0/24", "/slips/entries/192.0.2.0%2F24"} {
+		call(t, "PUT", list+"/entries/192.0.2.0/24", "")
+		if status, _ := call(t, "DELETE", listsPath+path, ""); status != http.StatusNoContent || !try(t, h, from(one)) {
+			t.Errorf("DELETE %s: status %d", path, status)
+		}
+	}
+	if status, _ := call(t, "DELETE", list+"/entries/", ""); status != http.StatusNotFound {
+		t.Errorf("an empty prefix: status %d, want 404", status)
+	}
+	if status, _ := call(t, "DELETE", list+"/entries/%2f", ""); status != http.StatusNotFound {
+		t.Errorf("an escaped slash: status %d, want 404", status)
 	}
 }

@@ -1,21 +1,16 @@
 package acl
 
 import (
-	"cmp"
-	"context"
+	"container/heap"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/certmagic"
-	"go.uber.org/zap"
 
 	"github.com/portgate/caddy-portgate/modules/acl/ipset"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
@@ -42,18 +37,17 @@ func (e *entry) expired(now time.Time) bool { return e.Expires != nil && !now.Be
 // dynamic is a list that is edited while it is used.
 type dynamic struct {
 	list
-	key     string // where the storage has it
-	storage storages
+	storing
 
 	editing sync.Mutex
-	entries map[netip.Prefix]entry
-	edits   int64 // counts the changes
+	entries map[netip.Prefix]*timed
+	queue   expiryQueue
 	expiry  *time.Timer
-	next    time.Time // when it fires; zero: never
+	next    time.Time // when it fires; zero: nothing expires
 	closed  bool
-
-	saving sync.Mutex
-	saved  int64 // the edits that the storage has
+	edits   int64    // counts the edits
+	unsaved [][]byte // the last edits, in JSON
+	entire  bool     // there are edits that are not in unsaved: all entries have to be stored
 }
 
 // dynamicLists are all that a running config names.
@@ -63,38 +57,33 @@ var errFull = fmt.Errorf("expected at most %d entries in a list", maxEntries)
 
 // openDynamic brings a list back as it was stored. One that was never stored is empty.
 func openDynamic(name string, storage certmagic.Storage) (*dynamic, error) {
-	d := &dynamic{key: "portgate/lists/" + name + ".json", entries: make(map[netip.Prefix]entry)}
+	d := new(dynamic)
 	d.name = "list " + name
+	d.journal.name = listsFolder + "/" + name
 	d.storage.use(storage)
-	ctx, cancel := context.WithTimeout(context.Background(), storageTimeout)
-	defer cancel()
-	value, err := storage.Load(ctx, d.key)
-	var stored []entry
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
+	removeLeftovers(storage, listsFolder, d.journal.name)
+	stored, err := d.journal.load(storage)
+	if err != nil {
 		return nil, err
-	default:
-		if err := json.Unmarshal(value, &stored); err != nil {
-			return nil, fmt.Errorf("%s in the storage is damaged: %w", d.key, err)
-		}
 	}
 	d.opened()
 	d.expiry = time.AfterFunc(time.Hour, d.expire)
 	d.editing.Lock()
-	defer d.editing.Unlock()
-	d.put(stored)
+	d.put(slices.Collect(maps.Values(stored)))
+	d.editing.Unlock()
+	d.startStoring()
 	return d, nil
 }
 
 func (d *dynamic) content() *list { return &d.list }
 
-// Destruct ends the waiting for entries to expire. What was edited is in the storage already.
+// Destruct ends the waiting for entries to expire, and stores what could not be stored until now.
 func (d *dynamic) Destruct() error {
 	d.editing.Lock()
 	d.closed = true
 	d.expiry.Stop()
 	d.editing.Unlock()
+	d.stopStoring()
 	d.forget()
 	return nil
 }
@@ -102,131 +91,161 @@ func (d *dynamic) Destruct() error {
 // put makes these the entries. It is called with editing held, as are those below.
 func (d *dynamic) put(entries []entry) {
 	now := time.Now()
-	clear(d.entries)
+	d.entries = make(map[netip.Prefix]*timed, len(entries))
+	d.queue = nil
 	for _, e := range entries {
 		if !e.expired(now) {
-			d.entries[e.Prefix] = e
+			d.insert(e)
 		}
 	}
-	d.rebuild()
+	d.replace(ipset.New(maps.Keys(d.entries)))
+	d.schedule()
 }
 
-// rebuild is for when many entries have changed.
-func (d *dynamic) rebuild() {
-	d.changed(ipset.New(maps.Keys(d.entries)))
-	d.next = time.Time{}
-	for _, e := range d.entries {
-		d.schedule(e)
+// insert puts an entry in, in place of one with the same prefix.
+func (d *dynamic) insert(e entry) {
+	if before := d.entries[e.Prefix]; before != nil {
+		d.queue.remove(before)
+	}
+	t := &timed{entry: e, at: notQueued}
+	d.entries[e.Prefix] = t
+	if e.Expires != nil {
+		heap.Push(&d.queue, t)
 	}
 }
 
-// changed takes over what an edit has made.
-func (d *dynamic) changed(set *ipset.Set) {
-	d.edits++
-	d.replace(set)
-}
+const (
+	// expiryPause is the least time between two rounds of taking out what has expired.
+	expiryPause = 100 * time.Millisecond
+	// expiryCheck is the most: the system's clock may be set forward meanwhile.
+	expiryCheck = 30 * time.Second
+	// expiryRound is how many entries a round takes out before others may edit the list.
+	expiryRound = 1000
+)
 
-// expiryPause is the least time between two rounds of taking out what has expired, each of which looks at all entries.
-const expiryPause = 100 * time.Millisecond
-
-// schedule sees to it that the timer fires when the entry expires, or before.
-func (d *dynamic) schedule(e entry) {
-	if e.Expires != nil && (d.next.IsZero() || e.Expires.Before(d.next)) {
-		d.next = *e.Expires
-		d.expiry.Reset(max(time.Until(d.next), expiryPause))
+// schedule sees to it that the timer fires when the next entry expires, or before.
+func (d *dynamic) schedule() {
+	var next time.Time
+	if len(d.queue) > 0 {
+		next = *d.queue[0].Expires
+	}
+	if next.Equal(d.next) {
+		return
+	}
+	if d.next = next; !next.IsZero() {
+		d.expiry.Reset(min(max(time.Until(next), expiryPause), expiryCheck))
 	}
 }
 
 // expire removes the entries whose time has come.
 func (d *dynamic) expire() {
+	for more := true; more; {
+		more = d.expireSome()
+	}
+}
+
+func (d *dynamic) expireSome() (more bool) {
 	d.editing.Lock()
 	defer d.editing.Unlock()
 	if d.closed {
-		return
+		return false
 	}
-	now := time.Now()
-	maps.DeleteFunc(d.entries, func(_ netip.Prefix, e entry) bool { return e.expired(now) })
-	d.rebuild()
+	now, set := time.Now(), d.set.Load()
+	gone := 0
+	for ; gone < expiryRound && len(d.queue) > 0 && d.queue[0].expired(now); gone++ {
+		t := heap.Pop(&d.queue).(*timed)
+		delete(d.entries, t.Prefix)
+		set = set.Without(t.Prefix)
+	}
+	if gone > 0 {
+		d.replace(set)
+	}
+	d.next = time.Time{}
+	d.schedule()
+	return gone == expiryRound
 }
 
 // add puts an entry in, in place of one with the same prefix, and returns when it is stored.
 func (d *dynamic) add(e entry) error {
+	line, err := json.Marshal(edit{Set: &e})
+	if err != nil {
+		return err
+	}
 	d.editing.Lock()
-	if _, replaced := d.entries[e.Prefix]; !replaced && len(d.entries) >= maxEntries {
+	if d.entries[e.Prefix] == nil && len(d.entries) >= maxEntries {
 		d.editing.Unlock()
 		return errFull
 	}
-	d.entries[e.Prefix] = e
-	d.changed(d.set.Load().With(e.Prefix))
-	d.schedule(e)
-	edit := d.edits
+	d.insert(e)
+	d.replace(d.set.Load().With(e.Prefix))
+	d.schedule()
+	number := d.note(line)
 	d.editing.Unlock()
-	return d.save(edit)
+	return d.save(number)
 }
 
 // remove takes an entry out. It reports false where there is none.
 func (d *dynamic) remove(prefix netip.Prefix) (bool, error) {
+	line, err := json.Marshal(edit{Remove: &prefix})
+	if err != nil {
+		return false, err
+	}
 	d.editing.Lock()
-	if _, ok := d.entries[prefix]; !ok {
+	t := d.entries[prefix]
+	if t == nil {
 		d.editing.Unlock()
 		return false, nil
 	}
+	d.queue.remove(t)
 	delete(d.entries, prefix)
-	d.changed(d.set.Load().Without(prefix))
-	edit := d.edits
+	d.replace(d.set.Load().Without(prefix))
+	d.schedule()
+	number := d.note(line)
 	d.editing.Unlock()
-	return true, d.save(edit)
+	return true, d.save(number)
 }
 
-// replaceAll makes these the entries.
-func (d *dynamic) replaceAll(entries []entry) error {
+// replaceAll makes these the entries. It returns how many there were before.
+func (d *dynamic) replaceAll(entries []entry) (before int, err error) {
 	if len(entries) > maxEntries {
-		return errFull
+		return 0, errFull
 	}
 	d.editing.Lock()
+	before = len(d.entries)
 	d.put(entries)
-	edit := d.edits
+	number := d.noteAll()
 	d.editing.Unlock()
-	return d.save(edit)
+	return before, d.save(number)
 }
 
 // all returns the entries in order.
 func (d *dynamic) all() []entry {
+	entries := d.snapshot()
+	slices.SortFunc(entries, func(a, b entry) int { return comparePrefixes(a.Prefix, b.Prefix) })
+	return entries
+}
+
+func (d *dynamic) snapshot() []entry {
 	d.editing.Lock()
 	defer d.editing.Unlock()
-	return slices.SortedFunc(maps.Values(d.entries), func(a, b entry) int {
-		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
-	})
+	return d.copyAll()
+}
+
+// copyAll is called with editing held.
+func (d *dynamic) copyAll() []entry {
+	entries := make([]entry, 0, len(d.entries))
+	for _, t := range d.entries {
+		entries = append(entries, t.entry)
+	}
+	return entries
 }
 
 // get returns the entry of a prefix.
 func (d *dynamic) get(prefix netip.Prefix) (entry, bool) {
 	d.editing.Lock()
 	defer d.editing.Unlock()
-	e, ok := d.entries[prefix]
-	return e, ok
-}
-
-// save returns when the storage has this edit. Of those that come while it writes, one writes for all.
-func (d *dynamic) save(edit int64) error {
-	d.saving.Lock()
-	defer d.saving.Unlock()
-	if d.saved >= edit {
-		return nil
+	if t := d.entries[prefix]; t != nil {
+		return t.entry, true
 	}
-	d.editing.Lock()
-	edit = d.edits
-	d.editing.Unlock()
-	value, err := json.Marshal(d.all()) // of this edit or of later ones
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), storageTimeout)
-	defer cancel()
-	if err := d.storage.youngest().Store(ctx, d.key, value); err != nil {
-		caddy.Log().Named("acl").Error("list can't be stored", zap.String("list", d.name), zap.Error(err))
-		return fmt.Errorf("it is in force, but could not be stored: %w", err)
-	}
-	d.saved = edit
-	return nil
+	return entry{}, false
 }

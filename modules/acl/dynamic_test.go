@@ -107,12 +107,14 @@ func TestDynamicListIsBounded(t *testing.T) {
 	for i := range entries {
 		entries[i] = entry{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 32)}
 	}
-	if err := d.replaceAll(entries); !errors.Is(err, errFull) || d.set.Load().Len() != 0 {
+	if _, err := d.replaceAll(entries); !errors.Is(err, errFull) || d.set.Load().Len() != 0 {
 		t.Fatalf("%v, %d entries", err, d.set.Load().Len())
 	}
+	d.editing.Lock()
 	for _, e := range entries[:maxEntries] { // as replaceAll does, without the time that it takes
-		d.entries[e.Prefix] = e
+		d.insert(e)
 	}
+	d.editing.Unlock()
 	if err := d.add(entries[maxEntries]); !errors.Is(err, errFull) {
 		t.Errorf("%v, want %v", err, errFull)
 	}

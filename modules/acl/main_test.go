@@ -69,7 +69,7 @@ func handler(t testing.TB, config string) (h *Handler, unload func()) {
 // eventually waits until the condition holds.
 func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second) // a machine may be busy
+	deadline := time.Now().Add(2 * time.Minute) // a machine may be busy
 	for !condition() {
 		if time.Now().After(deadline) {
 			t.Fatalf("still waiting: %s", what)

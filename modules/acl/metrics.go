@@ -10,25 +10,29 @@ import (
 
 // metrics outlive the configs: they are made once and registered again with each config's registry.
 type metrics struct {
-	decisions  *prometheus.CounterVec
-	entries    *prometheus.GaugeVec
-	loaded     *prometheus.GaugeVec
-	loadErrors *prometheus.CounterVec
+	decisions   *prometheus.CounterVec
+	entries     *prometheus.GaugeVec
+	loaded      *prometheus.GaugeVec
+	loadErrors  *prometheus.CounterVec
+	storeErrors *prometheus.CounterVec
+	failing     *prometheus.GaugeVec
 
 	mu    sync.Mutex
 	lists map[string]int // how many there are of a name
 }
 
 var collectors = &metrics{
-	decisions:  meter.Counter("acl_decisions_total", "What access control lists have decided about clients, and by which rule.", "listener", "rule", "action"),
-	entries:    meter.Gauge("acl_list_entries", "Entries of a list.", "list"),
-	loaded:     meter.Gauge("acl_list_last_success_timestamp_seconds", "When a list was last loaded, or found to be unchanged.", "list"),
-	loadErrors: meter.Counter("acl_list_load_errors_total", "How often a list could not be loaded, so that its last good content stayed in use.", "list"),
-	lists:      make(map[string]int),
+	decisions:   meter.Counter("acl_decisions_total", "What access control lists have decided about clients, and by which rule.", "listener", "rule", "action"),
+	entries:     meter.Gauge("acl_list_entries", "Entries of a list.", "list"),
+	loaded:      meter.Gauge("acl_list_last_success_timestamp_seconds", "When a list was last loaded, or found to be unchanged.", "list"),
+	loadErrors:  meter.Counter("acl_list_load_errors_total", "How often a list could not be loaded, so that its last good content stayed in use.", "list"),
+	storeErrors: meter.Counter("acl_list_store_errors_total", "How often a list could not be stored. It was in force all the same.", "list"),
+	failing:     meter.Gauge("acl_list_failing", "1 while the last attempt to load a list, or to do another thing with it, has failed.", "list", "operation"),
+	lists:       make(map[string]int),
 }
 
 func (m *metrics) register(registry *prometheus.Registry) error {
-	return meter.Register(registry, m.decisions, m.entries, m.loaded, m.loadErrors)
+	return meter.Register(registry, m.decisions, m.entries, m.loaded, m.loadErrors, m.storeErrors, m.failing)
 }
 
 // use is called for each list. Some have one name: that of a URL does not have its query, and when a reload changes
@@ -50,4 +54,6 @@ func (m *metrics) forget(list string) {
 	m.entries.DeleteLabelValues(list)
 	m.loaded.DeleteLabelValues(list)
 	m.loadErrors.DeleteLabelValues(list)
+	m.storeErrors.DeleteLabelValues(list)
+	m.failing.DeletePartialMatch(prometheus.Labels{"list": list})
 }
