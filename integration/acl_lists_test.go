@@ -33,7 +33,7 @@ func TestACLFilesAtFirstLoad(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "deny file "+path) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if took := time.Since(start); took > 5*time.Second {
+		if took := time.Since(start); took > 30*time.Second {
 			t.Errorf("%s: took %v", name, took)
 		}
 	}
@@ -147,13 +147,13 @@ func TestACLReloads(t *testing.T) {
 		must(t, rewrite(path, fmt.Sprintf("127.0.0.2\n10.0.0.%d\n", n), n))
 		start := time.Now()
 		p.Load(config)
-		if took := time.Since(start); took > time.Second {
-			t.Errorf("reload %d took %v, want at most 1s", n, took)
+		if took := time.Since(start); took > time.Second+tolerance {
+			t.Errorf("reload %d took %v, want at most %v", n, took, time.Second+tolerance)
 		}
 	}
 	stop.Store(true)
 	load.Wait()
-	before.MustReturn(t, 20*time.Second)
+	before.MustReturn(t, peerTimeout)
 }
 
 // A list of a million lines takes the place of another one, again and again: no connection waits for it.

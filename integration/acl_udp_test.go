@@ -137,7 +137,7 @@ func TestACLBanOfDatagrams(t *testing.T) {
 		t.Fatalf("%d %s (%v)", status, answer, err)
 	}
 	number := 200
-	gate.Eventually(t, 5*time.Second, func() error {
+	gate.Eventually(t, peerTimeout, func() error {
 		if number++; !answered(banned, number, 100*time.Millisecond) {
 			return errors.New("no answer after the ban was lifted")
 		}

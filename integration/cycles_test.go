@@ -42,7 +42,7 @@ func TestCyclesOfConnectAndCloseLeaveNothing(t *testing.T) {
 			t.Fatalf("the client said %q", said)
 		}
 		t.Logf("%d cycles in %v", n, time.Since(start).Round(time.Millisecond))
-		gate.Eventually(t, 20*time.Second, func() error {
+		gate.Eventually(t, peerTimeout, func() error {
 			m := p.Metrics()
 			return errors.Join(equal(m, "caddy_portgate_sessions_total", total), equal(m, "caddy_portgate_sessions_active", 0))
 		})
@@ -50,14 +50,14 @@ func TestCyclesOfConnectAndCloseLeaveNothing(t *testing.T) {
 	run(first) // what is made once and kept is made
 	before := p.Baseline()
 	run(warmUp - first)
-	before.MustReturn(t, 20*time.Second)
+	before.MustReturn(t, peerTimeout)
 	heap, resident := p.HeapKiB(), p.ResidentKiB()
 	for range parts {
 		run(cycles / parts)
 	}
-	before.MustReturn(t, 20*time.Second)
+	before.MustReturn(t, peerTimeout)
 	var heapNow, residentNow int
-	gate.Eventually(t, 20*time.Second, func() error {
+	gate.Eventually(t, peerTimeout, func() error {
 		heapNow, residentNow = p.HeapKiB(), p.ResidentKiB()
 		if heapNow > heap+heapGrowsKiB || residentNow > resident+residentGrowsKiB {
 			return fmt.Errorf("heap %d KiB (was %d), resident %d KiB (was %d)", heapNow, heap, residentNow, resident)

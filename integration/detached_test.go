@@ -30,7 +30,7 @@ func TestSessionsBehindMatchersHaveNoGoroutine(t *testing.T) {
 			for range sessions {
 				must(t, helloSSH(dial(t, addr)))
 			}
-			gate.Eventually(t, 5*time.Second, func() error {
+			gate.Eventually(t, peerTimeout, func() error {
 				if now := p.Goroutines(); now > before {
 					return fmt.Errorf("%d goroutines with %d idle sessions, %d with one", now, sessions, before)
 				}
@@ -157,7 +157,7 @@ func startShort(t *testing.T, connectTimeout time.Duration) (p *gate.Process, ad
 // mustHold waits until the process has so many descriptors.
 func mustHold(t *testing.T, p *gate.Process, want int) {
 	t.Helper()
-	gate.Eventually(t, 5*time.Second, func() error {
+	gate.Eventually(t, peerTimeout, func() error {
 		if n := limitedDescriptors(t, p); n != want {
 			return fmt.Errorf("%d descriptors, want %d", n, want)
 		}
@@ -183,7 +183,7 @@ func settledDescriptors(t *testing.T, p *gate.Process) (n int) {
 	t.Helper()
 	const still = 20 // polls without a change
 	same := 0
-	gate.Eventually(t, 5*time.Second, func() error {
+	gate.Eventually(t, peerTimeout, func() error {
 		if now := limitedDescriptors(t, p); now == n {
 			same++
 		} else {

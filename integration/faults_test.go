@@ -37,7 +37,7 @@ func TestPortsAnswerAgainAfterDescriptorsRanOut(t *testing.T) {
 	for i := range connections {
 		flood = append(flood, dial(t, []string{forwarding, matching}[i%2]))
 	}
-	gate.Eventually(t, 10*time.Second, func() error {
+	gate.Eventually(t, peerTimeout, func() error {
 		if acceptErrors(p) == 0 {
 			return fmt.Errorf("no EMFILE in the log; the process has %d descriptors", p.Descriptors())
 		}
@@ -52,7 +52,7 @@ func TestPortsAnswerAgainAfterDescriptorsRanOut(t *testing.T) {
 		mustAnswerBy(t, addr, released.Add(recovery))
 	}
 	t.Logf("both ports answered %v after the descriptors were free", time.Since(released))
-	before.MustReturn(t, 10*time.Second)
+	before.MustReturn(t, peerTimeout)
 	if lines := acceptErrors(p); lines > 10 { // two ports, at most once a second each
 		t.Errorf("%d log lines say that descriptors ran out", lines)
 	}
@@ -134,7 +134,7 @@ func TestRejectedConfigHandlesNoConnection(t *testing.T) {
 	if config := p.MustGet("/config/"); config != configBefore {
 		t.Errorf("the running config changed:\n%s\nwas\n%s", config, configBefore)
 	}
-	before.MustReturn(t, 10*time.Second)
+	before.MustReturn(t, peerTimeout)
 
 	// The next good config takes over from the good one, not from what was rejected.
 	p.Load(gate.Layer4(gate.Listen(addr, gate.Forward(serve(t, greet("next"))))))

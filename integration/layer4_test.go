@@ -157,7 +157,7 @@ func TestBehindTLS(t *testing.T) {
 		mustExchangeBetween(t, client, upstream)
 		clientPort := port(client)
 		reset(client.NetConn().(*net.TCPConn))
-		upstream.SetDeadline(time.Now().Add(time.Second))
+		upstream.SetDeadline(time.Now().Add(time.Second + tolerance))
 		mustReset(t, upstream)
 		if s := p.WaitSession(clientPort); s.Reason != "client_reset" {
 			t.Errorf("access log: %s", s.Line)

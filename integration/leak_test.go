@@ -5,7 +5,6 @@ import (
 	"io"
 	"net"
 	"testing"
-	"time"
 
 	"github.com/portgate/caddy-portgate/integration/gate"
 )
@@ -42,7 +41,7 @@ func TestNothingIsLeftOfSessionsHoweverTheyEnd(t *testing.T) {
 		}
 		p.Load(config)
 		p.WaitSessions(ends+each*ends, nil)
-		before.MustReturn(t, 20*time.Second)
+		before.MustReturn(t, peerTimeout)
 		if active := p.Metrics().Sum("caddy_portgate_sessions_active"); active != 0 {
 			t.Errorf("%v sessions are counted as active", active)
 		}

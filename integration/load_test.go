@@ -72,7 +72,7 @@ func chatBesideBulk(t *testing.T, idle, bulky int, atMost float64) {
 	if times() > atMost {
 		t.Errorf("p99 of an exchange is %v with bulk sessions, want at most %v times the %v without", median(with), atMost, median(without))
 	}
-	gate.Eventually(t, 5*time.Second, func() error {
+	gate.Eventually(t, peerTimeout, func() error {
 		m := p.Metrics()
 		if moved := m.Sum("caddy_portgate_bytes_total", label("listener", bulk)); moved < movedAtLeast {
 			return fmt.Errorf("the bulk sessions have moved %v bytes, want at least %d", moved, movedAtLeast)

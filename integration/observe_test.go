@@ -30,7 +30,7 @@ func TestMetricsOutliveReloadsAndAreSharedByHandlers(t *testing.T) {
 	for i := 1; i <= reloads; i++ {
 		must(t, oneRequest(a))
 		p.Load(config)
-		gate.Eventually(t, 5*time.Second, func() error {
+		gate.Eventually(t, peerTimeout, func() error {
 			m := p.Metrics()
 			return errors.Join(
 				equal(m, "caddy_portgate_sessions_total", i, label("listener", a), label("upstream", upstream), label("status", "200")),
@@ -48,7 +48,7 @@ func TestMetricsOutliveReloadsAndAreSharedByHandlers(t *testing.T) {
 		mustExchange(t, conn)
 		conn.Close()
 	}
-	gate.Eventually(t, 5*time.Second, func() error {
+	gate.Eventually(t, peerTimeout, func() error {
 		m := p.Metrics()
 		return errors.Join(
 			equal(m, "caddy_portgate_sessions_active", 0),
@@ -169,7 +169,7 @@ func TestAccessLogFollowsTheConfigsLogging(t *testing.T) {
 		},
 	}}))
 	must(t, oneRequest(addr))
-	gate.Eventually(t, 5*time.Second, func() error { return fileContains(file, `"reason":"client_fin"`) })
+	gate.Eventually(t, peerTimeout, func() error { return fileContains(file, `"reason":"client_fin"`) })
 	if sessions := p.Sessions(); len(sessions) > 0 {
 		t.Errorf("in the default log: %s", sessions[0].Line)
 	}
@@ -215,5 +215,5 @@ func TestHostileClientsDisturbNobody(t *testing.T) {
 		}
 	}
 	friend.Close()
-	before.MustReturn(t, 10*time.Second)
+	before.MustReturn(t, peerTimeout)
 }

@@ -211,18 +211,20 @@ func send(w io.Writer, n int64) (stream, error) {
 	}
 	var sent stream
 	hash := sha256.New()
-	for sent.bytes < n {
+	var err error
+	for sent.bytes < n && err == nil {
 		binary.BigEndian.PutUint64(block, uint64(sent.bytes))
 		part := block[:min(n-sent.bytes, streamBlock)]
-		wrote, err := w.Write(part)
+		var wrote int
+		wrote, err = w.Write(part)
 		hash.Write(part[:wrote])
 		sent.bytes += int64(wrote)
-		if err != nil {
-			return sent, fmt.Errorf("sending after %d bytes: %w", sent.bytes, err)
-		}
 	}
 	hash.Sum(sent.sum[:0])
-	return sent, nil
+	if err != nil {
+		err = fmt.Errorf("sending after %d bytes: %w", sent.bytes, err)
+	}
+	return sent, err
 }
 
 // receive reads until the end.

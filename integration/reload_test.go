@@ -130,7 +130,7 @@ func TestReloadsDoNotDisturbSessions(t *testing.T) {
 		conn.Close()
 	}
 	p.WaitSessions(manySessions+1, func(s gate.Session) bool { return s.Status == 200 })
-	before.MustReturn(t, 10*time.Second)
+	before.MustReturn(t, peerTimeout)
 }
 
 func TestDrainTimeoutClosesSessionsOfReplacedConfig(t *testing.T) {
@@ -178,7 +178,7 @@ func drainSessions(t *testing.T, network string) {
 	p.WaitSessions(manySessions, func(s gate.Session) bool { return s.Reason == "drain" })
 	mustExchange(t, fresh) // of the new config
 	fresh.Close()
-	before.MustReturn(t, 10*time.Second)
+	before.MustReturn(t, peerTimeout)
 }
 
 // keepExchanging exchanges a message now and then until that fails.

@@ -127,7 +127,7 @@ func TestBusySessionGivesWay(t *testing.T) {
 	addr := gate.ReserveAddr(t)
 	p := gate.Start(t, gate.Layer4(gate.Listen(addr, gate.Forward(source))), gate.WithoutRace())
 	startOwnProcess(t, "drain", addr)
-	gate.Eventually(t, 5*time.Second, func() error { // it has become bulk
+	gate.Eventually(t, peerTimeout, func() error { // it has become bulk
 		if moved := p.Metrics().Sum("caddy_portgate_bytes_total", label("direction", "down")); moved < 64*mib {
 			return fmt.Errorf("%v bytes moved", moved)
 		}

@@ -26,7 +26,7 @@ func TestUDPAccessLogFieldsAndMetrics(t *testing.T) {
 	listener, up, down := label("listener", addr), label("direction", "up"), label("direction", "down")
 	counted := func(active, sessions int) {
 		t.Helper()
-		gate.Eventually(t, 5*time.Second, func() error {
+		gate.Eventually(t, peerTimeout, func() error {
 			m := p.Metrics()
 			return errors.Join(
 				equal(m, "caddy_portgate_datagrams_total", 3, listener, up), equal(m, "caddy_portgate_datagrams_total", 5, listener, down),
@@ -94,7 +94,7 @@ func TestUDPSessionsAreCapped(t *testing.T) {
 	}
 	mustCount := func(evicted, clientLimit, sessionLimit, active int) {
 		t.Helper()
-		gate.Eventually(t, 5*time.Second, func() error {
+		gate.Eventually(t, peerTimeout, func() error {
 			m := p.Metrics()
 			dropped := func(reason string, want int) error {
 				return equal(m, "caddy_portgate_datagrams_dropped_total", want, label("listener", addr), label("reason", reason))
@@ -151,7 +151,7 @@ func TestUDPSessionsAreCapped(t *testing.T) {
 	askAll()
 	// Another cap holds from the reload on, as soon as the new config accepts, and ends no session.
 	p.Load(capped(total + 1))
-	gate.Eventually(t, 5*time.Second, func() error {
+	gate.Eventually(t, peerTimeout, func() error {
 		late := dialUDPFrom(t, "127.0.0.8", addr)
 		defer late.Close()
 		late.SetReadDeadline(time.Now().Add(100 * time.Millisecond))

@@ -216,7 +216,7 @@ func TestRejectedConfigTouchesNoUDPSession(t *testing.T) {
 	p.Load(gate.Layer4()) // ends them all
 	p.Load(config)
 	mustExchange(t, session.conn)
-	before.MustReturn(t, 10*time.Second)
+	before.MustReturn(t, peerTimeout)
 }
 
 // takeUDPPort is gate.TakePort for UDP.
@@ -248,7 +248,7 @@ func TestReloadsLeaveNothingOfUDPSessions(t *testing.T) {
 	for _, client := range clients {
 		mustExchange(t, client)
 	}
-	during.MustReturn(t, 10*time.Second)
+	during.MustReturn(t, peerTimeout)
 	if n := seen.count(); n != 1+sessions {
 		t.Errorf("%d upstream sockets, want %d", n, 1+sessions)
 	}
@@ -256,7 +256,7 @@ func TestReloadsLeaveNothingOfUDPSessions(t *testing.T) {
 	p.Load(config)
 	p.WaitSessions(1+sessions, func(s gate.Session) bool { return s.Reason == "drain" && s.Status == 200 })
 	mustExchange(t, dialUDP(t, addr))
-	before.MustReturn(t, 10*time.Second)
+	before.MustReturn(t, peerTimeout)
 	if active := p.Metrics().Sum("caddy_portgate_sessions_active"); active != 1 {
 		t.Errorf("%v sessions are counted as active, want 1", active)
 	}

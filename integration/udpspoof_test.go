@@ -80,8 +80,8 @@ func TestFloodOfForgedAddressesIsContained(t *testing.T) {
 		reset(stream)
 	}
 	f.waitForTheEnd(t)
-	before.MustReturn(t, 20*time.Second)
-	gate.Eventually(t, 20*time.Second, func() error {
+	before.MustReturn(t, peerTimeout)
+	gate.Eventually(t, peerTimeout, func() error {
 		if h, r := f.p.HeapKiB(), f.p.ResidentKiB(); h > heap+heapGrowsKiB || r > resident+residentGrowsKiB {
 			return fmt.Errorf("heap %d KiB (was %d), resident %d KiB (was %d)", h, heap, r, resident)
 		}
@@ -163,7 +163,7 @@ func (f *forgedFlood) send(t testing.TB, n int) {
 // waitForTheEnd of all sessions.
 func (f *forgedFlood) waitForTheEnd(t testing.TB) {
 	t.Helper()
-	gate.Eventually(t, 10*time.Second, func() error { return equal(f.p.Metrics(), "caddy_portgate_sessions_active", 0, f.listener) })
+	gate.Eventually(t, peerTimeout, func() error { return equal(f.p.Metrics(), "caddy_portgate_sessions_active", 0, f.listener) })
 }
 
 func (f *forgedFlood) mustHaveSurvived(t testing.TB, friends []*asker) {

@@ -178,7 +178,7 @@ func TestHostNameIsResolvedAtEachDial(t *testing.T) {
 	mustGreet(t, addr, "first")
 	file.set(t, "127.0.0.2")
 	// Go's resolver looks at the file every 5 seconds.
-	gate.Eventually(t, 15*time.Second, func() error { return greeting(addr, "second") })
+	gate.Eventually(t, peerTimeout, func() error { return greeting(addr, "second") })
 }
 
 func TestHostNameThatDoesNotResolve(t *testing.T) {

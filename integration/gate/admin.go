@@ -16,7 +16,7 @@ import (
 )
 
 // adminTimeout bounds one request; a reload that waits for something that never comes would hang for good.
-const adminTimeout = 20 * time.Second
+const adminTimeout = 60 * time.Second
 
 // attempts is how often a request is sent. Caddy replaces its admin server with every config that it loads, and a connection that still
 // reached the one before is dropped without an answer.

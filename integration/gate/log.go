@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"sync"
-	"time"
 )
 
 // Session is one entry of the access log.
@@ -89,7 +88,7 @@ func (p *Process) Sessions() []Session {
 func (p *Process) WaitSessions(n int, wanted func(Session) bool) []Session {
 	p.tb.Helper()
 	var found []Session
-	Eventually(p.tb, 10*time.Second, func() error {
+	Eventually(p.tb, startTimeout, func() error {
 		found = nil
 		all := p.Sessions()
 		for _, session := range all {

@@ -16,10 +16,10 @@ import (
 )
 
 const (
-	// startTimeout bounds the start of a race binary on a busy machine with two cores.
-	startTimeout = 30 * time.Second
+	// startTimeout bounds the start of a race binary on a busy machine with two cores, and everything else that takes no time on an idle one.
+	startTimeout = 60 * time.Second
 	// stopTimeout is longer than forward's default grace_period, so that a test which left a busy session behind still ends cleanly.
-	stopTimeout = 20 * time.Second
+	stopTimeout = 60 * time.Second
 )
 
 // Process is a running binary.
