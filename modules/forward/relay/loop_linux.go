@@ -26,7 +26,7 @@ type loop struct {
 	wakeup int             // an eventfd in the epoll instance
 
 	mu     sync.Mutex
-	inbox  []message
+	inbox  [inboxes]inbox
 	parked bool // post has to wake the loop
 
 	peers      []*loop      // all loops
@@ -40,8 +40,7 @@ type loop struct {
 	lookedAtPeers time.Duration // when peerStarves was last called
 	alarm         *time.Timer   // wakes the loop for a time limit
 	alarmAt       time.Duration
-	batch         []message     // the messages of this round
-	watches       []loopSocket  // by descriptor
+	sockets       slots
 	ready         []loopSession // have more to move than a quantum; the first has waited longest
 	ended         []loopSession // in this round
 	wheel         wheel         // time limits
@@ -111,7 +110,7 @@ func newLoop() (*loop, error) {
 	l.pollFn = l.poll
 	l.wheel.init(time.Since(epoch))
 	err = unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, wakeup, &unix.EpollEvent{
-		Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(wakeup),
+		Events: unix.EPOLLIN | unix.EPOLLET, Fd: 0, // no slot
 	})
 	if err != nil {
 		_ = unix.Close(wakeup)
@@ -119,18 +118,6 @@ func newLoop() (*loop, error) {
 		return nil, err
 	}
 	return l, nil
-}
-
-// post adds a message to the loop's inbox. It does not block.
-func (l *loop) post(m message) {
-	l.mu.Lock()
-	l.inbox = append(l.inbox, m)
-	wake := l.parked
-	l.parked = false
-	l.mu.Unlock()
-	if wake {
-		l.wake()
-	}
 }
 
 // wake starts a round of a parked loop. The eventfd is never read: each write is an edge.
@@ -146,16 +133,26 @@ const (
 	packetEvents = unix.EPOLLIN | unix.EPOLLET
 )
 
-// watch adds fd to the epoll instance. The generation distinguishes a late event of a closed descriptor from
-// one of the next socket with the same descriptor.
-func (l *loop) watch(fd int, events, generation uint32) error {
-	event := unix.EpollEvent{Events: events, Fd: int32(fd), Pad: int32(generation)}
+// watch adds the socket fd to the epoll instance, and returns its slot. The generation distinguishes a late event of a closed
+// socket from one of the next socket in the same slot.
+func (l *loop) watch(fd int, sock loopSocket, events, generation uint32) (slot int32, err error) {
+	slot = l.sockets.add(sock)
+	event := unix.EpollEvent{Events: events, Fd: slot, Pad: int32(generation)}
 	_, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(l.epoll), unix.EPOLL_CTL_ADD, uintptr(fd),
 		uintptr(unsafe.Pointer(&event)), 0, 0)
 	if errno != 0 {
-		return os.NewSyscallError("epoll_ctl", errno)
+		l.sockets.remove(slot)
+		return 0, os.NewSyscallError("epoll_ctl", errno)
 	}
-	return nil
+	return slot, nil
+}
+
+// unwatch is called before a socket is closed, which may never have been watched: then its slot is 0. Close removes it from
+// the epoll instance.
+func (l *loop) unwatch(slot int32) {
+	if slot > 0 {
+		l.sockets.remove(slot)
+	}
 }
 
 func (l *loop) run() {
@@ -168,19 +165,24 @@ func (l *loop) run() {
 		} else {
 			l.poll(uintptr(l.epoll))
 		}
-		l.now = time.Since(epoch)
-		l.roundBegan.Store(int64(l.now))
-		l.wheel.skip(l.now)
-		l.readMessages()
-		ready := len(l.ready)
-		l.dispatch()
-		l.serveReady(ready)
-		l.sendReplies()
-		l.wheel.advance(l.now, l.expire)
-		l.resume()
-		l.reportEnded()
+		l.round()
 		l.giveWay()
 	}
+}
+
+// round serves the sessions that poll has found or that were queued. Then it opens and closes sockets.
+func (l *loop) round() {
+	l.now = time.Since(epoch)
+	l.roundBegan.Store(int64(l.now))
+	l.wheel.skip(l.now)
+	ready := len(l.ready)
+	l.dispatch()
+	l.serveReady(ready)
+	l.sendReplies()
+	l.wheel.advance(l.now, l.expire)
+	l.resume()
+	l.handleMessages()
+	l.reportEnded()
 }
 
 // mayPark reports whether there is nothing to do before an event or a message comes. From then on post wakes the loop.
@@ -190,7 +192,7 @@ func (l *loop) mayPark() bool {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.parked = len(l.inbox) == 0
+	l.parked = !l.hasMessages()
 	return l.parked
 }
 
@@ -206,24 +208,11 @@ func (l *loop) poll(fd uintptr) bool {
 	return n > 0
 }
 
-func (l *loop) readMessages() {
-	l.mu.Lock()
-	l.batch, l.inbox = l.inbox, l.batch[:0]
-	l.parked = false
-	l.mu.Unlock()
-	for i := range l.batch {
-		m := &l.batch[i]
-		l.current = m.to
-		m.to.handle(m)
-	}
-	clear(l.batch)
-}
-
 func (l *loop) dispatch() {
 	for i := range l.events[:l.waiting] {
 		event := &l.events[i]
-		if fd := int(event.Fd); fd < len(l.watches) && l.watches[fd] != nil {
-			l.watches[fd].onEvents(event.Events, uint32(event.Pad))
+		if sock := l.sockets.get(event.Fd); sock != nil {
+			sock.onEvents(event.Events, uint32(event.Pad))
 		}
 	}
 }
@@ -260,21 +249,6 @@ func (l *loop) arm() {
 		return
 	}
 	l.alarm.Reset(next - time.Since(epoch))
-}
-
-// add notes which socket has the descriptor.
-func (l *loop) add(fd int, w loopSocket) {
-	if fd >= len(l.watches) {
-		l.watches = append(l.watches, make([]loopSocket, fd+1-len(l.watches)+64)...)
-	}
-	l.watches[fd] = w
-}
-
-// forget is called before a descriptor is closed, which may never have been added.
-func (l *loop) forget(fd int, w loopSocket) {
-	if fd < len(l.watches) && l.watches[fd] == w {
-		l.watches[fd] = nil
-	}
 }
 
 // explainPanic adds the session to the stack of a panic, which then ends the process.

@@ -12,6 +12,8 @@ import (
 type loopSession interface {
 	// handle does what a message of another goroutine says.
 	handle(*message)
+	// inbox is the kind of inbox for its messages.
+	inbox() int
 	// serve moves up to one quantum of bytes or datagrams. It is called for sessions in loop.ready.
 	serve()
 	// checkLimits is called when a time limit may have passed.
@@ -24,10 +26,9 @@ type loopSession interface {
 	name() fmt.Stringer
 }
 
-// loopSocket is a socket of a session. The loop finds it by the descriptor of an epoll event.
+// loopSocket is a socket of a session. The loop finds it by the slot of an epoll event.
 type loopSocket interface {
-	// onEvents takes the events of one epoll_wait. Events of another generation are for an older socket that had the
-	// same descriptor.
+	// onEvents takes the events of one epoll_wait. Events of another generation are for an older socket in the same slot.
 	onEvents(events, generation uint32)
 }
 

@@ -31,6 +31,7 @@ type loopPackets struct {
 
 	ask        ask
 	readable   bool // there may be replies to read: no read has returned EAGAIN since the last event
+	slot       int32
 	generation uint32
 	pending    int // replies of this session in loop.replies
 	target     *net.UDPAddr
@@ -99,6 +100,8 @@ func (s *loopPackets) handle(m *message) {
 
 func (s *loopPackets) name() fmt.Stringer { return s.cfg.Name }
 
+func (*loopPackets) inbox() int { return inboxPackets }
+
 func (s *loopPackets) report() {
 	s.done(s.reason, s.failed)
 	_ = s.client.Close()
@@ -159,11 +162,20 @@ func (s *loopPackets) reconnect(to *net.UDPAddr) {
 // open connects a socket to addr and closes the one before. It sends what has waited.
 func (s *loopPackets) open(addr *net.UDPAddr) error {
 	tracked := trackConnecting(s.cfg.Track, addr)
-	fd, generation, err := s.connectSocket(addr)
+	fd, err := connectPackets(addr)
 	if err != nil {
 		if tracked != nil {
 			tracked.Closed()
 		}
+		return err
+	}
+	generation := generations.Add(1)
+	slot, err := s.loop.watch(fd, s, packetEvents, generation)
+	if err != nil {
+		if tracked != nil {
+			tracked.Closed()
+		}
+		closeFD(fd)
 		return err
 	}
 	s.closeUpstream()
@@ -171,8 +183,7 @@ func (s *loopPackets) open(addr *net.UDPAddr) error {
 		tracked.Connected(localAddr(fd))
 	}
 	s.openedAt, s.works = s.loop.now, false
-	s.loop.add(fd, s)
-	s.generation = generation
+	s.slot, s.generation = slot, generation
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fd = fd
@@ -183,20 +194,6 @@ func (s *loopPackets) open(addr *net.UDPAddr) error {
 	return nil
 }
 
-// connectSocket opens a socket that is connected to addr and that the loop watches.
-func (s *loopPackets) connectSocket(addr *net.UDPAddr) (fd int, generation uint32, err error) {
-	fd, err = connectPackets(addr)
-	if err != nil {
-		return -1, 0, err
-	}
-	generation = generations.Add(1)
-	if err := s.loop.watch(fd, packetEvents, generation); err != nil {
-		closeFD(fd)
-		return -1, 0, err
-	}
-	return fd, generation, nil
-}
-
 func (s *loopPackets) closeUpstream() {
 	s.mu.Lock()
 	fd := s.fd
@@ -205,7 +202,8 @@ func (s *loopPackets) closeUpstream() {
 	if fd < 0 {
 		return
 	}
-	s.loop.forget(fd, s)
+	s.loop.unwatch(s.slot)
+	s.slot = 0
 	if s.tracked != nil {
 		s.tracked.Closed()
 		s.tracked = nil

@@ -8,6 +8,8 @@ import (
 
 func (s *loopStream) name() fmt.Stringer { return s.cfg.Name }
 
+func (*loopStream) inbox() int { return inboxStreams }
+
 func (s *loopStream) report() { s.done(s.reason, s.failed) }
 
 func (s *loopStream) handle(m *message) {

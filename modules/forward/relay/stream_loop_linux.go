@@ -27,6 +27,7 @@ type loopStream struct {
 type half struct {
 	stream     *loopStream
 	fd         int
+	slot       int32 // 0 while the loop does not watch it
 	generation uint32
 
 	readable bool // there may be something to read: no read has returned EAGAIN since the last event
@@ -122,8 +123,8 @@ func (s *loopStream) tryConnect() {
 		tracked.Connected(localAddr(fd))
 	}
 	s.upstream = half{stream: s, fd: fd, generation: generations.Add(1)}
-	s.loop.add(fd, &s.upstream)
-	if err := s.loop.watch(fd, streamEvents, s.upstream.generation); err != nil {
+	s.upstream.slot, err = s.loop.watch(fd, &s.upstream, streamEvents, s.upstream.generation)
+	if err != nil {
 		s.redial(err)
 		return
 	}
@@ -178,8 +179,9 @@ func (s *loopStream) connected() {
 	attemptFunc(s.cfg.Attempt).report(s.target, s.loop.now-s.connectAt, nil)
 	s.cfg.Next, s.ctx, s.cancel, s.target = nil, nil, nil, nil // not needed any more, and may keep much memory alive
 	s.client.generation = generations.Add(1)
-	s.loop.add(s.client.fd, &s.client)
-	if err := s.loop.watch(s.client.fd, streamEvents, s.client.generation); err != nil {
+	var err error
+	s.client.slot, err = s.loop.watch(s.client.fd, &s.client, streamEvents, s.client.generation)
+	if err != nil {
 		s.fail(err)
 		return
 	}
@@ -329,7 +331,7 @@ func (s *loopStream) discard(h *half) {
 	if h.stream == nil {
 		return // never connected
 	}
-	s.loop.forget(h.fd, h)
+	s.loop.unwatch(h.slot)
 	h.dropLeft()
 	h.dropPace()
 	h.releasePipe()
