@@ -105,7 +105,7 @@ func (s *loopState) startConnecting(limit time.Duration) {
 	s.phase = phaseConnecting
 	s.connectAt, s.connectBy = s.loop.now, never
 	if limit > 0 {
-		s.connectBy = s.loop.now + limit
+		s.connectBy = later(s.loop.now, limit)
 	}
 }
 

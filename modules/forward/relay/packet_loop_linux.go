@@ -280,10 +280,8 @@ func (s *loopPackets) checkLimits() {
 
 // setTimer sets the timer for the next time limit, or for askAgain.
 func (s *loopPackets) setTimer() {
-	due := never
-	if age, _ := s.expires(s.phase == phaseOpen); age != never {
-		due = s.opened + age
-	}
+	age, _ := s.expires(s.phase == phaseOpen)
+	due := later(s.opened, age)
 	if s.ask == askSoon {
 		due = min(due, s.nextAsk)
 	}

@@ -49,7 +49,7 @@ const (
 	ConnectTimeout Reason = "connect_timeout"
 )
 
-// Limits are the time limits of a relay. Zero is no limit.
+// Limits are the time limits of a relay. Zero is no limit, and neither is what lies too far ahead for a Duration.
 type Limits struct {
 	// Connect bounds one connection attempt.
 	Connect time.Duration
@@ -179,6 +179,14 @@ func (r *Relay) Stats() Stats {
 // never is the time of what does not happen.
 const never = time.Duration(1<<63 - 1)
 
+// later returns t+d, or never where that is more than a Duration holds. Neither is negative.
+func later(t, d time.Duration) time.Duration {
+	if d > never-t {
+		return never
+	}
+	return t + d
+}
+
 func (r *Relay) expires(connected, halfClosed bool) (time.Duration, Reason) {
 	return r.cfg.Limits.expires(r.activeAt(), connected, halfClosed)
 }
@@ -194,7 +202,7 @@ func (l *Limits) expires(lastActive time.Duration, connected, halfClosed bool) (
 	if halfClosed && l.HalfClose > 0 {
 		silence = l.HalfClose
 	}
-	if connected && silence > 0 && silence < age-lastActive { // the sum may be more than a Duration holds
+	if connected && silence > 0 && silence < age-lastActive {
 		age, reason = lastActive+silence, IdleTimeout
 	}
 	return age, reason

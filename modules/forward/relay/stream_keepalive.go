@@ -8,12 +8,19 @@ import (
 // keepAliveProbes is how many unanswered probes end a connection. They are a sixth of KeepAlive apart.
 const keepAliveProbes = 3
 
+// keepAliveMax is the longest time that Linux takes (MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL). What is longer becomes that,
+// except what is longer than a century: that is never.
+const (
+	keepAliveMax   = 32767 * time.Second
+	keepAliveNever = 100 * 365 * 24 * time.Hour
+)
+
 // keepAlive returns the kernel's settings, which are in seconds.
 func (c *Config) keepAlive() net.KeepAliveConfig {
 	return net.KeepAliveConfig{
-		Enable:   c.KeepAlive > 0,
-		Idle:     max(c.KeepAlive, time.Second),
-		Interval: max(c.KeepAlive/6, time.Second),
+		Enable:   c.KeepAlive > 0 && c.KeepAlive < keepAliveNever,
+		Idle:     min(max(c.KeepAlive, time.Second), keepAliveMax),
+		Interval: min(max(c.KeepAlive/6, time.Second), keepAliveMax),
 		Count:    keepAliveProbes,
 	}
 }

@@ -162,19 +162,6 @@ func idleWithoutReader(t *testing.T, p pair) {
 	s.wantAfter(s.relay.Stats().LastActive, limit, IdleTimeout)
 }
 
-// An operator who wants a limit that never ends a session may give the longest there is.
-func TestTheLongestIdleTimeoutEndsNothing(t *testing.T) {
-	t.Parallel()
-	l := Limits{Idle: never}
-	if age, reason := l.expires(time.Hour, true, false); age != never {
-		t.Errorf("got %s, %s", age, reason)
-	}
-	l.Lifetime = 2 * time.Hour
-	if age, reason := l.expires(time.Hour, true, false); age != l.Lifetime || reason != MaxLifetime {
-		t.Errorf("got %s, %s", age, reason)
-	}
-}
-
 // Without limits a relay stays.
 func TestNoLimits(t *testing.T) {
 	overPairs(t, func(t *testing.T, p pair) {

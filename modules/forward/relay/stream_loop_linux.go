@@ -310,10 +310,7 @@ func (s *loopStream) checkLimits() {
 // setTimer sets the timer for the next time limit.
 func (s *loopStream) setTimer() {
 	age, _ := s.expires(s.phase == phaseOpen, s.firstFIN != "")
-	due := never
-	if age != never {
-		due = s.opened + age
-	}
+	due := later(s.opened, age)
 	if s.phase == phaseConnecting {
 		due = min(due, s.connectBy)
 	}

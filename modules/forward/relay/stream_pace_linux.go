@@ -67,13 +67,13 @@ func (s *loopStream) charge(h *half, n int) {
 	if pause <= 0 {
 		return
 	}
-	h.pace.due = s.loop.now + pause
+	h.pace.due = later(s.loop.now, pause)
 	if h.pace.place >= 0 {
 		heap.Fix(&s.loop.paused, h.pace.place)
 	} else {
 		heap.Push(&s.loop.paused, h.pace)
 	}
-	s.touch(s.age() + pause) // the pause is ours: it does not count as silence of the peers
+	s.touch(later(s.age(), pause)) // the pause is ours: it does not count as silence of the peers
 }
 
 // pauses reports whether h is in a pause: nothing is read for it.

@@ -107,6 +107,7 @@ func TestPauseIsOfOneDirection(t *testing.T) {
 			s.mustSend(s.upstream, 2, 1000)
 			s.mustReceive(s.client, 2, 1000)
 		}
+		eventually(t, "bytes that went up", func() bool { return s.relay.Stats().BytesUp >= 10 }) // counted after they were sent
 		if got := s.relay.Stats().BytesUp; got != 10 {
 			t.Errorf("%d bytes went up, want 10", got)
 		}

@@ -112,7 +112,7 @@ func (p *pump) sent(n int) {
 	if pause <= 0 {
 		return
 	}
-	p.engine.touch(p.engine.age() + pause) // the pause is ours: it does not count as silence of the peers
+	p.engine.touch(later(p.engine.age(), pause)) // the pause is ours: it does not count as silence of the peers
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {
