@@ -74,9 +74,11 @@ type PacketConfig struct {
 	// closed. Where the address can't be used, Next is called again with the error, until it returns an error itself. That
 	// ends a session that never had an upstream.
 	//
-	// While the upstream refuses datagrams, Next is called again with that error, at most once a second. It may return the
-	// same address again, perhaps after another look-up. Where it returns an error the session keeps its upstream, and Next
-	// is called again later. Calls do not overlap, but the last one may still run after Done, with ctx ended.
+	// While the upstream refuses datagrams, Next is called again with that error. It may return the same address again,
+	// perhaps after another look-up. Where it returns an error the session keeps its upstream, and Next is called again
+	// later. Next is called at most once a second for that, except where an upstream has never answered: then it is called
+	// at once, once for each address that refuses, and the last datagrams, up to 4 of 4 KiB together, are sent again to
+	// the next upstream. What is sent again counts once in PacketStats. Calls do not overlap, but the last one may still run after Done, with ctx ended.
 	Next func(ctx context.Context, failed error) (net.Addr, error)
 
 	// Attempt is called when it is known whether an upstream works: with nil when its first reply has come, with an error
@@ -278,6 +280,13 @@ func (r *PacketRelay) answers() (first bool) { return r.trust.CompareAndSwap(una
 // sameAddr reports whether two addresses are the same.
 func sameAddr(a, b *net.UDPAddr) bool {
 	return a.IP.Equal(b.IP) && a.Port == b.Port && a.Zone == b.Zone
+}
+
+// dropRefused counts n datagrams that were refused and not sent to another upstream.
+func (r *PacketRelay) dropRefused(n int) {
+	for range n {
+		r.drop(DropUpstreamRefused)
+	}
 }
 
 func (r *PacketRelay) drop(why Drop) {

@@ -28,6 +28,13 @@ type goroutinePackets struct {
 		over     bool
 	}
 	asks sync.WaitGroup
+
+	// sending is locked while a datagram is sent to the upstream, or the upstream is replaced. It comes before state.
+	sending struct {
+		sync.Mutex
+		answered bool  // an upstream has sent a reply
+		held     *held // nil where nothing is
+	}
 }
 
 func (r *PacketRelay) runGoroutines() {
@@ -173,21 +180,60 @@ func (g *goroutinePackets) sendUp(b []byte) {
 	if !g.admitsUp(len(b)) {
 		return
 	}
+	g.sending.Lock()
+	defer g.sending.Unlock()
 	conn := g.upstream()
-	n, err := conn.Write(b)
+	_, err := conn.Write(b)
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		g.refused(err) // that is for a datagram sent before; this one was not sent
-		n, err = conn.Write(b)
+		_, err = conn.Write(b)
 	}
+	refused := errors.Is(err, syscall.ECONNREFUSED)
 	switch {
 	case err == nil:
-		g.sentUp(n)
+		g.sentUp(len(b))
+		g.hold(b)
 	case g.ctx.Err() != nil: // cut
-	case errors.Is(err, syscall.ECONNREFUSED):
+	case refused && !g.sending.answered:
+		g.sentUp(len(b)) // as if the refusal had come a moment later
+		g.hold(b)
+		g.refused(err)
+	case refused:
 		g.refused(err)
 	default:
 		g.drop(DropSendFailed)
 	}
+}
+
+// hold keeps a datagram that may have to be sent to another upstream. It is called with g.sending locked.
+func (g *goroutinePackets) hold(b []byte) {
+	if !g.sending.answered {
+		g.sending.held = g.sending.held.orNew()
+		g.dropRefused(g.sending.held.add(b, g.activeAt()))
+	}
+}
+
+// resend sends to a new upstream what the former one has refused. It is called with g.sending locked.
+func (g *goroutinePackets) resend(conn *packetSocket) {
+	g.dropRefused(g.sending.held.resend(g.age(), func(b []byte) {
+		switch _, err := conn.Write(b); {
+		case err == nil || g.ctx.Err() != nil:
+		case errors.Is(err, syscall.ECONNREFUSED):
+			g.refused(err)
+		default:
+			g.drop(DropSendFailed)
+		}
+	}))
+}
+
+// worked notes that the upstream has sent a reply.
+func (g *goroutinePackets) worked(conn *packetSocket) {
+	attemptFunc(g.cfg.Attempt).report(conn.addr, g.age()-conn.openedAt, nil)
+	g.sending.Lock()
+	defer g.sending.Unlock()
+	g.sending.answered = true
+	g.sending.held.release()
+	g.sending.held = nil
 }
 
 // down passes the upstream's datagrams on until the relay is cut.
@@ -200,13 +246,15 @@ func (g *goroutinePackets) down() {
 		switch {
 		case err == nil:
 			if !conn.works.Swap(true) {
-				attemptFunc(g.cfg.Attempt).report(conn.addr, g.age()-conn.openedAt, nil)
+				g.worked(conn)
 			}
 			g.sendDown(buf[:n])
 		case g.ctx.Err() != nil:
 			return
 		case errors.Is(err, syscall.ECONNREFUSED):
+			g.sending.Lock()
 			g.refused(err)
+			g.sending.Unlock()
 		case conn == g.upstream():
 			// An error such as a lack of memory, which may pass.
 			select {
@@ -232,16 +280,22 @@ func (g *goroutinePackets) sendDown(b []byte) {
 	}
 }
 
-// refused asks Next for another upstream, at most once in askInterval, because nobody listens on the port of this one.
+// refused asks Next for another upstream because this one refuses datagrams: now, or when askInterval has passed. It is
+// called with g.sending locked.
 func (g *goroutinePackets) refused(err error) {
-	g.drop(DropUpstreamRefused)
+	if !g.sending.held.refused() {
+		g.drop(DropUpstreamRefused)
+	}
 	g.state.Lock()
 	defer g.state.Unlock()
-	if g.state.asking {
+	if g.state.asking || g.state.reason != "" {
 		return
 	}
 	g.state.asking = true
 	pause := g.state.nextAsk - g.age()
+	if g.sending.held.asks(g.state.upstream.addr, g.age(), pause <= 0) {
+		pause = 0
+	}
 	g.asks.Go(func() {
 		select {
 		case <-time.After(pause):
@@ -256,16 +310,21 @@ func (g *goroutinePackets) ask(failed error) {
 	refuses.works.Store(false)
 	attemptFunc(g.cfg.Attempt).report(refuses.addr, g.age()-refuses.openedAt, failed)
 	conn, err := g.dial(failed)
-	switch {
-	case err != nil:
-	case sameAddr(conn.addr, refuses.addr):
-		_ = conn.Close()
-	default:
-		g.use(conn)
-	}
+	g.sending.Lock()
+	defer g.sending.Unlock()
 	g.state.Lock()
 	g.state.asking, g.state.nextAsk = false, g.age()+askInterval
 	g.state.Unlock()
+	switch {
+	case err == nil && !sameAddr(conn.addr, refuses.addr):
+		if g.use(conn) {
+			g.resend(conn)
+		}
+		return
+	case err == nil:
+		_ = conn.Close()
+	}
+	g.dropRefused(g.sending.held.giveUp())
 }
 
 // schedule sets the timer for the time limit that comes first.
@@ -326,6 +385,10 @@ func (g *goroutinePackets) end(err error) {
 	}
 	reason := g.state.reason
 	g.state.Unlock()
+	g.sending.Lock()
+	g.dropRefused(g.sending.held.giveUp())
+	g.sending.held.release()
+	g.sending.Unlock()
 	g.closeUpstream()
 	g.done(reason, err)
 	g.closeClient()

@@ -27,6 +27,9 @@ type loopPackets struct {
 	waiting [][]byte // datagrams of the client, until there is a socket
 	size    int      // of waiting, in bytes
 
+	answered bool  // an upstream has sent a reply
+	held     *held // nil where nothing is
+
 	// The fields below belong to the loop's goroutine.
 
 	ask        ask
@@ -155,6 +158,8 @@ func (s *loopPackets) reconnect(to *net.UDPAddr) {
 			return
 		}
 		s.target = to
+	} else {
+		s.giveUpHeld()
 	}
 	s.dialled()
 }
@@ -187,6 +192,7 @@ func (s *loopPackets) open(addr *net.UDPAddr) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fd = fd
+	s.resend()
 	for _, b := range s.waiting {
 		s.sendUp(b)
 	}
@@ -233,11 +239,11 @@ func (s *loopPackets) dialled() {
 	s.setTimer()
 }
 
-// askAgain asks Next for another upstream because this one refuses datagrams, at most once in askInterval.
+// askAgain asks Next for another upstream because this one refuses datagrams: now, or when askInterval has passed.
 func (s *loopPackets) askAgain() {
 	switch {
 	case s.phase != phaseOpen || s.ask == askNow:
-	case s.loop.now < s.nextAsk:
+	case !s.asks():
 		s.ask = askSoon
 		s.setTimer()
 	default:
@@ -249,11 +255,26 @@ func (s *loopPackets) askAgain() {
 	}
 }
 
+// asks reports whether Next is to be asked now.
+func (s *loopPackets) asks() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held.asks(s.target, s.age(), s.loop.now >= s.nextAsk)
+}
+
+// giveUpHeld drops what was refused and can't be sent to another upstream.
+func (s *loopPackets) giveUpHeld() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dropRefused(s.held.giveUp())
+}
+
 // fail is called when Next has returned an error.
 func (s *loopPackets) fail(err error) {
 	switch s.phase {
 	case phaseOver:
 	case phaseOpen:
+		s.giveUpHeld()
 		s.dialled() // keep the upstream that there is
 	default:
 		s.failed = err
@@ -291,6 +312,8 @@ func (s *loopPackets) setTimer() {
 func (s *loopPackets) end() {
 	s.mu.Lock()
 	s.shut, s.waiting = true, nil
+	s.dropRefused(s.held.giveUp())
+	s.held.release()
 	s.mu.Unlock()
 	s.closeUpstream()
 	s.leave()

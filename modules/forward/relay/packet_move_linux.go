@@ -43,12 +43,17 @@ func (s *loopPackets) sendUp(b []byte) {
 		s.refusedUp() // that is for a datagram sent before; this one was not sent
 		_, errno = sendFD(s.fd, b)
 	}
-	switch errno {
-	case 0:
+	switch {
+	case errno == 0:
 		s.sentUp(len(b))
-	case unix.ECONNREFUSED:
+		s.hold(b)
+	case errno == unix.ECONNREFUSED && !s.answered:
+		s.sentUp(len(b)) // as if the refusal had come a moment later
+		s.hold(b)
 		s.refusedUp()
-	case unix.EAGAIN, unix.ENOBUFS:
+	case errno == unix.ECONNREFUSED:
+		s.refusedUp()
+	case errno == unix.EAGAIN || errno == unix.ENOBUFS:
 		s.drop(DropUpstreamFull)
 	default:
 		s.drop(DropSendFailed)
@@ -57,11 +62,45 @@ func (s *loopPackets) sendUp(b []byte) {
 
 // refusedUp tells the loop that the upstream refuses datagrams. It is called with s.mu locked.
 func (s *loopPackets) refusedUp() {
-	s.drop(DropUpstreamRefused)
+	if !s.held.refused() {
+		s.drop(DropUpstreamRefused)
+	}
 	if !s.told {
 		s.told = true
 		s.loop.post(message{to: s, what: orderAsk})
 	}
+}
+
+// hold keeps a datagram that may have to be sent to another upstream. It is called with s.mu locked.
+func (s *loopPackets) hold(b []byte) {
+	if !s.answered {
+		s.held = s.held.orNew()
+		s.dropRefused(s.held.add(b, s.activeAt()))
+	}
+}
+
+// resend sends to a new upstream what the former one has refused. It is called with s.mu locked.
+func (s *loopPackets) resend() {
+	s.dropRefused(s.held.resend(s.age(), func(b []byte) {
+		switch _, errno := sendFD(s.fd, b); errno {
+		case 0:
+		case unix.ECONNREFUSED:
+			s.refusedUp()
+		default:
+			s.drop(DropUpstreamFull)
+		}
+	}))
+}
+
+// worked notes that the upstream has sent a reply.
+func (s *loopPackets) worked() {
+	s.works = true
+	attemptFunc(s.cfg.Attempt).report(s.target, s.loop.now-s.openedAt, nil)
+	s.mu.Lock()
+	s.answered = true
+	s.held.release()
+	s.held = nil
+	s.mu.Unlock()
 }
 
 // onEvents is called when there are replies to read.
@@ -112,19 +151,28 @@ func (s *loopPackets) readReplies() {
 		switch {
 		case errno == unix.EAGAIN:
 		case errno != 0:
-			s.drop(DropUpstreamRefused)
-			s.askAgain()
+			s.refusedDown()
 			failures++
 			s.readable = failures < 2 // there may be datagrams after the error
 		default:
 			datagrams += n
 			size += s.take(n)
 			if n > 0 && !s.works {
-				s.works = true
-				attemptFunc(s.cfg.Attempt).report(s.target, s.loop.now-s.openedAt, nil)
+				s.worked()
 			}
 		}
 	}
+}
+
+// refusedDown is refusedUp for the loop, which has read the refusal.
+func (s *loopPackets) refusedDown() {
+	s.mu.Lock()
+	kept := s.held.refused()
+	s.mu.Unlock()
+	if !kept {
+		s.drop(DropUpstreamRefused)
+	}
+	s.askAgain()
 }
 
 // mayHave is how many more replies may be read, given MaxReplies and those that are still to be sent.
