@@ -13,6 +13,7 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 wanted='
 bind9-dnsutils       dig
 ca-certificates      /etc/ssl/certs/ca-certificates.crt
+curl                 curl
 dnsmasq-base         dnsmasq
 dnsperf              dnsperf
 gcc                  gcc
@@ -29,6 +30,7 @@ nftables             nft
 nginx                nginx
 openssh-client       sftp ssh ssh-keygen
 openssh-server       sshd
+openssl              openssl
 openvpn              openvpn
 postgresql           /usr/lib/postgresql/*/bin/initdb /usr/lib/postgresql/*/bin/postgres
 postgresql-client    pg_isready psql /usr/lib/postgresql/*/bin/psql
