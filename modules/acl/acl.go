@@ -9,6 +9,7 @@ import (
 	"github.com/mholt/caddy-l4/layer4"
 
 	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
+	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/refusal"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
@@ -74,7 +75,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("on_deny: %w", err)
 	}
 	if h.onDeny.Action == refusal.Drop && !refusal.CanDrop() {
-		ctx.Logger().Warn("on_deny drop needs the capability CAP_NET_ADMIN for TCP, denied clients are reset instead")
+		logqueue.Logger(ctx).Warn("on_deny drop needs the capability CAP_NET_ADMIN for TCP, denied clients are reset instead")
 	}
 	if err := h.rules.compile(ctx, config{h.Rules, h.Default, h.CountryDatabase, h.ASNDatabase}); err != nil {
 		return err

@@ -15,11 +15,11 @@ import (
 	"net/url"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 
 	"github.com/portgate/caddy-portgate/modules/acl/ipset"
+	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 )
 
 const (
@@ -185,7 +185,7 @@ func (f *feed) take(ctx context.Context, resp *http.Response) error {
 	}
 	f.loaded(set, report)
 	if err := f.save(ctx, body.Bytes()); err != nil {
-		caddy.Log().Named("acl").Error("list can't be stored, so a restart will need the server of it",
+		logqueue.Default("acl").Error("list can't be stored, so a restart will need the server of it",
 			zap.String("list", f.name), zap.Error(err))
 	}
 	return nil
@@ -224,7 +224,7 @@ func (f *feed) restore(ctx context.Context) bool {
 		}
 	}
 	if err != nil {
-		caddy.Log().Named("acl").Error("the stored copy of a list can't be used",
+		logqueue.Default("acl").Error("the stored copy of a list can't be used",
 			zap.String("list", f.name), zap.Error(err))
 		return false
 	}

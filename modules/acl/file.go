@@ -12,11 +12,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/fsnotify/fsnotify"
 	"go.uber.org/zap"
 
 	"github.com/portgate/caddy-portgate/modules/acl/ipset"
+	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 )
 
 const (
@@ -73,7 +73,7 @@ func openFile(name, path string, most int64, parse func([]byte) (*ipset.Set, ips
 	f.loaded(set, report)
 	f.opened()
 	if f.watcher, err = fsnotify.NewWatcher(); err != nil {
-		caddy.Log().Named("acl").Warn("can't watch, the file is looked at every few seconds instead",
+		logqueue.Default("acl").Warn("can't watch, the file is looked at every few seconds instead",
 			zap.String("list", name), zap.Duration("interval", filePoll), zap.Error(err))
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -118,7 +118,7 @@ func (f *file) follow(ctx context.Context) {
 				events, failures = nil, nil // from now on only the poll is left
 			}
 		case err := <-failures: // too many events at once: some are lost, and this stands for them
-			caddy.Log().Named("acl").Debug("watching a file", zap.String("list", f.name), zap.Error(err))
+			logqueue.Default("acl").Debug("watching a file", zap.String("list", f.name), zap.Error(err))
 		}
 		// Other files of the directory may change all the time: the look that is due soon is for all events until then.
 		if !soon {

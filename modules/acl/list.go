@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/portgate/caddy-portgate/modules/acl/ipset"
+	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
 )
 
@@ -64,7 +65,7 @@ func (l *list) loaded(set *ipset.Set, report ipset.Report) {
 	collectors.loaded.WithLabelValues(l.name).Set(float64(time.Now().UnixMilli()) / 1000)
 	l.succeeded()
 	l.logBadLines(report)
-	caddy.Log().Named("acl").Info("list loaded", zap.String("list", l.name), zap.Int("entries", set.Len()))
+	logqueue.Default("acl").Info("list loaded", zap.String("list", l.name), zap.Int("entries", set.Len()))
 	l.replace(set)
 }
 
@@ -83,7 +84,7 @@ func (l *list) logBadLines(report ipset.Report) {
 	for i, bad := range report.First {
 		first[i] = bad.Error()
 	}
-	caddy.Log().Named("acl").Warn("list has bad lines, which are left out", zap.String("list", l.name),
+	logqueue.Default("acl").Warn("list has bad lines, which are left out", zap.String("list", l.name),
 		zap.Int("bad", report.Bad), zap.Int("lines", report.Lines), zap.Strings("first", first))
 }
 
@@ -97,7 +98,7 @@ func (l *list) keep(err error) {
 	if again {
 		return
 	}
-	caddy.Log().Named("acl").Error("list can't be loaded, its last good content stays in use",
+	logqueue.Default("acl").Error("list can't be loaded, its last good content stays in use",
 		zap.String("list", l.name), zap.Int("entries", l.set.Load().Len()), zap.Error(err))
 }
 

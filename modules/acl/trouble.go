@@ -3,8 +3,9 @@ package acl
 import (
 	"sync"
 
-	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
+
+	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 )
 
 // What may fail with a list, as the metrics call it.
@@ -28,7 +29,7 @@ type trouble struct {
 func (t *trouble) note(err error, began, ended string, fields ...zap.Field) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	log := caddy.Log().Named("acl").With(zap.String("list", t.list))
+	log := logqueue.Default("acl").With(zap.String("list", t.list))
 	switch {
 	case err != nil && !t.on:
 		log.Warn(began, append(fields, zap.Error(err))...)

@@ -3,8 +3,9 @@ package network
 import (
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
+
+	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 )
 
 // How long a loop rests after an error that did not go away: from too short for a client to notice, to
@@ -34,7 +35,7 @@ func (r *rest) pause(stop <-chan struct{}, failures int, message string, fields 
 	}
 	if now := time.Now(); now.Sub(r.lastLogged) >= logInterval {
 		r.lastLogged = now
-		caddy.Log().Named("network").Error(message, fields...)
+		logqueue.Default("network").Error(message, fields...)
 	}
 	pause := time.NewTimer(min(minPause<<min(failures-1, 10), maxPause))
 	defer pause.Stop()

@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
 	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket"
@@ -158,7 +159,7 @@ func (h *Handler) acquire(ctx caddy.Context) (*state.Ref[*buckets], error) {
 			taken:  make(map[uint16]bool),
 			limits: make(map[uint16]limit),
 		}
-		b.log.Store(ctx.Logger())
+		b.log.Store(logqueue.Logger(ctx))
 		if !h.onRedis() {
 			return b, nil
 		}

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
+	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/refusal"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
@@ -102,7 +103,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := collectors.register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
-	h.log = ctx.Logger()
+	h.log = logqueue.Logger(ctx)
 	h.ipv6Prefix, h.maxKeys = defaultIPv6Prefix, defaultMaxKeys
 	if h.IPv6Prefix != nil {
 		h.ipv6Prefix = *h.IPv6Prefix

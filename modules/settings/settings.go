@@ -35,6 +35,9 @@ type App struct {
 	// its own. An IPv6 client is a /64. From 1 to 1000000. Default: 1000.
 	UDPMaxSessionsPerClient *int `json:"udp_max_sessions_per_client,omitempty"`
 
+	// AccessLog bounds what gets into the access log.
+	AccessLog *AccessLog `json:"access_log,omitempty"`
+
 	options global.Options
 }
 
@@ -46,6 +49,9 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 // Provision sets up the app.
 func (a *App) Provision(caddy.Context) error {
 	a.options = global.Defaults()
+	if err := a.AccessLog.set(&a.options.AccessLog); err != nil {
+		return err
+	}
 	if err := override(&a.options.UDPMaxSessions, "udp_max_sessions", a.UDPMaxSessions); err != nil {
 		return err
 	}
@@ -77,6 +83,10 @@ func (a *App) Options() global.Options { return a.options }
 //	portgate {
 //		udp_max_sessions            <count>
 //		udp_max_sessions_per_client <count>
+//		access_log {
+//			queue  <count>
+//			sample <status> <rate>
+//		}
 //	}
 func parseGlobalOption(d *caddycaddyfile.Dispenser, existing any) (any, error) {
 	if existing != nil {
@@ -87,6 +97,7 @@ func parseGlobalOption(d *caddycaddyfile.Dispenser, existing any) (any, error) {
 	err := caddyfile.Unmarshal(d, nil,
 		count("udp_max_sessions", &a.UDPMaxSessions),
 		count("udp_max_sessions_per_client", &a.UDPMaxSessionsPerClient),
+		accessLogOption(&a.AccessLog),
 	)
 	if err != nil {
 		return nil, err

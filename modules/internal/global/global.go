@@ -15,11 +15,24 @@ type Options struct {
 	UDPMaxSessions int
 	// UDPMaxSessionsPerClient is how many of them one client may have.
 	UDPMaxSessionsPerClient int
+	// AccessLog bounds what gets into the access log.
+	AccessLog AccessLog
+}
+
+// AccessLog bounds what gets into the access log.
+type AccessLog struct {
+	// Queue is how many entries may wait for a destination.
+	Queue int
+	// Sample is how many entries of a status a handler may write a second, where that is not left to the defaults.
+	Sample map[int]float64
 }
 
 // Defaults returns the options of a config without the app.
 func Defaults() Options {
-	return Options{UDPMaxSessions: 10_000, UDPMaxSessionsPerClient: 1_000}
+	return Options{
+		UDPMaxSessions: 10_000, UDPMaxSessionsPerClient: 1_000,
+		AccessLog: AccessLog{Queue: 10_000},
+	}
 }
 
 // App is the app `portgate`.

@@ -19,6 +19,8 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/logging"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 )
 
 func TestAccessLogEntry(t *testing.T) {
@@ -171,6 +173,7 @@ func restore(t *testing.T) {
 // entries returns the entries of a log file.
 func entries(t *testing.T, file string) (all []map[string]any) {
 	t.Helper()
+	logqueue.Flush(10 * time.Second)
 	f, err := os.Open(file)
 	if err != nil {
 		t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/portgate/caddy-portgate/modules/internal/degraded"
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
+	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 	"github.com/portgate/caddy-portgate/modules/internal/meter"
 )
 
@@ -39,8 +40,10 @@ var collectors = &metrics{
 }
 
 func (m *metrics) register(registry *prometheus.Registry) error {
-	if err := degraded.Register(registry); err != nil {
-		return err
+	for _, register := range []func(*prometheus.Registry) error{degraded.Register, logqueue.Register} {
+		if err := register(registry); err != nil {
+			return err
+		}
 	}
 	return meter.Register(registry, m.sessions, m.active, m.bytes, m.duration, m.connect, m.datagrams)
 }

@@ -3,7 +3,6 @@ package session
 import (
 	"net/netip"
 	"testing"
-	"time"
 
 	"go.uber.org/zap/zaptest/observer"
 
@@ -106,13 +105,13 @@ func TestDeniedEntry(t *testing.T) {
 func TestDeniedEntriesAreFew(t *testing.T) {
 	t.Parallel()
 	sc, logs, _ := newScope(t, 0, 0)
-	const flood = 10 * denialsBurst
+	const flood = 10 * samplesBurst
 	for range flood {
 		begin(t, sc).End(End{Status: StatusDenied, Reason: ReasonDenied})
 	}
 	begin(t, sc).End(End{Status: StatusDone})
 	written := denied(logs)
-	if written < denialsBurst || written > flood/2 {
+	if written < samplesBurst || written > flood/2 {
 		t.Errorf("%d entries of %d", written, flood)
 	}
 	if got := logs.Len() - written; got != 1 {
@@ -127,37 +126,4 @@ func denied(logs *observer.ObservedLogs) (n int) {
 		}
 	}
 	return n
-}
-
-func TestDenials(t *testing.T) {
-	t.Parallel()
-	var d denials
-	now := time.Now()
-	for n := range denialsBurst {
-		if skipped, ok := d.take(now); !ok || skipped != 0 {
-			t.Fatalf("entry %d: %t, %d skipped", n, ok, skipped)
-		}
-	}
-	for range 7 {
-		if _, ok := d.take(now); ok {
-			t.Fatal("an entry too many")
-		}
-	}
-	now = now.Add(time.Second / denialsPerSecond)
-	if skipped, ok := d.take(now); !ok || skipped != 7 {
-		t.Errorf("after the pause: %t, %d skipped, want 7", ok, skipped)
-	}
-	if _, ok := d.take(now); ok {
-		t.Error("two entries after a pause for one")
-	}
-	now = now.Add(time.Hour)
-	written := 0
-	for range 10 * denialsBurst {
-		if _, ok := d.take(now); ok {
-			written++
-		}
-	}
-	if written != denialsBurst {
-		t.Errorf("%d entries after an hour, want %d", written, denialsBurst)
-	}
 }

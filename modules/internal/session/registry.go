@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 )
 
 // registry holds the living sessions. It is bounded by the descriptors that they hold.
@@ -54,8 +56,16 @@ const idleAtStop = time.Second
 // stopPoll is how often a stopping process looks for sessions that have become idle.
 const stopPoll = 50 * time.Millisecond
 
+// logTimeout is how long a process that stops waits for a log to take the entries that it has queued.
+const logTimeout = time.Second
+
 // Caddy calls this when every app has stopped, so that no listener accepts any more.
-func init() { caddy.OnExit(func(context.Context) { living.shutdown() }) }
+func init() {
+	caddy.OnExit(func(context.Context) {
+		living.shutdown()
+		logqueue.Flush(logTimeout)
+	})
+}
 
 // shutdown closes idle sessions at once and the others as they become idle, at the latest after
 // their grace period. It returns when none is left, or could be closed.
@@ -73,7 +83,7 @@ func (r *registry) shutdown() {
 				s.Close(ReasonShutdown)
 			}
 		}
-		if time.Since(start) > longest+idleAtStop {
+		if time.Since(start)-idleAtStop > longest { // which may be the longest duration there is
 			return
 		}
 		time.Sleep(stopPoll)

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"math"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -104,6 +105,19 @@ func TestStopGivesEachBusySessionItsGrace(t *testing.T) {
 		for grace, r := range sessions {
 			r.mustBeClosed(t, grace)
 		}
+	})
+}
+
+// The longest duration that can be configured is as long as one is busy, and not no time at all.
+func TestStopWithTheLongestGrace(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		st := newStopping()
+		busy := st.add(math.MaxInt64, 5*time.Second)
+		if took := st.stop(); took > 6*time.Second+stopPoll {
+			t.Errorf("took %v", took)
+		}
+		busy.mustBeClosed(t, 6*time.Second)
 	})
 }
 

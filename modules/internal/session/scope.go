@@ -2,7 +2,6 @@ package session
 
 import (
 	"context"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -10,6 +9,8 @@ import (
 	"github.com/mholt/caddy-l4/layer4"
 	"go.uber.org/zap"
 
+	"github.com/portgate/caddy-portgate/modules/internal/global"
+	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 	"github.com/portgate/caddy-portgate/modules/internal/recheck"
 )
 
@@ -26,7 +27,8 @@ type Scope struct {
 	log     *zap.Logger
 	metrics *metrics
 	drained atomic.Bool // DrainTimeout has passed
-	denials denials
+	queue   int         // entries that may wait for a destination of the log
+	sampler sampler
 }
 
 // NewScope is called in Provision. It registers the metrics with the config's registry.
@@ -34,12 +36,18 @@ func NewScope(ctx caddy.Context, gracePeriod, drainTimeout time.Duration) (*Scop
 	if err := collectors.register(ctx.GetMetricsRegistry()); err != nil {
 		return nil, err
 	}
+	options, err := global.Of(ctx)
+	if err != nil {
+		return nil, err
+	}
 	return &Scope{
 		GracePeriod:  gracePeriod,
 		DrainTimeout: drainTimeout,
 		config:       ctx.Context,
-		log:          accessLog(ctx),
+		log:          accessLog(ctx, options.AccessLog.Queue),
 		metrics:      collectors,
+		queue:        options.AccessLog.Queue,
+		sampler:      sampler{perSecond: options.AccessLog.Sample},
 	}, nil
 }
 
@@ -72,8 +80,9 @@ func (sc *Scope) drain() {
 	}
 }
 
-func accessLog(ctx caddy.Context) *zap.Logger {
-	return ctx.Logger(new(layer4.App)).Named("log.access")
+// accessLog returns the access log of a config. It never blocks.
+func accessLog(ctx caddy.Context, queue int) *zap.Logger {
+	return logqueue.WrapAccess(ctx.Logger(new(layer4.App)).Named("log.access"), queue)
 }
 
 // lastLog is the access log of the config that ran when the process began to stop.
@@ -86,7 +95,7 @@ func (sc *Scope) logger() *zap.Logger {
 		return sc.log
 	}
 	if running := caddy.ActiveContext(); running.Context != nil {
-		return accessLog(running)
+		return accessLog(running, sc.queue)
 	}
 	if last := lastLog.Load(); last != nil {
 		return last
@@ -94,41 +103,10 @@ func (sc *Scope) logger() *zap.Logger {
 	return sc.log
 }
 
-// denials bounds the entries of clients that are denied or limited, so that a flood of them can't fill the disk. The metrics
-// count them all.
-type denials struct {
-	mu      sync.Mutex
-	left    float64 // entries that may be written now
-	at      time.Time
-	skipped int64 // since the last entry
-}
-
-const (
-	denialsPerSecond = 10
-	denialsBurst     = 100
-)
-
-// take tells whether there may be an entry, and how many there were that could not be.
-func (d *denials) take(now time.Time) (skipped int64, ok bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.left = min(d.left+now.Sub(d.at).Seconds()*denialsPerSecond, denialsBurst)
-	if d.at = now; d.left < 1 {
-		d.skipped++
-		return 0, false
-	}
-	d.left--
-	skipped, d.skipped = d.skipped, 0
-	return skipped, true
-}
-
 func (sc *Scope) logEnd(s *Session, e *End, duration time.Duration) {
-	var skipped int64
-	if e.Status == StatusDenied || e.Status == StatusLimited || e.Status == StatusBadHeader {
-		var ok bool
-		if skipped, ok = sc.denials.take(time.Now()); !ok {
-			return
-		}
+	skipped, ok := sc.sampler.take(e, s.served(e), time.Now())
+	if !ok {
+		return
 	}
 	entry := sc.logger().Check(zap.InfoLevel, "session")
 	if entry == nil {
