@@ -90,6 +90,7 @@ var examples = map[string]example{
 	"dns":             exampleDNS,
 	"port-ranges":     examplePortRanges,
 	"prometheus":      examplePrometheus,
+	"proxy-protocol":  exampleProxyProtocol,
 	"systemd":         exampleSystemd,
 	"http-and-layer4": exampleHTTPAndLayer4,
 }

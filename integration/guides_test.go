@@ -192,3 +192,33 @@ func exampleSystemd(t *testing.T, start func(...gate.Option) *gate.Process, addr
 	p.Terminate()
 	mustHear("STOPPING=1")
 }
+
+func exampleProxyProtocol(t *testing.T, start func(...gate.Option) *gate.Process, addr addresses) {
+	p := start()
+	balancer := gate.ReserveAddr(t)
+	config := writeFile(t, "haproxy.cfg", fmt.Sprintf(`defaults
+  mode tcp
+  timeout connect 3s
+  timeout client 10m
+  timeout server 10m
+listen clients
+  bind %s
+  server gateway %s send-proxy-v2
+`, balancer, addr(8080)))
+	server(t, balancer, exec.Command(program(t, "haproxy"), "-db", "-f", config))
+	mustCurl(t, "inside", "http://"+balancer)
+	mustCurl(t, "inside", "--haproxy-protocol", "http://"+addr(8080))
+	for client, args := range map[string][]string{
+		"127.0.0.2": {"http://" + balancer, "--interface", "127.0.0.2"},
+		"127.0.0.3": {"http://" + addr(8080), "--interface", "127.0.0.3", "--haproxy-protocol"},
+	} {
+		mustNotCurl(t, args...)
+		for _, s := range p.WaitSessions(1, func(s gate.Session) bool { return s.ClientIP == client }) {
+			if s.Status != 403 {
+				t.Errorf("access log: %s", s.Line)
+			}
+		}
+	}
+	mustNotCurl(t, "http://"+addr(8080))
+	p.WaitSessions(1, func(s gate.Session) bool { return s.Status == 400 && s.Reason == "proxy_header" })
+}
