@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/portgate/caddy-portgate/caddyfile"
+	"github.com/portgate/caddy-portgate/modules/internal/gate"
 )
 
 func init() {
@@ -27,7 +28,8 @@ func init() {
 Forwards a TCP or UDP port to one or more upstreams, without a config file.
 
 --from is the address to listen on: a port with or without a host, or a range of
-ports. Its network is gate+tcp unless another one is named; udp is gate+udp.
+ports. Its network is gate+tcp unless another one is named; udp is gate+udp,
+udp4 is gate+udp4, and so on. gate+fd/3 is a socket that systemd has opened.
 
 --to is an upstream: host:port, or unix//path for a unix socket. Repeat it for
 more; connections are dealt out in turn, and where one can't be reached the next
@@ -83,11 +85,12 @@ func parseFlags(from string, to []string, idleTimeout string) (caddy.NetworkAddr
 		return caddy.NetworkAddress{}, nil, errors.New("--from: expected an address to listen on, such as :8080")
 	}
 	addr, err := caddy.ParseNetworkAddressWithDefaults(from, "gate+tcp", 0)
-	if err != nil || addr.StartPort == 0 && !addr.IsUnixNetwork() {
+	inherited := caddy.IsFdNetwork(strings.TrimPrefix(addr.Network, "gate+"))
+	if err != nil || addr.StartPort == 0 && !addr.IsUnixNetwork() && !inherited {
 		return addr, nil, fmt.Errorf("--from: %q: expected an address to listen on, such as :8080", from)
 	}
-	if addr.Network == "udp" {
-		addr.Network = "gate+udp"
+	if n, ok := gate.Parse("gate+" + addr.Network); ok && n.Transport == "udp" {
+		addr.Network = n.Name
 	}
 	if len(to) == 0 {
 		return addr, nil, errors.New("--to: expected at least one upstream, such as 127.0.0.1:9000")
@@ -136,7 +139,7 @@ func commandConfig(from caddy.NetworkAddress, h *Handler, accessLog, debug bool)
 
 // describe says what runs now.
 func describe(from caddy.NetworkAddress, h *Handler) string {
-	if isDatagrams(from.Network) {
+	if gate.Datagrams(from.Network) {
 		return fmt.Sprintf("listening on %s, forwarding to %s\ntimeouts: connect %s, idle %s, lifetime %s, grace period %s\n",
 			from, strings.Join(h.To, ", "),
 			h.limits.Connect, orNever(h.datagramLimits.Idle), orNever(h.limits.Lifetime), h.gracePeriod)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net"
-	"strings"
 	"syscall"
 	"time"
 
@@ -16,9 +15,6 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 	"github.com/portgate/caddy-portgate/modules/internal/throttle"
 )
-
-// isDatagrams tells networks such as "udp", "udp6" and "gate+udp" from those of streams.
-func isDatagrams(network string) bool { return strings.Contains(network, "udp") }
 
 // datagrams prepares what moves a session of datagrams. walk begins a walk through the upstreams.
 func (h *Handler) datagrams(sess *session.Session, client net.Conn, walk func() *upstream.Walk) *relay.PacketRelay {

@@ -14,6 +14,7 @@ import (
 	"github.com/portgate/caddy-portgate/modules/forward/relay"
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
 	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
+	"github.com/portgate/caddy-portgate/modules/internal/gate"
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
@@ -168,7 +169,7 @@ func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
 			return walk
 		}
 	}
-	if isDatagrams(sess.Network) {
+	if gate.Datagrams(sess.Network) {
 		h.datagrams(sess, detach(cx), walk).Run()
 		return nil
 	}
@@ -180,7 +181,7 @@ func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
 // Serve is Handle for a connection that is only known by its addresses.
 func (h *Handler) Serve(a *session.Arrival) (next bool) {
 	sess, conn := a.Begin(h.scope), a.Conn
-	if isDatagrams(sess.Network) {
+	if gate.Datagrams(sess.Network) {
 		h.datagrams(sess, conn, func() *upstream.Walk { return h.walk(sess, conn) }).Start()
 	} else {
 		h.relay(sess, h.walk(sess, conn), conn, nil).Start()
@@ -193,7 +194,7 @@ func (h *Handler) walk(sess *session.Session, accepted net.Conn) *upstream.Walk 
 	walk := h.pool.Walk()
 	walk.Retries = h.retries
 	walk.LookupTimeout = h.limits.Connect
-	walk.Datagrams = isDatagrams(sess.Network)
+	walk.Datagrams = gate.Datagrams(sess.Network)
 	if h.ports != nil {
 		walk.Offset = offset(accepted, h.ports)
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
+	"github.com/portgate/caddy-portgate/modules/internal/gate"
 )
 
 // portRange is the ports of a listen address.
@@ -25,7 +26,7 @@ func matchAddrs(upstreams []upstream.Upstream, listen []caddy.NetworkAddress) ([
 			if up.Dynamic {
 				continue
 			}
-			if err := up.Addr.Carries(isDatagrams(addr.Network)); err != nil {
+			if err := up.Addr.Carries(gate.Datagrams(addr.Network)); err != nil {
 				return nil, fmt.Errorf("%q: %w, as the listen address %q needs", up.Name, err, addr.String())
 			}
 		}
@@ -42,7 +43,7 @@ func matchPorts(upstreams []upstream.Upstream, listen []caddy.NetworkAddress) ([
 		if err != nil || ip.IsUnspecified() {
 			ip = netip.Addr{}
 		}
-		ranges = append(ranges, portRange{ip.Unmap(), addr.StartPort, addr.EndPort, isDatagrams(addr.Network)})
+		ranges = append(ranges, portRange{ip.Unmap(), addr.StartPort, addr.EndPort, gate.Datagrams(addr.Network)})
 	}
 	wanted := false
 	for _, up := range upstreams {
@@ -86,7 +87,7 @@ func offset(conn net.Conn, ranges []portRange) (offset int) {
 		return 0
 	}
 	ip, port := local.AddrPort().Addr().Unmap(), uint(local.AddrPort().Port())
-	datagrams := isDatagrams(conn.LocalAddr().Network())
+	datagrams := gate.Datagrams(conn.LocalAddr().Network())
 	for _, r := range ranges {
 		switch {
 		case port < r.first || port > r.last || datagrams != r.datagrams:

@@ -6,6 +6,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/portgate/caddy-portgate/modules/internal/gate"
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
@@ -61,7 +62,7 @@ func (l *line) Destruct() error {
 // succession is the lines that a handler belongs to.
 type succession struct {
 	refs       []*state.Ref[*line]
-	byListener map[string]*line // gate+udp listeners by their address, which has one port
+	byListener map[string]*line // listeners of datagrams of the gate networks, by their address, which has one port
 	own        *line            // of what other networks accept: their sockets do not outlive the config
 }
 
@@ -69,7 +70,8 @@ type succession struct {
 func (s *succession) begin(canonical string, listen []caddy.NetworkAddress) error {
 	s.own, s.byListener = newLine(), make(map[string]*line)
 	for _, addr := range listen {
-		if addr.Network != "gate+udp" {
+		n, ok := gate.Parse(addr.Network)
+		if !ok || n.Transport != "udp" {
 			continue
 		}
 		ref, err := lines.Acquire(lineKey{addr.String(), canonical}, func() (*line, error) { return newLine(), nil })
@@ -78,7 +80,7 @@ func (s *succession) begin(canonical string, listen []caddy.NetworkAddress) erro
 		}
 		s.refs = append(s.refs, ref)
 		for offset := range addr.PortRangeSize() {
-			s.byListener[addr.JoinHostPort(offset)] = ref.Value()
+			s.byListener[gate.Listener(n, addr, offset)] = ref.Value()
 		}
 	}
 	return nil

@@ -27,14 +27,14 @@ type listener struct {
 	err  error
 }
 
-func listenSocket(ctx context.Context, cfg net.ListenConfig, addr *net.TCPAddr) (*listener, error) {
-	ln, err := cfg.Listen(ctx, "tcp", addr.String())
+func listenSocket(ctx context.Context, cfg net.ListenConfig, ep endpoint) (*listener, error) {
+	ln, err := ep.listen(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
 	// A TCPListener has no RawConn.Read, a copy of its descriptor as a file has.
 	defer func() { _ = ln.Close() }()
-	file, err := ln.(*net.TCPListener).File()
+	file, err := ln.File()
 	if err != nil {
 		return nil, err
 	}
@@ -238,7 +238,7 @@ func (c *Conn) Write(b []byte) (int, error) {
 	return n, c.asNetError("write", err)
 }
 
-// asNetError turns a file's error into what a net.Conn gives.
+// asNetError lineage a file's error into what a net.Conn gives.
 func (c *Conn) asNetError(op string, err error) error {
 	var failed *os.PathError
 	if !errors.As(err, &failed) {

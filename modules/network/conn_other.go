@@ -11,12 +11,12 @@ import (
 // listener is a listening socket.
 type listener struct{ *net.TCPListener }
 
-func listenSocket(ctx context.Context, cfg net.ListenConfig, addr *net.TCPAddr) (*listener, error) {
-	ln, err := cfg.Listen(ctx, "tcp", addr.String())
+func listenSocket(ctx context.Context, cfg net.ListenConfig, ep endpoint) (*listener, error) {
+	ln, err := ep.listen(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
-	return &listener{ln.(*net.TCPListener)}, nil
+	return &listener{ln}, nil
 }
 
 func (l *listener) accept() (*Conn, error) {

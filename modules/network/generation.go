@@ -21,7 +21,7 @@ type shared interface {
 	Addr() net.Addr
 	acceptFor(g *generation) (accepted, error)
 
-	// by embedding turns
+	// by embedding a lineage
 	add(g *generation) *generation
 	interrupt(g *generation)
 	remove(g *generation)
@@ -36,13 +36,12 @@ type accepted interface {
 
 // generation is the listener that one config has on a socket.
 type generation struct {
-	network string          // gateTCP or gateUDP
-	address string          // as configured
-	config  <-chan struct{} // ends with the config, and tells one config from another
-	terms   *terms          // of gate+udp
+	endpoint
+	config <-chan struct{} // ends with the config, and tells one config from another
+	terms  *terms          // for UDP
 
 	socket    shared
-	turn      chan struct{} // closed when there is no older generation any more
+	active    chan struct{} // closed when there is no older generation any more
 	accepting sync.Mutex    // held while in accept
 	closed    chan struct{}
 
@@ -52,14 +51,13 @@ type generation struct {
 	close         func() error
 }
 
-func newGeneration(ctx context.Context, network, address string) *generation {
+func newGeneration(ctx context.Context, ep endpoint) *generation {
 	return &generation{
-		network: network,
-		address: address,
-		steps:   fastpath.Steps(ctx, network, address),
-		config:  ctx.Done(),
-		turn:    make(chan struct{}),
-		closed:  make(chan struct{}),
+		endpoint: ep,
+		steps:    fastpath.Steps(ctx, ep.Name, ep.listener),
+		config:   ctx.Done(),
+		active:   make(chan struct{}),
+		closed:   make(chan struct{}),
 	}
 }
 
@@ -68,7 +66,7 @@ func newGeneration(ctx context.Context, network, address string) *generation {
 func (g *generation) join(ctx context.Context, ref *state.Ref[shared]) error {
 	g.socket = ref.Value()
 	if other := g.socket.add(g); other != nil {
-		return fmt.Errorf("this config listens there already, as %q: expected each address once", other.address)
+		return fmt.Errorf("this config listens there already, as %q: expected each address once", other.listener)
 	}
 	g.close = sync.OnceValue(func() error {
 		g.socket.interrupt(g)
@@ -85,7 +83,7 @@ func (g *generation) join(ctx context.Context, ref *state.Ref[shared]) error {
 // there are steps, it has them serve the connections, and returns none.
 func (g *generation) Accept() (net.Conn, error) {
 	select {
-	case <-g.turn:
+	case <-g.active:
 	case <-g.closed:
 		return nil, net.ErrClosed
 	}
@@ -100,12 +98,12 @@ func (g *generation) Accept() (net.Conn, error) {
 		if g.steps == nil {
 			return conn.forServer(), nil
 		}
-		*arrival = session.Arrival{Conn: conn, Network: network, Listener: g.address, Client: conn.client()}
+		*arrival = session.Arrival{Conn: conn, Network: network, Listener: g.listener, Client: conn.client()}
 		fastpath.Serve(g.steps, arrival)
 	}
 }
 
-// Close passes the turn to the next generation; the last one closes the socket. Once it has returned, g
+// Close makes the next generation active; the last one closes the socket. Once it has returned, g
 // accepts nothing more.
 func (g *generation) Close() error {
 	g.forgetContext()

@@ -49,7 +49,7 @@ func TestSocketOptions(t *testing.T) {
 	}
 
 	cfg := net.ListenConfig{Control: func(string, string, syscall.RawConn) error { return failed }}
-	if _, err := listen(config(t), freeAddress(t), cfg); !errors.Is(err, failed) {
+	if _, err := listenWith(config(t), t, freeAddress(t), cfg); !errors.Is(err, failed) {
 		t.Errorf("an error of the outer control: %v", err)
 	}
 }
@@ -64,7 +64,7 @@ func setIdle(seconds int) func(string, string, syscall.RawConn) error {
 
 func acceptOne(t *testing.T, cfg net.ListenConfig) *Conn {
 	t.Helper()
-	g, err := listen(config(t), freeAddress(t), cfg)
+	g, err := listenWith(config(t), t, freeAddress(t), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,5 +1,6 @@
-// Package network provides gate+tcp and gate+udp, networks for listen addresses: gate+tcp/127.0.0.1:8080 is
-// what tcp/127.0.0.1:8080 is, made safe to reload and to attack.
+// Package network provides the gate networks for listen addresses: gate+tcp/127.0.0.1:8080 is what tcp/127.0.0.1:8080
+// is, made safe to reload and to attack. So is gate+udp, both for one family of addresses (gate+tcp4, gate+udp6),
+// and gate+fd and gate+fdgram for sockets that the process was started with.
 //
 //   - All configs share one socket per address, so no reload throws an accept queue, or what waits in a receive
 //     buffer, away.
@@ -8,7 +9,7 @@
 //   - No error ends the accepting before the listener is closed: when descriptors or memory run out, the
 //     address answers again as soon as there are some.
 //
-// A listener of gate+udp accepts sessions of clients. Its receive loop never blocks, and what it remembers of
+// A listener of datagrams accepts sessions of clients. Its receive loop never blocks, and what it remembers of
 // clients is bounded.
 //
 // The socket has no SO_REUSEPORT: a second process gets "address already in use" instead of a share of the
@@ -23,20 +24,17 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/portgate/caddy-portgate/modules/internal/gate"
 	"github.com/portgate/caddy-portgate/modules/internal/global"
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
 )
 
-const (
-	gateTCP = "gate+tcp"
-	gateUDP = "gate+udp"
-)
-
 func init() {
-	caddy.RegisterNetwork(gateTCP, listenTCP)
-	caddy.RegisterNetwork(gateUDP, listenUDP)
+	for _, n := range gate.Networks {
+		caddy.RegisterNetwork(n.Name, listen)
+	}
 }
 
 // sockets are the listening sockets of all configs.
@@ -44,61 +42,38 @@ var sockets = state.NewPool[socketKey, shared]()
 
 // socketKey is the same for all spellings of an address.
 type socketKey struct {
-	network string
-	addr    netip.AddrPort
-	own     *generation // set for port 0, where every call gets a socket and a port of its own
+	transport  string
+	addr       netip.AddrPort // as canonical has it
+	descriptor int            // of an inherited socket, which has no addr here
+	own        *generation    // set for port 0, where every call gets a socket and a port of its own
 }
 
-// listenTCP is a [caddy.ListenerFunc]. It returns a net.Listener whose connections are of type [*Conn].
-// Options in cfg take effect when the socket is opened, which is when the address is new.
-func listenTCP(ctx context.Context, network, host, portRange string, portOffset uint, cfg net.ListenConfig) (any, error) {
-	return listenAt(network, host, portRange, portOffset, func(address string) (*generation, error) {
-		return listen(ctx, address, cfg)
-	})
-}
-
-// listenUDP is a [caddy.ListenerFunc]. It returns a net.Listener too, whose connections are sessions of
-// clients, of type [*PacketConn].
-func listenUDP(ctx context.Context, network, host, portRange string, portOffset uint, cfg net.ListenConfig) (any, error) {
-	return listenAt(network, host, portRange, portOffset, func(address string) (*generation, error) {
-		return listenForPackets(ctx, address, cfg)
-	})
-}
-
-func listenAt(network, host, portRange string, portOffset uint, listen func(address string) (*generation, error)) (any, error) {
-	addresses, err := caddy.ParseNetworkAddress(caddy.JoinNetworkAddress(network, host, portRange))
-	if err != nil {
-		return nil, fmt.Errorf("listening on %q: %w", host, err)
-	}
-	address := addresses.JoinHostPort(portOffset)
-	ln, err := listen(address)
-	if err != nil {
-		return nil, fmt.Errorf("listening on %q: %w", address, err)
-	}
-	return ln, nil
-}
-
-func listen(ctx context.Context, address string, cfg net.ListenConfig) (*generation, error) {
-	addr, err := net.ResolveTCPAddr("tcp", address)
+// listen is a [caddy.ListenerFunc]. It returns a net.Listener, for UDP too, whose connections are of type [*Conn] or
+// [*PacketConn]. Options in cfg take effect when the socket is opened, which is when the address is new.
+func listen(ctx context.Context, network, host, portRange string, portOffset uint, cfg net.ListenConfig) (any, error) {
+	ep, err := endpointOf(network, host, portRange, portOffset)
 	if err != nil {
 		return nil, err
 	}
-	g := newGeneration(ctx, gateTCP, address)
-	return share(ctx, g, addr.AddrPort(), func() (shared, error) { return openSocket(ctx, addr, cfg) })
+	g, err := listenAt(ctx, ep, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("listening on %q: %w", ep.listener, err)
+	}
+	return g, nil
 }
 
-func listenForPackets(ctx context.Context, address string, cfg net.ListenConfig) (*generation, error) {
-	addr, err := net.ResolveUDPAddr("udp", address)
-	if err != nil {
-		return nil, err
+func listenAt(ctx context.Context, ep endpoint, cfg net.ListenConfig) (*generation, error) {
+	g := newGeneration(ctx, ep)
+	open := func() (shared, error) { return openSocket(ctx, ep, cfg) }
+	if ep.Transport == "udp" {
+		terms, err := termsOf(ctx, ep.listener)
+		if err != nil {
+			return nil, err
+		}
+		g.terms = terms
+		open = func() (shared, error) { return openPacketSocket(ctx, ep, cfg, terms) }
 	}
-	terms, err := termsOf(ctx, address)
-	if err != nil {
-		return nil, err
-	}
-	g := newGeneration(ctx, gateUDP, address)
-	g.terms = terms
-	return share(ctx, g, addr.AddrPort(), func() (shared, error) { return openPacketSocket(ctx, addr, cfg, terms) })
+	return share(ctx, g, open)
 }
 
 // termsOf returns what a config wants of its UDP sockets.
@@ -116,10 +91,10 @@ func termsOf(ctx context.Context, address string) (*terms, error) {
 	return &terms{limits: limits, counts: listeners.DatagramsOf(address)}, nil
 }
 
-// share makes g a generation of the socket at addr, which it opens where there is none.
-func share(ctx context.Context, g *generation, addr netip.AddrPort, open func() (shared, error)) (*generation, error) {
-	key := socketKey{network: g.network, addr: canonical(addr)}
-	if addr.Port() == 0 {
+// share makes g a generation of the socket at its endpoint, which it opens where there is none.
+func share(ctx context.Context, g *generation, open func() (shared, error)) (*generation, error) {
+	key := socketKey{transport: g.Transport, addr: g.addr, descriptor: g.descriptor}
+	if !g.Inherited && g.addr.Port() == 0 {
 		key.own = g
 	}
 	ref, err := sockets.Acquire(key, open)
@@ -131,13 +106,4 @@ func share(ctx context.Context, g *generation, addr netip.AddrPort, open func() 
 		return nil, err
 	}
 	return g, nil
-}
-
-// canonical folds what Go binds alike: ":80", "0.0.0.0:80" and "[::]:80" all accept both IPv4 and IPv6.
-func canonical(addr netip.AddrPort) netip.AddrPort {
-	ip := addr.Addr().Unmap()
-	if ip.IsUnspecified() {
-		ip = netip.Addr{}
-	}
-	return netip.AddrPortFrom(ip, addr.Port())
 }

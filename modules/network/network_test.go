@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -31,7 +32,7 @@ func config(t *testing.T) context.Context {
 }
 
 // listenOn opens a listener as Caddy does.
-func listenOn(ctx context.Context, t *testing.T, address string) *generation {
+func listenOn(ctx context.Context, t testing.TB, address string) *generation {
 	t.Helper()
 	g, err := tryListen(ctx, t, address)
 	if err != nil {
@@ -40,13 +41,22 @@ func listenOn(ctx context.Context, t *testing.T, address string) *generation {
 	return g
 }
 
-func tryListen(ctx context.Context, t *testing.T, address string) (*generation, error) {
+// tryListen takes an address for gate+tcp, or one with a network.
+func tryListen(ctx context.Context, t testing.TB, address string) (*generation, error) {
 	t.Helper()
-	addr, err := caddy.ParseNetworkAddress("gate+tcp/" + address)
+	return listenWith(ctx, t, address, net.ListenConfig{})
+}
+
+func listenWith(ctx context.Context, t testing.TB, address string, cfg net.ListenConfig) (*generation, error) {
+	t.Helper()
+	if !strings.Contains(address, "/") {
+		address = "gate+tcp/" + address
+	}
+	addr, err := caddy.ParseNetworkAddress(address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln, err := addr.Listen(ctx, 0, net.ListenConfig{})
+	ln, err := addr.Listen(ctx, 0, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -308,8 +318,9 @@ func TestSameAddressTwice(t *testing.T) {
 	for _, hosts := range []struct{ first, second string }{
 		{"127.0.0.1", "127.0.0.1"},
 		{"localhost", "LocalHost"},
-		{"", "0.0.0.0"},
-		{"0.0.0.0", "[::0]"},
+		{"", "[::0]"},
+		{"0.0.0.0", "0.0.0.0"},
+		{"[::]", ""},
 		{"[::1]", "[0:0::1]"},
 	} {
 		onFreePort(t, func(port int) error {
@@ -514,9 +525,9 @@ func TestCloseEndsPause(t *testing.T) {
 			t.Errorf("got %v after %v", err, time.Since(start))
 		}
 		select {
-		case <-next.turn:
+		case <-next.active:
 		default:
-			t.Error("the turn was not passed on")
+			t.Error("the next generation is not active")
 		}
 	})
 }
@@ -541,7 +552,7 @@ func TestNothingIsLeft(t *testing.T) {
 	for range 50 {
 		ctx, unload := context.WithCancel(t.Context())
 		old, g := listenOn(config(t), t, address), listenOn(ctx, t, address)
-		if _, err := listen(ctx, address, net.ListenConfig{}); err == nil {
+		if _, err := tryListen(ctx, t, address); err == nil {
 			t.Fatal("listened twice")
 		}
 		done := serve(t, g, "new")

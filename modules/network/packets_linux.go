@@ -66,26 +66,27 @@ func (b *batch) reset(i int) {
 
 // packetListener is a UDP socket in Go's poller.
 type packetListener struct {
-	conn     *net.UDPConn
-	raw      syscall.RawConn
-	fd       int
-	addr     *net.UDPAddr
-	family   int
-	wildcard bool // the local addresses of datagrams are told
+	conn      *net.UDPConn
+	raw       syscall.RawConn
+	fd        int
+	addr      *net.UDPAddr
+	family    int
+	wildcard  bool // the local addresses of datagrams are told
+	inherited bool // the address is never free, and another descriptor has the socket, too
 
-	batch   *batch // nil while there is nothing to receive
-	flow    flow   // of the datagram that is being delivered
-	deliver func(f *flow, b []byte, truncated bool)
+	batch   *batch    // nil while there is nothing to receive
+	tuple   fiveTuple // of the datagram that is being delivered
+	deliver func(f *fiveTuple, b []byte, truncated bool)
 	try     func(fd uintptr) bool
 	err     error
 }
 
-func listenPackets(ctx context.Context, cfg net.ListenConfig, addr *net.UDPAddr) (*packetListener, error) {
-	conn, err := cfg.ListenPacket(ctx, "udp", addr.String())
+func listenPackets(ctx context.Context, cfg net.ListenConfig, ep endpoint) (*packetListener, error) {
+	conn, err := ep.listenPacket(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
-	l := &packetListener{conn: conn.(*net.UDPConn), addr: conn.LocalAddr().(*net.UDPAddr)}
+	l := &packetListener{conn: conn, addr: conn.LocalAddr().(*net.UDPAddr), inherited: ep.Inherited}
 	l.wildcard = l.addr.IP.IsUnspecified()
 	l.try = l.tryReceive
 	if err := l.setUp(); err != nil {
@@ -128,7 +129,7 @@ func (l *packetListener) Addr() net.Addr { return l.addr }
 func (l *packetListener) interrupt() { _ = l.conn.SetReadDeadline(time.Unix(1, 0)) }
 
 // receive waits for datagrams and delivers what there is. It is not for concurrent use.
-func (l *packetListener) receive(deliver func(f *flow, b []byte, truncated bool)) error {
+func (l *packetListener) receive(deliver func(f *fiveTuple, b []byte, truncated bool)) error {
 	l.deliver, l.err = deliver, nil
 	if err := l.raw.Read(l.try); err != nil {
 		return err
@@ -158,7 +159,7 @@ func (l *packetListener) tryReceive(fd uintptr) bool {
 }
 
 func (l *packetListener) deliverAll(b *batch, n int) {
-	f := &l.flow
+	f := &l.tuple
 	for i := range n {
 		m := &b.messages[i]
 		f.read(&b.names[i])
@@ -171,7 +172,7 @@ func (l *packetListener) deliverAll(b *batch, n int) {
 }
 
 // read takes the client from the address that a datagram came from.
-func (f *flow) read(name *unix.RawSockaddrInet6) {
+func (f *fiveTuple) read(name *unix.RawSockaddrInet6) {
 	port := (*[2]byte)(unsafe.Pointer(&name.Port)) // at the same place for IPv4
 	f.port = uint32(port[0])<<8 | uint32(port[1])
 	if name.Family == unix.AF_INET {
@@ -188,6 +189,9 @@ func mapped(ip [4]byte) [16]byte {
 // leave makes the address free, though the descriptor is still in use: sessions send on it, by its number, until they are
 // closed. It becomes one that nothing can be sent on.
 func (l *packetListener) leave() error {
+	if l.inherited { // Go's poller would know the socket by this number for ever, because another descriptor keeps it open
+		return nil
+	}
 	dead, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
 		return nil // there are no descriptors: the address becomes free with the last session

@@ -241,10 +241,10 @@ func descriptors(t *testing.T) int {
 // FuzzLocalAddress reads any bytes as the control messages of a datagram.
 func FuzzLocalAddress(f *testing.F) {
 	var c controlMessage
-	c.setLocalAddress(unix.AF_INET, &flow{local: mappedTo(7)})
+	c.setLocalAddress(unix.AF_INET, &fiveTuple{local: mappedTo(7)})
 	f.Add(unsafe.Slice((*byte)(unsafe.Pointer(&c)), unix.CmsgSpace(unix.SizeofInet4Pktinfo)))
 	c = controlMessage{}
-	c.setLocalAddress(unix.AF_INET6, &flow{local: [16]byte{0: 0x20, 15: 1}})
+	c.setLocalAddress(unix.AF_INET6, &fiveTuple{local: [16]byte{0: 0x20, 15: 1}})
 	f.Add(unsafe.Slice((*byte)(unsafe.Pointer(&c)), unix.CmsgSpace(unix.SizeofInet6Pktinfo)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var c controlBuffer

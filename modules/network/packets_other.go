@@ -20,12 +20,12 @@ type packetListener struct {
 	buffer [maxDatagram]byte
 }
 
-func listenPackets(ctx context.Context, cfg net.ListenConfig, addr *net.UDPAddr) (*packetListener, error) {
-	conn, err := cfg.ListenPacket(ctx, "udp", addr.String())
+func listenPackets(ctx context.Context, cfg net.ListenConfig, ep endpoint) (*packetListener, error) {
+	conn, err := ep.listenPacket(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
-	return &packetListener{conn: conn.(*net.UDPConn), addr: conn.LocalAddr().(*net.UDPAddr)}, nil
+	return &packetListener{conn: conn, addr: conn.LocalAddr().(*net.UDPAddr)}, nil
 }
 
 func (l *packetListener) Addr() net.Addr { return l.addr }
@@ -34,12 +34,12 @@ func (l *packetListener) Addr() net.Addr { return l.addr }
 func (l *packetListener) interrupt() { _ = l.conn.SetReadDeadline(time.Unix(1, 0)) }
 
 // receive waits for a datagram and delivers it. It is not for concurrent use.
-func (l *packetListener) receive(deliver func(f *flow, b []byte, truncated bool)) error {
+func (l *packetListener) receive(deliver func(f *fiveTuple, b []byte, truncated bool)) error {
 	n, client, err := l.conn.ReadFromUDPAddrPort(l.buffer[:])
 	if err != nil {
 		return err
 	}
-	f := flow{client: client.Addr().As16(), port: uint32(client.Port()), zone: zoneIndex(client.Addr().Zone())}
+	f := fiveTuple{client: client.Addr().As16(), port: uint32(client.Port()), zone: zoneIndex(client.Addr().Zone())}
 	deliver(&f, l.buffer[:n], false)
 	return nil
 }
@@ -58,7 +58,7 @@ func zoneIndex(zone string) uint32 {
 // replyPath is where the replies of a session go.
 type replyPath struct{ client netip.AddrPort }
 
-func (l *packetListener) replyPath(f *flow) replyPath {
+func (l *packetListener) replyPath(f *fiveTuple) replyPath {
 	client := f.remoteAddr().AddrPort()
 	return replyPath{netip.AddrPortFrom(client.Addr().Unmap(), client.Port())}
 }

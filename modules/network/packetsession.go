@@ -25,7 +25,7 @@ var epoch = time.Now()
 // Of its mutexes and those of its socket, this one's comes first.
 type PacketSession struct {
 	socket       *packetSocket
-	flow         flow
+	tuple        fiveTuple
 	path         replyPath
 	listenerAddr string
 	counts       *listeners.Datagrams

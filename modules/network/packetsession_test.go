@@ -33,7 +33,7 @@ func newTestSocket(limits sessionLimits) *packetSocket {
 }
 
 // from is a client.
-func from(n int) *flow { return &flow{client: mappedTo(byte(n)), port: uint32(1000 + n)} }
+func from(n int) *fiveTuple { return &fiveTuple{client: mappedTo(byte(n)), port: uint32(1000 + n)} }
 
 // arrive is a datagram from the client. It returns the new session if it began one.
 func (s *packetSocket) arrive(n int, b []byte) *PacketSession {
@@ -41,7 +41,7 @@ func (s *packetSocket) arrive(n int, b []byte) *PacketSession {
 	select {
 	case c := <-s.accepted:
 		c.counts = s.terms.Load().counts
-		c.remote, c.local = c.flow.remoteAddr(), s.listener.addr
+		c.remote, c.local = c.tuple.remoteAddr(), s.listener.addr
 		return c
 	default:
 		return nil
@@ -215,8 +215,8 @@ func TestInboxesTogetherAreBounded(t *testing.T) {
 	large := make([]byte, 65000)
 	var sessions []*PacketSession
 	for n := range maxNew {
-		s.deliver(&flow{port: uint32(n)}, large, false)
-		s.deliver(&flow{port: uint32(n)}, large, false)
+		s.deliver(&fiveTuple{port: uint32(n)}, large, false)
+		s.deliver(&fiveTuple{port: uint32(n)}, large, false)
 		sessions = append(sessions, <-s.accepted)
 	}
 	if held := s.held.Load(); held > maxHeldBytes+int64(len(large))*maxNew || s.dropped(listeners.DropQueueFull) < 100 {
@@ -249,7 +249,7 @@ func TestFloodEvictsNoEstablishedSession(t *testing.T) {
 		}
 	}
 	for port := range 10_000 {
-		s.deliver(&flow{client: [16]byte{0: 0x20, 7: byte(port), 6: byte(port >> 8)}, port: uint32(port)}, nil, false)
+		s.deliver(&fiveTuple{client: [16]byte{0: 0x20, 7: byte(port), 6: byte(port >> 8)}, port: uint32(port)}, nil, false)
 		if c := <-s.accepted; c.ended.Load() {
 			t.Fatal("the youngest has ended")
 		} else if c.Attach(receiveNothing, func(string) { _ = c.Close() }); port%2 == 0 {
@@ -276,7 +276,7 @@ func TestOneClientKeepsToItsOwn(t *testing.T) {
 	other := s.arrive(1, nil)
 	var own []*PacketSession
 	for port := range uint32(5) {
-		s.deliver(&flow{client: mappedTo(2), port: port}, nil, false)
+		s.deliver(&fiveTuple{client: mappedTo(2), port: port}, nil, false)
 		own = append(own, <-s.accepted)
 	}
 	for i, c := range append(own, other) {
@@ -287,10 +287,10 @@ func TestOneClientKeepsToItsOwn(t *testing.T) {
 	for port := range uint32(5) { // all speak after a reply
 		if c := own[port]; !c.ended.Load() {
 			c.Answered()
-			s.deliver(&c.flow, nil, false)
+			s.deliver(&c.tuple, nil, false)
 		}
 	}
-	s.deliver(&flow{client: mappedTo(2), port: 99}, nil, false)
+	s.deliver(&fiveTuple{client: mappedTo(2), port: 99}, nil, false)
 	if len(s.accepted) != 0 || s.dropped(listeners.DropClientLimit) != 1 {
 		t.Error("a fourth session of a client whose three are established")
 	}
@@ -300,7 +300,7 @@ func TestNewSessionsAreBounded(t *testing.T) {
 	t.Parallel()
 	s := newTestSocket(sessionLimits{total: 10_000, perClient: 10_000})
 	for port := range uint32(maxNew + 5) {
-		s.deliver(&flow{port: port}, nil, false) // would block if the queue were not looked at
+		s.deliver(&fiveTuple{port: port}, nil, false) // would block if the queue were not looked at
 	}
 	if got := s.dropped(listeners.DropAcceptQueue); got != 5 || len(s.table.sessions) != maxNew {
 		t.Errorf("%d were dropped, and there are %d sessions", got, len(s.table.sessions))
@@ -501,7 +501,7 @@ func TestSessionsInAnyOrder(t *testing.T) {
 		defer close(s.stopped)
 		defer close(s.accepted)
 		for n := 0; n < 20_000 || received.Load() == 0 && t.Context().Err() == nil; n++ {
-			s.deliver(&flow{client: mappedTo(byte(n % 7)), port: uint32(n % 5)}, bytes.Repeat([]byte{'a' + byte(n%20)}, n%90), false)
+			s.deliver(&fiveTuple{client: mappedTo(byte(n % 7)), port: uint32(n % 5)}, bytes.Repeat([]byte{'a' + byte(n%20)}, n%90), false)
 			given.Add(1)
 		}
 		s.mu.Lock()

@@ -25,7 +25,8 @@ type terms struct {
 // packetSocket is the UDP socket of an address. Its receive loop never blocks: what nobody takes in time is
 // dropped and counted.
 type packetSocket struct {
-	turns
+	lineage
+	network  string // as in the listen address
 	listener *packetListener
 	accepted chan *PacketSession
 	terms    atomic.Pointer[terms] // of the config that accepts
@@ -40,13 +41,13 @@ type packetSocket struct {
 	refs  int // sessions that have a place, and the socket itself until it is destructed
 }
 
-func openPacketSocket(ctx context.Context, addr *net.UDPAddr, cfg net.ListenConfig, terms *terms) (*packetSocket, error) {
-	ln, err := listenPackets(ctx, cfg, addr)
+func openPacketSocket(ctx context.Context, ep endpoint, cfg net.ListenConfig, terms *terms) (*packetSocket, error) {
+	ln, err := listenPackets(ctx, cfg, ep)
 	if err != nil {
 		return nil, err
 	}
 	s := newPacketSocket(terms)
-	s.listener = ln
+	s.listener, s.network = ln, ep.Name
 	deliver := s.deliver // made once, and not with each batch
 	go s.loop(func() error { return ln.receive(deliver) })
 	return s, nil
@@ -61,7 +62,7 @@ func newPacketSocket(terms *terms) *packetSocket {
 		refs:     1,
 	}
 	s.terms.Store(terms)
-	s.begins = func(g *generation) {
+	s.activated = func(g *generation) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.terms.Store(g.terms)
@@ -113,13 +114,13 @@ func (s *packetSocket) loop(receive func() error) {
 			continue
 		}
 		s.pause(s.stop, failures, "receiving datagrams failed, trying again",
-			zap.String("network", gateUDP), zap.Stringer("address", s.Addr()), zap.Error(err))
+			zap.String("network", s.network), zap.Stringer("address", s.Addr()), zap.Error(err))
 		failures++
 	}
 }
 
 // deliver is called by the receive loop with every datagram.
-func (s *packetSocket) deliver(f *flow, b []byte, truncated bool) {
+func (s *packetSocket) deliver(f *fiveTuple, b []byte, truncated bool) {
 	terms := s.terms.Load()
 	terms.counts.Up.Add(1)
 	if truncated {
@@ -143,7 +144,7 @@ func (s *packetSocket) deliver(f *flow, b []byte, truncated bool) {
 }
 
 // begin starts a session with its first datagram, if it may be. It unlocks the mutex.
-func (s *packetSocket) begin(f *flow, b []byte, terms *terms) {
+func (s *packetSocket) begin(f *fiveTuple, b []byte, terms *terms) {
 	leaves, why, ok := s.admit(f, b, terms.limits)
 	s.mu.Unlock()
 	if leaves != nil {
@@ -156,7 +157,7 @@ func (s *packetSocket) begin(f *flow, b []byte, terms *terms) {
 }
 
 // admit makes a new session, and says which one leaves for it; or why it may not be.
-func (s *packetSocket) admit(f *flow, b []byte, limits sessionLimits) (leaves *PacketSession, why listeners.DropReason, ok bool) {
+func (s *packetSocket) admit(f *fiveTuple, b []byte, limits sessionLimits) (leaves *PacketSession, why listeners.DropReason, ok bool) {
 	if len(s.accepted)+s.table.queued >= maxNew {
 		return nil, listeners.DropAcceptQueue, false
 	}
@@ -164,7 +165,7 @@ func (s *packetSocket) admit(f *flow, b []byte, limits sessionLimits) (leaves *P
 	if !ok {
 		return nil, why, false
 	}
-	c := &PacketSession{socket: s, flow: *f, inbox: new(inbox)}
+	c := &PacketSession{socket: s, tuple: *f, inbox: new(inbox)}
 	c.inbox.arrived.L = &c.mu
 	c.path = s.listener.replyPath(f)
 	c.deliver(b) // nobody else knows it yet, so the order of the mutexes does not matter
@@ -184,7 +185,7 @@ func (s *packetSocket) handOver() {
 	}
 }
 
-// acceptFor waits for a session on behalf of g, which has the turn, until g is closed. Sessions that g does
+// acceptFor waits for a session on behalf of g, the active generation, until g is closed. Sessions that g does
 // not take are there for the next generation.
 func (s *packetSocket) acceptFor(g *generation) (accepted, error) {
 	for !g.isClosed() {
@@ -195,8 +196,8 @@ func (s *packetSocket) acceptFor(g *generation) (accepted, error) {
 				_ = c.Close()
 				continue
 			}
-			c.counts, c.listenerAddr = g.terms.counts, g.address
-			c.remote, c.local = c.flow.remoteAddr(), c.flow.localAddr(s.listener.addr)
+			c.counts, c.listenerAddr = g.terms.counts, g.listener
+			c.remote, c.local = c.tuple.remoteAddr(), c.tuple.localAddr(s.listener.addr)
 			return c, nil
 		}
 	}

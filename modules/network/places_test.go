@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"slices"
 	"testing"
 
@@ -22,7 +21,7 @@ func (s *packetSocket) taken() (sessions []*PacketSession) {
 // flood is a datagram from each of the ports.
 func (s *packetSocket) flood(first, n uint32) {
 	for port := first; port < first+n; port++ {
-		s.deliver(&flow{port: port}, fmt.Append(nil, port), false)
+		s.deliver(&fiveTuple{port: port}, fmt.Append(nil, port), false)
 	}
 }
 
@@ -37,7 +36,7 @@ func expectPorts(t *testing.T, sessions []*PacketSession, want ...uint32) {
 	t.Helper()
 	var got []uint32
 	for _, c := range sessions {
-		got = append(got, c.flow.port)
+		got = append(got, c.tuple.port)
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("sessions of %v have a place, want %v", got, want)
@@ -127,7 +126,7 @@ func TestPlacesFollowTheLimit(t *testing.T) {
 	t.Parallel()
 	s := newTestSocket(sessionLimits{total: 4, perClient: 10})
 	limit := func(total int) {
-		s.begins(&generation{terms: &terms{limits: sessionLimits{total: total, perClient: 10}, counts: s.terms.Load().counts}})
+		s.activated(&generation{terms: &terms{limits: sessionLimits{total: total, perClient: 10}, counts: s.terms.Load().counts}})
 	}
 	s.flood(0, 4)
 	open := s.taken()
@@ -148,7 +147,7 @@ func TestPlacesFollowTheLimit(t *testing.T) {
 
 func TestDestructLeavesNoneWaiting(t *testing.T) {
 	t.Parallel()
-	s, err := openPacketSocket(t.Context(), net.UDPAddrFromAddrPort(netip.MustParseAddrPort(freeUDPAddress(t))), net.ListenConfig{}, newTestSocket(sessionLimits{total: 2, perClient: 9}).terms.Load())
+	s, err := openPacketSocket(t.Context(), udpEndpoint(t, freeUDPAddress(t)), net.ListenConfig{}, newTestSocket(sessionLimits{total: 2, perClient: 9}).terms.Load())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +157,7 @@ func TestDestructLeavesNoneWaiting(t *testing.T) {
 	_ = open[1].Close()
 	s.flood(3, 1)
 	waiting := s.table.queue.next.session
-	if waiting == nil || waiting.flow.port != 3 {
+	if waiting == nil || waiting.tuple.port != 3 {
 		t.Fatal("the last one does not wait")
 	}
 	if err := s.Destruct(); err != nil {

@@ -17,7 +17,7 @@ type replyPath struct {
 	control     controlMessage
 }
 
-func (l *packetListener) replyPath(f *flow) (p replyPath) {
+func (l *packetListener) replyPath(f *fiveTuple) (p replyPath) {
 	port := [2]byte{byte(f.port >> 8), byte(f.port)}
 	if l.family == unix.AF_INET {
 		name := (*unix.RawSockaddrInet4)(unsafe.Pointer(&p.name))
@@ -114,7 +114,7 @@ func (c *controlBuffer) localAddress(size int) (local [16]byte) {
 
 // setLocalAddress makes c say which address to send from, and returns the size of it. On an IPv6 socket the
 // message is the same for IPv4.
-func (c *controlMessage) setLocalAddress(family int, f *flow) (size uint8) {
+func (c *controlMessage) setLocalAddress(family int, f *fiveTuple) (size uint8) {
 	header := (*unix.Cmsghdr)(unsafe.Pointer(c))
 	data := unsafe.Add(unsafe.Pointer(c), unix.CmsgLen(0))
 	if family == unix.AF_INET {

@@ -10,17 +10,17 @@ import (
 
 // socket is the listening socket of an address for TCP.
 type socket struct {
-	turns
+	lineage
 	listener *listener
 	accept   func() (*Conn, error) // of the listener; tests make it fail
 
-	rest // belongs to the generation that has the turn
+	rest // belongs to the active generation
 }
 
-func openSocket(ctx context.Context, addr *net.TCPAddr, cfg net.ListenConfig) (*socket, error) {
+func openSocket(ctx context.Context, ep endpoint, cfg net.ListenConfig) (*socket, error) {
 	cfg = inherit(cfg)
 	cfg.SetMultipathTCP(false) // a plain TCP socket is what the kernel splices without copying
-	ln, err := listenSocket(ctx, cfg, addr)
+	ln, err := listenSocket(ctx, cfg, ep)
 	if err != nil {
 		return nil, err
 	}
@@ -35,17 +35,17 @@ func (s *socket) Addr() net.Addr { return s.listener.Addr() }
 // Destruct closes the socket when its last generation has closed.
 func (s *socket) Destruct() error { return s.listener.Close() }
 
-// acceptFor waits for a connection on behalf of g, which has the turn, until g is closed. A connection that
+// acceptFor waits for a connection on behalf of g, the active generation, until g is closed. A connection that
 // arrives together with the close is g's: it is returned, not dropped.
 func (s *socket) acceptFor(g *generation) (accepted, error) {
 	for failures := 0; s.ready(g); failures++ {
 		conn, err := s.accept()
 		if err == nil {
-			conn.listenerAddr = g.address
+			conn.listenerAddr = g.listener
 			return conn, nil
 		}
 		s.pause(g.closed, failures, "accepting a connection failed, trying again",
-			zap.String("network", gateTCP), zap.String("address", g.address), zap.Error(err))
+			zap.String("network", g.Name), zap.String("address", g.listener), zap.Error(err))
 	}
 	return nil, net.ErrClosed
 }

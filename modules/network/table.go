@@ -20,7 +20,7 @@ type sessionLimits struct{ total, perClient int }
 
 // table has the sessions of a socket. What it does for a datagram takes the same time however many there are.
 type table struct {
-	sessions map[flow]*PacketSession
+	sessions map[fiveTuple]*PacketSession
 	clients  map[clientKey]*client
 	waiting  [established]list
 	queue    list // of sessions that have no place yet, in the order of their arrival
@@ -44,7 +44,7 @@ type entry struct {
 }
 
 func newTable() *table {
-	t := &table{sessions: make(map[flow]*PacketSession), clients: make(map[clientKey]*client)}
+	t := &table{sessions: make(map[fiveTuple]*PacketSession), clients: make(map[clientKey]*client)}
 	initialize(&t.waiting)
 	t.queue.initialize()
 	return t
@@ -69,7 +69,7 @@ func (t *table) room(key clientKey, limits sessionLimits) (leaves *PacketSession
 
 // add makes c the youngest session, and the last in the queue.
 func (t *table) add(c *PacketSession) {
-	key := c.flow.clientKey()
+	key := c.tuple.clientKey()
 	cl := t.clients[key]
 	if cl == nil {
 		cl = &client{key: key}
@@ -77,7 +77,7 @@ func (t *table) add(c *PacketSession) {
 		t.clients[key] = cl
 	}
 	cl.count++
-	t.sessions[c.flow] = c
+	t.sessions[c.tuple] = c
 	c.entry.client = cl
 	c.entry.link.session, c.entry.linkInClient.session, c.entry.linkInQueue.session = c, c, c
 	t.enter(c, unanswered)
@@ -109,7 +109,7 @@ func (t *table) remove(c *PacketSession) {
 	t.leave(c)
 	t.dequeue(c)
 	c.entry.client = nil
-	delete(t.sessions, c.flow)
+	delete(t.sessions, c.tuple)
 	if cl.count--; cl.count == 0 {
 		delete(t.clients, cl.key)
 	}

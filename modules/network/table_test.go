@@ -12,26 +12,26 @@ import (
 type slowTable struct{ sessions []*slowSession } // oldest first
 
 type slowSession struct {
-	flow  flow
+	tuple fiveTuple
 	tier  tier
 	since int // when it came to its tier
 }
 
-func (t *slowTable) find(f flow) int {
-	return slices.IndexFunc(t.sessions, func(s *slowSession) bool { return s.flow == f })
+func (t *slowTable) find(f fiveTuple) int {
+	return slices.IndexFunc(t.sessions, func(s *slowSession) bool { return s.tuple == f })
 }
 
-func (t *slowTable) remove(f flow) {
+func (t *slowTable) remove(f fiveTuple) {
 	if i := t.find(f); i >= 0 {
 		t.sessions = slices.Delete(t.sessions, i, i+1)
 	}
 }
 
 // room returns the session that leaves.
-func (t *slowTable) room(f flow, limits sessionLimits) (leaves flow, why listeners.DropReason, ok bool) {
+func (t *slowTable) room(f fiveTuple, limits sessionLimits) (leaves fiveTuple, why listeners.DropReason, ok bool) {
 	var mine []*slowSession
 	for _, s := range t.sessions {
-		if s.flow.clientKey() == f.clientKey() {
+		if s.tuple.clientKey() == f.clientKey() {
 			mine = append(mine, s)
 		}
 	}
@@ -40,7 +40,7 @@ func (t *slowTable) room(f flow, limits sessionLimits) (leaves flow, why listene
 	case len(mine) >= limits.perClient:
 		of, why = mine, listeners.DropClientLimit
 	case len(t.sessions) < limits.total:
-		return flow{}, 0, true
+		return fiveTuple{}, 0, true
 	}
 	var least *slowSession
 	for _, s := range of {
@@ -49,10 +49,10 @@ func (t *slowTable) room(f flow, limits sessionLimits) (leaves flow, why listene
 		}
 	}
 	if least == nil {
-		return flow{}, why, false
+		return fiveTuple{}, why, false
 	}
-	t.remove(least.flow)
-	return least.flow, 0, true
+	t.remove(least.tuple)
+	return least.tuple, 0, true
 }
 
 // TestTableDoesWhatTheSlowOneDoes has both go through the same random history.
@@ -64,7 +64,7 @@ func TestTableDoesWhatTheSlowOneDoes(t *testing.T) {
 		fast, slow := newTable(), new(slowTable)
 		for now := range 3000 {
 			// A few clients, IPv4 and IPv6, some of which share a prefix, with a few ports each.
-			f := flow{port: uint32(random.IntN(6)), client: mappedTo(byte(random.IntN(5)))}
+			f := fiveTuple{port: uint32(random.IntN(6)), client: mappedTo(byte(random.IntN(5)))}
 			if random.IntN(2) == 0 {
 				f.client = [16]byte{0: 0x20, 7: byte(random.IntN(3)), 15: byte(random.IntN(2))}
 			}
@@ -75,16 +75,16 @@ func TestTableDoesWhatTheSlowOneDoes(t *testing.T) {
 			case c == nil:
 				leaves, why, ok := fast.room(f.clientKey(), limits)
 				slowLeaves, slowWhy, slowOK := slow.room(f, limits)
-				var left flow
+				var left fiveTuple
 				if leaves != nil {
-					left = leaves.flow
+					left = leaves.tuple
 				}
 				if left != slowLeaves || why != slowWhy || ok != slowOK {
 					t.Fatalf("seed %d, step %d: got %v, %v, %v, want %v, %v, %v", seed, now, left, why, ok, slowLeaves, slowWhy, slowOK)
 				}
 				if ok {
-					fast.add(&PacketSession{flow: f})
-					slow.sessions = append(slow.sessions, &slowSession{flow: f, since: now})
+					fast.add(&PacketSession{tuple: f})
+					slow.sessions = append(slow.sessions, &slowSession{tuple: f, since: now})
 				}
 			case random.IntN(4) == 0:
 				fast.remove(c)
@@ -116,10 +116,10 @@ func mappedTo(last byte) [16]byte {
 
 func TestClientKey(t *testing.T) {
 	t.Parallel()
-	if a, b := (&flow{client: mappedTo(1)}).clientKey(), (&flow{client: mappedTo(2)}).clientKey(); a == b {
+	if a, b := (&fiveTuple{client: mappedTo(1)}).clientKey(), (&fiveTuple{client: mappedTo(2)}).clientKey(); a == b {
 		t.Error("two IPv4 addresses are one client")
 	}
-	one, two, other := flow{client: [16]byte{0: 0x20, 15: 1}}, flow{client: [16]byte{0: 0x20, 8: 7}}, flow{client: [16]byte{0: 0x20, 7: 1}}
+	one, two, other := fiveTuple{client: [16]byte{0: 0x20, 15: 1}}, fiveTuple{client: [16]byte{0: 0x20, 8: 7}}, fiveTuple{client: [16]byte{0: 0x20, 7: 1}}
 	if one.clientKey() != two.clientKey() || one.clientKey() == other.clientKey() {
 		t.Error("an IPv6 client is not a /64")
 	}

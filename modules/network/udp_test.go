@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -33,17 +34,10 @@ func listenUDPOn(ctx context.Context, t testing.TB, address string) *generation 
 
 func tryListenUDP(ctx context.Context, t testing.TB, address string) (*generation, error) {
 	t.Helper()
-	addr, err := caddy.ParseNetworkAddress("gate+udp/" + address)
-	if err != nil {
-		t.Fatal(err)
+	if !strings.Contains(address, "/") {
+		address = "gate+udp/" + address
 	}
-	ln, err := addr.Listen(ctx, 0, net.ListenConfig{})
-	if err != nil {
-		return nil, err
-	}
-	g := ln.(*generation)
-	t.Cleanup(func() { _ = g.Close() })
-	return g, nil
+	return tryListen(ctx, t, address)
 }
 
 // freeUDPAddress returns an address that nobody listens on, of a host that is no client's.

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/portgate/caddy-portgate/caddyfile"
+	"github.com/portgate/caddy-portgate/modules/internal/gate"
 	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
@@ -115,8 +116,7 @@ func keyOf(raw json.RawMessage) string {
 func key(name, canonical string) string { return name + " " + canonical }
 
 // Steps returns the steps that serve the connections of a listener, nil where layer4 has to. It is called when the
-// config starts, with the context that the listener is opened with, its network, and its address as the
-// config has it, with one port.
+// config starts, with the context that the listener is opened with, its network, and its address as [gate.Listener] has it.
 //
 // Where layer4 logs each connection, at the level DEBUG, it has to serve them.
 func Steps(ctx context.Context, network, address string) []Step {
@@ -141,6 +141,7 @@ func Steps(ctx context.Context, network, address string) []Step {
 }
 
 func listens(server *layer4.Server, network, address string) bool {
+	n, _ := gate.Parse(network)
 	repl := caddy.NewReplacer()
 	for _, listen := range server.Listen {
 		addr, err := caddy.ParseNetworkAddress(repl.ReplaceAll(listen, ""))
@@ -148,7 +149,7 @@ func listens(server *layer4.Server, network, address string) bool {
 			continue
 		}
 		for offset := range addr.PortRangeSize() {
-			if addr.JoinHostPort(offset) == address {
+			if gate.Listener(n, addr, offset) == address {
 				return true
 			}
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/mholt/caddy-l4/layer4"
 
 	"github.com/portgate/caddy-portgate/caddyfile"
+	"github.com/portgate/caddy-portgate/modules/internal/gate"
 )
 
 // Place is where a handler stands in a layer4 app.
@@ -180,11 +181,7 @@ func canonicalOf(handler map[string]any) (canonical string, ok bool) {
 // placesOf returns one place for each port of an address that a server listens on.
 func placesOf(addr caddy.NetworkAddress, path string, always bool) (places []Place) {
 	for offset := range addr.PortRangeSize() {
-		network, gate := strings.CutPrefix(addr.Network, "gate+")
-		listener := addr.JoinHostPort(offset)
-		if !gate && !addr.IsUnixNetwork() {
-			listener = listener[strings.LastIndexByte(listener, ':'):]
-		}
+		network, listener := gate.SessionOf(addr, offset)
 		places = append(places, Place{network, listener, path, always})
 	}
 	return places

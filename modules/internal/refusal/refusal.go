@@ -4,11 +4,11 @@ package refusal
 import (
 	"io"
 	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/portgate/caddy-portgate/modules/internal/gate"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
@@ -52,7 +52,7 @@ var heldNow, mutedNow atomic.Int64
 // Over UDP only Respond sends anything.
 func Do(way Way, a *session.Arrival, s *session.Session, end session.End) *Held {
 	conn := a.Accepted()
-	if strings.Contains(a.Network, "udp") {
+	if gate.Datagrams(a.Network) {
 		if way.Action == Respond {
 			_, _ = conn.Write(way.Text)
 		}

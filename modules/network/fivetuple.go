@@ -6,9 +6,9 @@ import (
 	"net/netip"
 )
 
-// flow tells one UDP session of a socket from another. It has no pointers and no gaps, so that it makes a
+// fiveTuple tells one UDP session of a socket from another. It has no pointers and no gaps, so that it makes a
 // map key that is cheap to hash. IPv4 addresses are in their IPv6-mapped form.
-type flow struct {
+type fiveTuple struct {
 	client [16]byte
 	local  [16]byte // the address that was hit; zero where the socket has an address of its own
 	zone   uint32   // interface of a link-local client
@@ -19,7 +19,7 @@ type flow struct {
 // address that is handed out to one subscriber or host (RFC 6177, RFC 7934).
 type clientKey [16]byte
 
-func (f *flow) clientKey() clientKey {
+func (f *fiveTuple) clientKey() clientKey {
 	key := clientKey(f.client)
 	if !netip.AddrFrom16(f.client).Is4In6() {
 		binary.NativeEndian.PutUint64(key[8:], 0)
@@ -27,7 +27,7 @@ func (f *flow) clientKey() clientKey {
 	return key
 }
 
-func (f *flow) remoteAddr() *net.UDPAddr {
+func (f *fiveTuple) remoteAddr() *net.UDPAddr {
 	addr := netip.AddrFrom16(f.client).Unmap()
 	if f.zone != 0 {
 		if ifi, err := net.InterfaceByIndex(int(f.zone)); err == nil {
@@ -38,7 +38,7 @@ func (f *flow) remoteAddr() *net.UDPAddr {
 }
 
 // localAddr returns the address that was hit on a socket that is bound to the given one.
-func (f *flow) localAddr(bound *net.UDPAddr) *net.UDPAddr {
+func (f *fiveTuple) localAddr(bound *net.UDPAddr) *net.UDPAddr {
 	if f.local == [16]byte{} {
 		return bound
 	}

@@ -1,0 +1,5 @@
+//go:build !unix
+
+package gate
+
+func socketOf(int) (network, local string) { return "", "" }

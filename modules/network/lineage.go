@@ -1,0 +1,71 @@
+package network
+
+import (
+	"slices"
+	"sync"
+)
+
+// lineage is the generations that share a socket, one for each config. The oldest one is active: it alone accepts. When it is
+// removed, its successor becomes active.
+type lineage struct {
+	wake      func()              // wakes the active generation, which waits in accept; nil where its close is enough
+	activated func(g *generation) // is called with the generation that becomes active; may be nil
+
+	mu          sync.Mutex
+	generations []*generation // oldest first
+}
+
+// add makes g the youngest generation. If its config has one on this socket already, add returns that one
+// instead.
+func (l *lineage) add(g *generation) *generation {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if other := l.ofConfig(g.config); other != nil {
+		return other
+	}
+	l.generations = append(l.generations, g)
+	if len(l.generations) == 1 {
+		l.activate()
+	}
+	return nil
+}
+
+// ofConfig returns the generation of a config, nil if it has none.
+func (l *lineage) ofConfig(config <-chan struct{}) *generation {
+	for _, g := range l.generations {
+		if config != nil && g.config == config {
+			return g
+		}
+	}
+	return nil
+}
+
+// interrupt closes g, and wakes it if it is in accept.
+func (l *lineage) interrupt(g *generation) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	close(g.closed)
+	if l.generations[0] == g && l.wake != nil {
+		l.wake()
+	}
+}
+
+// remove takes g out once it has left accept.
+func (l *lineage) remove(g *generation) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	i := slices.Index(l.generations, g)
+	l.generations = slices.Delete(l.generations, i, i+1)
+	if i == 0 && len(l.generations) > 0 {
+		l.activate()
+	}
+}
+
+// activate makes the oldest generation the active one.
+func (l *lineage) activate() {
+	g := l.generations[0]
+	if l.activated != nil {
+		l.activated(g)
+	}
+	close(g.active)
+}
