@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -17,7 +18,7 @@ import (
 // contract is what clients of a route see, and what is written down about them, whichever entrance they have come by.
 type contract struct {
 	name     string
-	network  string     // tcp or udp
+	network  string     // tcp, the default, or udp
 	handlers []object   // of the route; "upstream" and "dead" stand for the addresses of an upstream and of one where nobody listens
 	upstream upstream   // nil: an echo
 	clients  []play     // what the clients do, one after the other
@@ -43,13 +44,10 @@ var (
 
 // TestContract runs each case through each entrance.
 func TestContract(t *testing.T) {
-	for i := range tcpContracts {
-		tcpContracts[i].network = "tcp"
-	}
-	for i := range udpContracts {
-		udpContracts[i].network = "udp"
-	}
-	for _, c := range slices.Concat(tcpContracts, udpContracts) {
+	for _, c := range slices.Concat(tcpContracts, proxyContracts, udpContracts) {
+		if c.network == "" {
+			c.network = "tcp"
+		}
 		t.Run(c.network+" "+c.name, func(t *testing.T) {
 			entrances := []entrance{fastPath, chain}
 			if c.network == "tcp" {
@@ -172,13 +170,14 @@ func (s *stage) entriesNow() (lines []string) {
 				line += fmt.Sprintf(", "+format, values...)
 			}
 		}
+		add(!strings.HasPrefix(e.ClientIP, "127."), "from %s:%d", e.ClientIP, e.ClientPort)
 		add(e.Rule != "", "rule %s", e.Rule)
 		add(e.Upstream != "", "to %s", s.named(e.Upstream))
 		add(e.BytesUp > 0, "up %d", e.BytesUp)
 		add(e.BytesDown > 0, "down %d", e.BytesDown)
 		add(e.DatagramsUp > 0, "datagrams up %d", e.DatagramsUp)
 		add(e.DatagramsDown > 0, "datagrams down %d", e.DatagramsDown)
-		add(e.Error != "", "error %s", s.named(e.Error))
+		add(e.Error != "", "error %s", s.named(reading.ReplaceAllString(e.Error, "")))
 		known := e.Listener == s.listen || s.in.stock && e.Listener == ":"+port
 		add(e.Network != s.contract.network || !known || e.ClientPort == 0, "client %s:%d of %s %s", e.ClientIP, e.ClientPort, e.Network, s.named(e.Listener))
 		lines = append(lines, line)
@@ -186,6 +185,9 @@ func (s *stage) entriesNow() (lines []string) {
 	slices.Sort(lines)
 	return lines
 }
+
+// reading is where an error tells the client's port.
+var reading = regexp.MustCompile(`read tcp [^ ]+: `)
 
 func (s *stage) mustLog(want []string) {
 	s.t.Helper()

@@ -17,82 +17,82 @@ const asked = "200 idle_timeout, to UPSTREAM, up 1, down 1, datagrams up 1, data
 var udpContracts = []contract{
 	// acl
 	{
-		name: "acl allows", handlers: []object{denied, quick},
+		network: "udp", name: "acl allows", handlers: []object{denied, quick},
 		clients: []play{ask}, seen: []string{"x"}, entries: []string{asked},
 	},
 	{
-		name: "acl drops", handlers: []object{denied, quick},
+		network: "udp", name: "acl drops", handlers: []object{denied, quick},
 		clients: []play{plays(connectFrom("127.0.0.2"), say("x"), until(1), hearNothing)}, seen: []string{"nothing"},
 		entries: []string{"403 denied, rule deny 127.0.0.2"},
 	},
 	{
-		name: "acl responds", handlers: []object{with(denied, "on_deny", []string{"respond", "go away"}), quick},
+		network: "udp", name: "acl responds", handlers: []object{with(denied, "on_deny", []string{"respond", "go away"}), quick},
 		clients: []play{plays(connectFrom("127.0.0.2"), say("x"), hear(0))}, seen: []string{"go away"},
 		entries: []string{"403 denied, rule deny 127.0.0.2"},
 	},
 	{
-		name: "acl of a new config cuts a living session", handlers: []object{denied, toUpstream},
+		network: "udp", name: "acl of a new config cuts a living session", handlers: []object{denied, toUpstream},
 		clients: []play{plays(ask, reload(acl("deny", "127.0.0.1"), toUpstream), until(1), say("y"), hearNothing)}, seen: []string{"x, nothing"},
 		entries: []string{"200 list_changed, rule deny 127.0.0.1, to UPSTREAM, up 1, down 1, datagrams up 1, datagrams down 1", "403 denied, rule deny 127.0.0.1"},
 	},
 
 	// rate_limit
 	{
-		name: "rate_limit admits and drops", handlers: []object{once, quick},
+		network: "udp", name: "rate_limit admits and drops", handlers: []object{once, quick},
 		clients: []play{ask, plays(connect, say("x"), until(1), hearNothing)}, seen: []string{"x", "nothing"},
 		entries: []string{"429 limited, rule connections 1/h per ip", asked},
 	},
 	{
-		name: "rate_limit drops datagrams", handlers: []object{limit(object{"datagrams": []object{{"rate": "2/h", "burst": 2}}}), quick},
+		network: "udp", name: "rate_limit drops datagrams", handlers: []object{limit(object{"datagrams": []object{{"rate": "2/h", "burst": 2}}}), quick},
 		clients: []play{plays(ask, say("y"), hear(0), say("z"), hearNothing)}, seen: []string{"x, y, nothing"},
 		entries: []string{"200 idle_timeout, to UPSTREAM, up 2, down 2, datagrams up 2, datagrams down 2"},
 	},
 
 	// forward
 	{
-		name: "forward, an empty datagram", handlers: []object{quick},
+		network: "udp", name: "forward, an empty datagram", handlers: []object{quick},
 		clients: []play{plays(ask, say(""), hear(0), say("y"), hear(0))}, seen: []string{"x, y"},
 		entries: []string{"200 idle_timeout, to UPSTREAM, up 2, down 2, datagrams up 3, datagrams down 3"},
 	},
 	{
-		name: "forward, no answer", handlers: []object{quick}, upstream: silent,
+		network: "udp", name: "forward, no answer", handlers: []object{quick}, upstream: silent,
 		clients: []play{plays(connect, say("x"), until(1), hearNothing)}, seen: []string{"nothing"},
 		entries: []string{"200 idle_timeout, to UPSTREAM, up 1, datagrams up 1"},
 	},
 	{
-		name: "forward, max_replies", handlers: []object{with(toUpstream, "max_replies", 1)},
+		network: "udp", name: "forward, max_replies", handlers: []object{with(toUpstream, "max_replies", 1)},
 		clients: []play{plays(ask, until(1))}, seen: []string{"x"},
 		entries: []string{"200 max_replies, to UPSTREAM, up 1, down 1, datagrams up 1, datagrams down 1"},
 	},
 	{
-		name: "forward, max_reply_ratio", handlers: []object{with(quick, "max_reply_ratio", 1)},
+		network: "udp", name: "forward, max_reply_ratio", handlers: []object{with(quick, "max_reply_ratio", 1)},
 		upstream: answering(func(b []byte) [][]byte { return [][]byte{b, b} }),
 		clients:  []play{plays(ask, hearNothing)}, seen: []string{"x, nothing"}, entries: []string{asked},
 	},
 	{
-		name: "forward, max_lifetime", handlers: []object{with(toUpstream, "max_lifetime", "100ms")},
+		network: "udp", name: "forward, max_lifetime", handlers: []object{with(toUpstream, "max_lifetime", "100ms")},
 		clients: []play{plays(ask, until(1))}, seen: []string{"x"},
 		entries: []string{"200 max_lifetime, to UPSTREAM, up 1, down 1, datagrams up 1, datagrams down 1"},
 	},
 	{
-		name: "forward, a session outlives a reload", handlers: []object{quick},
+		network: "udp", name: "forward, a session outlives a reload", handlers: []object{quick},
 		clients: []play{plays(ask, reload(quick), say("y"), hear(0))}, seen: []string{"x, y"},
 		entries: []string{"200 idle_timeout, to UPSTREAM, up 2, down 2, datagrams up 2, datagrams down 2"},
 	},
 	{
-		name: "forward, another config", handlers: []object{toUpstream},
+		network: "udp", name: "forward, another config", handlers: []object{toUpstream},
 		clients: []play{plays(ask, reload(quick), until(1), say("y"), hear(0))}, seen: []string{"x, y"},
 		entries: []string{"200 drain, to UPSTREAM, up 1, down 1, datagrams up 1, datagrams down 1", asked},
 	},
 
 	// in a row
 	{
-		name: "acl before rate_limit", handlers: []object{denied, once, quick},
+		network: "udp", name: "acl before rate_limit", handlers: []object{denied, once, quick},
 		clients: []play{plays(connectFrom("127.0.0.2"), say("x"), until(1), hearNothing), ask, plays(connect, say("x"), until(2), hearNothing)}, seen: []string{"nothing", "x", "nothing"},
 		entries: []string{"403 denied, rule deny 127.0.0.2", "429 limited, rule connections 1/h per ip", asked},
 	},
 	{
-		name: "rate_limit before acl", handlers: []object{once, denied, quick},
+		network: "udp", name: "rate_limit before acl", handlers: []object{once, denied, quick},
 		clients: []play{plays(connectFrom("127.0.0.2"), say("x"), until(1), hearNothing), ask}, seen: []string{"nothing", "x"},
 		entries: []string{"403 denied, rule deny 127.0.0.2", asked},
 	},
