@@ -112,7 +112,7 @@ func TestIdleTimeoutEndsTheWaitForAReaderAfterAReset(t *testing.T) {
 		if took := time.Since(last); took > limit+tolerance {
 			t.Errorf("the session ended %v after the reset, want at most %v", took, limit+tolerance)
 		}
-		before.MustReturn(t, 10*time.Second)
+		before.MustReturn(t, peerTimeout)
 	})
 }
 

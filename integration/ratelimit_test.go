@@ -494,7 +494,7 @@ func TestPausedRedis(t *testing.T) {
 	must(t, equal(p.Metrics(), "caddy_portgate_ratelimit_store_breaker_open", 1))
 	before.MustReturn(t, peerTimeout)
 	must(t, redis.Process.Signal(syscall.SIGCONT))
-	gate.Eventually(t, 5*time.Second, func() error {
+	gate.Eventually(t, peerTimeout, func() error {
 		return equal(p.Metrics(), "caddy_portgate_ratelimit_store_breaker_open", 0)
 	})
 	if !strings.Contains(p.Output(), "redis does not answer") || !strings.Contains(p.Output(), "redis answers") {

@@ -24,7 +24,7 @@ var waysToStop = map[string]func(t *testing.T, p *gate.Process) (check func()){
 	"caddy stop": func(t *testing.T, p *gate.Process) func() {
 		command := gate.Launch(t, []gate.Option{gate.WithoutRace()}, "stop", "--address", p.Admin())
 		return func() {
-			if code := command.Wait(5 * time.Second); code != 0 {
+			if code := command.Wait(peerTimeout); code != 0 {
 				t.Errorf("caddy stop: exit code %d", code)
 			}
 		}
@@ -104,7 +104,7 @@ func stopWithSessions(t *testing.T, network string, stop func(*testing.T, *gate.
 	if time.Since(asked) < grace || time.Since(began) > grace+tolerance {
 		t.Errorf("the endless session ended %v after the stop, want %v to %v", time.Since(began), grace, grace+tolerance)
 	}
-	if code := p.Wait(5 * time.Second); code != 0 {
+	if code := p.Wait(peerTimeout); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
 	check()
@@ -173,7 +173,7 @@ func TestStopWithOnlyIdleSessionsDoesNotWait(t *testing.T) {
 	for _, conn := range conns {
 		mustEnd(t, conn)
 	}
-	if code := p.Wait(5 * time.Second); code != 0 {
+	if code := p.Wait(peerTimeout); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
 	if took := time.Since(stopped); took > 3*time.Second+tolerance {
@@ -189,7 +189,7 @@ func TestStopEndsUDPSessions(t *testing.T) {
 	client := dialUDP(t, addr)
 	mustExchange(t, client)
 	p.Terminate()
-	if code := p.Wait(5 * time.Second); code != 0 {
+	if code := p.Wait(peerTimeout); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
 	if s := p.WaitSession(port(client)); s.Reason != "shutdown" || s.Status != 200 {
@@ -216,7 +216,7 @@ func TestStopDoesNotWaitForStuckPeers(t *testing.T) {
 	sendForever(second)
 	<-time.After(2 * quiet) // they are stuck, and idle
 	p.Terminate()
-	if code := p.Wait(10 * time.Second); code != 0 { // grace_period, although both are idle
+	if code := p.Wait(peerTimeout); code != 0 { // grace_period, although both are idle
 		t.Errorf("exit code %d", code)
 	}
 	for _, s := range p.WaitSessions(2, nil) {

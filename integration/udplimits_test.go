@@ -340,7 +340,7 @@ func TestNothingIsLeftOfUDPSessionsHoweverTheyEnd(t *testing.T) {
 		run(1) // what is made once and kept is made
 		before := p.Baseline()
 		run(each)
-		before.MustReturn(t, 20*time.Second)
+		before.MustReturn(t, peerTimeout)
 		if active := p.Metrics().Sum("caddy_portgate_sessions_active"); active != 0 {
 			t.Errorf("%v sessions are counted as active", active)
 		}
