@@ -68,8 +68,10 @@ func (r *PacketRelay) runLoop() bool {
 	ctx := s.dialContext()
 	if !client.Attach(s.receive, s.clientClosed) {
 		s.cancel()
-		r.done(Evicted, nil)
-		_ = client.Close()
+		go func() { // Done may block, and the caller of Start may not
+			r.done(Evicted, nil)
+			_ = client.Close()
+		}()
 		return true
 	}
 	s.replyFD, s.peer, s.control = client.ReplyPath()
