@@ -213,6 +213,12 @@ func newForger(t testing.TB, n namespace) *forger {
 // send sends n datagrams, from another client each. Clients are numbered.
 func (f *forger) send(t testing.TB, to string, first, n int) {
 	t.Helper()
+	if err := f.trySend(to, first, n); err != nil {
+		t.Fatalf("sending a forged datagram: %v", err)
+	}
+}
+
+func (f *forger) trySend(to string, first, n int) error {
 	const (
 		ipHeader, udpHeader = 20, 8
 		size                = ipHeader + udpHeader + forgedSize
@@ -233,7 +239,8 @@ func (f *forger) send(t testing.TB, to string, first, n int) {
 		binary.BigEndian.PutUint32(packet[12:], binary.BigEndian.Uint32(from[:])+uint32(i%forgedAddrs))
 		binary.BigEndian.PutUint16(udp, uint16(lowestPort+i/forgedAddrs))
 		if err := unix.Sendto(f.fd, packet, 0, addr); err != nil {
-			t.Fatalf("sending a forged datagram: %v", err)
+			return err
 		}
 	}
+	return nil
 }
