@@ -164,3 +164,43 @@ func TestCodeBlocksSayWhatTheyAre(t *testing.T) {
 		}
 	}
 }
+
+var (
+	namedMetric  = regexp.MustCompile("`(?:caddy_portgate_)([a-z_]+?)(?:_bucket|_sum|_count)?[`{ =\\[]")
+	namedMessage = regexp.MustCompile("[Ll]ogger `(acl|network|rate_limit)` says `([^`]+)`")
+)
+
+// TestNamedMetricsAndMessagesExist holds that a metric and a log message of Portgate which a page names are in the code.
+func TestNamedMetricsAndMessagesExist(t *testing.T) {
+	t.Parallel()
+	var code strings.Builder
+	err := filepath.WalkDir(filepath.Join(checkout, "modules"), func(file string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(file, ".go") || strings.HasSuffix(file, "_test.go") {
+			return err
+		}
+		data, err := os.ReadFile(file)
+		code.Write(data)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for name := range readPages(t) {
+		data, err := os.ReadFile(filepath.Join(checkout, filepath.FromSlash(name)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, pattern := range []*regexp.Regexp{namedMetric, namedMessage} {
+			for _, named := range pattern.FindAllStringSubmatch(string(data), -1) {
+				found++
+				if text := named[len(named)-1]; !strings.Contains(code.String(), `"`+text) {
+					t.Errorf("%s names %q, which is not in the code", name, text)
+				}
+			}
+		}
+	}
+	if found < 20 {
+		t.Errorf("found %d metrics and messages: the search is broken", found)
+	}
+}
