@@ -92,6 +92,7 @@ var examples = map[string]example{
 	"prometheus":      examplePrometheus,
 	"proxy-protocol":  exampleProxyProtocol,
 	"systemd":         exampleSystemd,
+	"systemd-sockets": exampleSystemdSockets,
 	"http-and-layer4": exampleHTTPAndLayer4,
 }
 

@@ -222,3 +222,23 @@ listen clients
 	mustNotCurl(t, "http://"+addr(8080))
 	p.WaitSessions(1, func(s gate.Session) bool { return s.Status == 400 && s.Reason == "proxy_header" })
 }
+
+func exampleSystemdSockets(t *testing.T, start func(...gate.Option) *gate.Process, _ addresses) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	addr := ln.Addr().String()
+	socket, err := ln.(*net.TCPListener).File()
+	must(t, err)
+	defer socket.Close()
+	must(t, ln.Close())
+	p := start(gate.WithSockets(socket))
+	for range 2 {
+		if page := mustGetPage(t, addr); page != "inside" {
+			t.Errorf("through the socket: %q", page)
+		}
+		status, answer, err := p.Post("/load", "application/json", []byte(p.MustGet("/config/")))
+		if err != nil || status != http.StatusOK {
+			t.Fatalf("reload: %d %s (%v)", status, answer, err)
+		}
+	}
+}

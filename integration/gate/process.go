@@ -40,6 +40,7 @@ type options struct {
 	files   int               // nofile limit, soft and hard; 0: inherited
 	mounts  map[string]string // files that the process sees in place of the system's, by the path of these
 	env     map[string]string // on top of a small clean environment
+	sockets []*os.File        // inherited as descriptors from 3 on
 }
 
 // Option changes how a process is started.
@@ -53,6 +54,9 @@ func WithFiles(n int) Option { return func(o *options) { o.files = n } }
 
 // WithEnv sets an environment variable.
 func WithEnv(name, value string) Option { return func(o *options) { o.env[name] = value } }
+
+// WithSockets has the process inherit sockets as descriptors from 3 on, as a service manager passes them on.
+func WithSockets(sockets ...*os.File) Option { return func(o *options) { o.sockets = sockets } }
 
 // WithHosts shows the process another /etc/hosts, in a mount namespace of its own. The file may be rewritten (in place) later.
 func WithHosts(path string) Option { return func(o *options) { o.mounts["/etc/hosts"] = path } }
@@ -150,6 +154,7 @@ func (o *options) command(binary string, args []string) *exec.Cmd {
 		script := strings.Join(append(prepare, `exec "$0" "$@"`), " && ")
 		cmd = exec.Command("sh", append([]string{"-c", script, binary}, args...)...)
 	}
+	cmd.ExtraFiles = o.sockets
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if len(o.mounts) > 0 {
 		cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS // Go makes / private in it, so the mount stays inside
