@@ -131,8 +131,11 @@ func TestAdaptCaddyfile(t *testing.T) {
 		gate.WithEnv("GATE_DATABASE", networksDatabase(t)))
 	ports := gate.ReserveRange(t, 3)
 	for _, f := range fixturesOf(t, ".caddyfiletest", gate.Loopback(ports)) {
-		if f.listen == "3 ports" {
+		switch f.listen {
+		case "3 ports":
 			f.listen = fmt.Sprintf("127.0.0.1:%d-%d", ports, ports+2)
+		case "gate+udp":
+			f.listen = "gate+udp/" + gate.Loopback(ports)
 		}
 		t.Run(f.title, func(t *testing.T) {
 			status, answer, err := p.Post("/adapt", "text/caddyfile", f.caddyfile(p))

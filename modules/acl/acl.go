@@ -67,6 +67,9 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 
 // Provision loads the lists, and begins to watch over living sessions.
 func (h *Handler) Provision(ctx caddy.Context) error {
+	if err := placement.CheckGuard(ctx, "acl", h.canonical); err != nil {
+		return err
+	}
 	if err := collectors.register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}

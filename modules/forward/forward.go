@@ -112,11 +112,17 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.applyDefaults(); err != nil {
 		return err
 	}
+	if err := placement.Check(ctx, "forward", h.canonical); err != nil {
+		return err
+	}
 	upstreams, err := parseUpstreams(h.To)
 	if err != nil {
 		return fmt.Errorf("to: %w", err)
 	}
 	listen := placement.Listens(ctx, "forward", h.canonical)
+	if err := h.checkReplyLimits(append(placement.SiteListens(ctx), listen...)); err != nil {
+		return err
+	}
 	if h.ports, err = matchAddrs(upstreams, listen); err != nil {
 		return fmt.Errorf("to: %w", err)
 	}

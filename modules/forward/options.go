@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -93,6 +94,22 @@ func (h *Handler) applyReplyLimits() error {
 	}
 	if h.maxReplyRatio < 0 {
 		return fmt.Errorf("max_reply_ratio: %w", errNoRatio(strconv.FormatFloat(h.maxReplyRatio, 'g', -1, 64)))
+	}
+	return nil
+}
+
+// checkReplyLimits refuses limits of datagrams where only streams are accepted.
+func (h *Handler) checkReplyLimits(listen []caddy.NetworkAddress) error {
+	takesDatagrams := func(addr caddy.NetworkAddress) bool { return isDatagrams(addr.Network) }
+	if len(listen) == 0 || slices.ContainsFunc(listen, takesDatagrams) {
+		return nil
+	}
+	const expected = "expected a listen address of UDP, but there is only %q"
+	switch {
+	case h.maxReplies > 0:
+		return fmt.Errorf(`max_replies: "%d": `+expected, h.maxReplies, listen[0].String())
+	case h.maxReplyRatio > 0:
+		return fmt.Errorf(`max_reply_ratio: "%v": `+expected, h.maxReplyRatio, listen[0].String())
 	}
 	return nil
 }

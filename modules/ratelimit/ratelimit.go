@@ -100,6 +100,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.check(); err != nil {
 		return err
 	}
+	if err := placement.CheckGuard(ctx, "rate_limit", h.canonical); err != nil {
+		return err
+	}
 	if err := collectors.register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}

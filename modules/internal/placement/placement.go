@@ -1,12 +1,14 @@
-// Package placement tells a handler that is being provisioned where it stands in its config: on which listeners, and at
-// which place of their routes.
+// Package placement tells a handler that is being provisioned where it stands in its config: on which listeners, at which
+// place of their routes, and whether connections get there at all.
 package placement
 
 import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -40,91 +42,149 @@ func Listens(ctx caddy.Context, name, canonical string) []caddy.NetworkAddress {
 	return findingOf(ctx, name, canonical).listen
 }
 
+// Check returns an error for a handler that is being provisioned where no connection gets to it, or past it to the handler
+// behind it, because of a handler that ends the route. It holds in front of HTTP sites, too.
+func Check(ctx caddy.Context, name, canonical string) error {
+	if wrong := findingOf(ctx, name, canonical).wrong; wrong != "" {
+		return errors.New(wrong)
+	}
+	return nil
+}
+
+// CheckGuard is [Check] for a handler that keeps clients out. In front of an HTTP site it returns an error where Caddy
+// serves the site over HTTP/3 as well, because no listener wrapper sees those connections.
+func CheckGuard(ctx caddy.Context, name, canonical string) error {
+	if err := Check(ctx, name, canonical); err != nil {
+		return err
+	}
+	if site := siteOf(ctx); site != nil && findingOf(ctx, name, canonical).leadsOn {
+		return site.checkHTTP3(name)
+	}
+	return nil
+}
+
 // finding is where all handlers with one name and JSON stand.
 type finding struct {
-	places []Place
-	listen []caddy.NetworkAddress
-	last   *layer4.Server // of listen
+	places  []Place
+	listen  []caddy.NetworkAddress
+	last    *layer4.Server // of listen
+	wrong   string         // what is wrong with their order, see standing
+	leadsOn bool           // connections that one of them passes on may leave the routes
 }
 
-// layout is what is known of the handlers of one layer4 app, while its config lives.
+// layout is what is known of the handlers of one layer4 app or listener wrapper, while its config lives.
 type layout struct {
-	mu    sync.Mutex
-	noted map[*layer4.Route]bool // those whose handlers are in found
-	found map[string]*finding    // by findKey
+	once  sync.Once
+	found map[string]*finding // by findKey
 }
 
-// layouts are found by their *layer4.App. Each goes with its config.
+// layouts are found by their *layer4.App or *layer4.ListenerWrapper. Each goes with its config.
 var layouts sync.Map
 
 func findingOf(ctx caddy.Context, name, canonical string) finding {
-	app := AppOf(ctx)
-	if app == nil {
+	root := rootOf(ctx)
+	if root == nil {
 		return finding{}
 	}
-	known, loaded := layouts.LoadOrStore(app, &layout{
-		noted: make(map[*layer4.Route]bool),
-		found: make(map[string]*finding),
-	})
+	known, loaded := layouts.LoadOrStore(root, &layout{found: make(map[string]*finding)})
 	if !loaded {
-		context.AfterFunc(ctx, func() { layouts.Delete(app) })
+		context.AfterFunc(ctx, func() { layouts.Delete(root) })
 	}
 	l := known.(*layout)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, server := range app.Servers {
-		for i, route := range server.Routes {
-			l.note(server, i, route)
-		}
-	}
+	l.once.Do(func() { l.note(ctx, root) })
 	if f := l.found[findKey(name, canonical)]; f != nil {
-		return finding{places: slices.Clone(f.places), listen: slices.Clone(f.listen)}
+		return finding{slices.Clone(f.places), slices.Clone(f.listen), nil, f.wrong, f.leadsOn}
 	}
 	return finding{}
 }
 
-// AppOf returns the layer4 app that is being provisioned, nil for a handler in front of an HTTP site.
-func AppOf(ctx caddy.Context) *layer4.App {
+// rootOf returns what has the routes that are being provisioned: the layer4 app, or a listener wrapper.
+func rootOf(ctx caddy.Context) caddy.Module {
 	for _, module := range ctx.Modules() {
-		if app, ok := module.(*layer4.App); ok {
-			return app
+		switch module.(type) {
+		case *layer4.App, *layer4.ListenerWrapper:
+			return module
 		}
 	}
 	return nil
 }
 
-// note remembers where the handlers of a route stand. Their JSON is there until the last of them has been
-// provisioned, so the first one that asks finds all that are to ask.
-func (l *layout) note(server *layer4.Server, i int, route *layer4.Route) {
-	if len(route.HandlersRaw) == 0 || l.noted[route] {
-		return
-	}
-	l.noted[route] = true
-	always := i == 0 && len(route.MatcherSetsRaw) == 0 && Unconditional(route, 0)
-	for j, raw := range route.HandlersRaw {
-		var document any
-		if json.Unmarshal(raw, &document) != nil {
-			continue // not to be loaded either
+// AppOf returns the layer4 app that is being provisioned, nil for a handler in front of an HTTP site.
+func AppOf(ctx caddy.Context) *layer4.App {
+	app, _ := rootOf(ctx).(*layer4.App)
+	return app
+}
+
+// note remembers where all handlers stand that are to ask. None of them has been provisioned when the first one asks, so
+// their JSON is still there.
+func (l *layout) note(ctx caddy.Context, root caddy.Module) {
+	switch root := root.(type) {
+	case *layer4.App:
+		for _, name := range slices.Sorted(maps.Keys(root.Servers)) {
+			if server := root.Servers[name]; server != nil {
+				l.noteRoutes(server, fmt.Sprintf("layer4 server %q", name), server.Routes)
+			}
 		}
-		walk(document, fmt.Sprintf("%d/%d", i, j), func(path string, handler map[string]any) {
-			name, _ := handler["handler"].(string)
-			canonical, ok := canonicalOf(handler)
-			if name == "" || !ok {
-				return
-			}
-			key := findKey(name, canonical)
-			f := l.found[key]
-			if f == nil {
-				f = new(finding)
-				l.found[key] = f
-			}
-			f.note(server, path, always && strings.Count(path, "/") == 1)
-		})
+	case *layer4.ListenerWrapper:
+		where := "layer4 listener wrapper"
+		if site := siteOf(ctx); site != nil {
+			where = fmt.Sprintf("listener wrapper of http server %q", site.server.Name())
+		}
+		l.noteRoutes(nil, where, root.Routes)
 	}
+}
+
+// noteRoutes remembers where the handlers of a server stand, which is nil for a listener wrapper.
+func (l *layout) noteRoutes(server *layer4.Server, where string, routes layer4.RouteList) {
+	order := orderOf(where, routes)
+	for i, route := range routes {
+		if route == nil {
+			continue
+		}
+		always := i == 0 && len(route.MatcherSetsRaw) == 0 && Unconditional(route, 0)
+		for j, raw := range route.HandlersRaw {
+			var document any
+			if json.Unmarshal(raw, &document) != nil {
+				continue // not to be loaded either
+			}
+			walk(document, fmt.Sprintf("%d/%d", i, j), func(path string, handler map[string]any) {
+				if f := l.of(handler); f != nil {
+					f.note(server, path, always && strings.Count(path, "/") == 1)
+					f.stands(order.of[path])
+				}
+			})
+		}
+	}
+}
+
+// of returns the finding of a handler, nil where the object is none.
+func (l *layout) of(handler map[string]any) *finding {
+	name, _ := handler["handler"].(string)
+	canonical, ok := canonicalOf(handler)
+	if name == "" || !ok {
+		return nil
+	}
+	key := findKey(name, canonical)
+	f := l.found[key]
+	if f == nil {
+		f = new(finding)
+		l.found[key] = f
+	}
+	return f
+}
+
+func (f *finding) stands(s standing) {
+	if f.wrong == "" {
+		f.wrong = s.wrong
+	}
+	f.leadsOn = f.leadsOn || !s.ended
 }
 
 // note adds the listen addresses of the server.
 func (f *finding) note(server *layer4.Server, path string, always bool) {
+	if server == nil {
+		return
+	}
 	repl := caddy.NewReplacer()
 	for _, listen := range server.Listen {
 		addr, err := caddy.ParseNetworkAddress(repl.ReplaceAll(listen, ""))
@@ -142,10 +202,14 @@ func (f *finding) note(server *layer4.Server, path string, always bool) {
 // Unconditional reports whether a route that is provisioned has no matchers, and this many handlers. layer4 keeps them to
 // itself; where it has other names for them than these, no route is taken for unconditional.
 func Unconditional(route *layer4.Route, handlers int) bool {
-	v := reflect.ValueOf(route).Elem()
-	matchers, middleware := v.FieldByName("matcherSets"), v.FieldByName("middleware")
-	return matchers.Kind() == reflect.Slice && matchers.Len() == 0 &&
-		middleware.Kind() == reflect.Slice && middleware.Len() == handlers
+	middleware := reflect.ValueOf(route).Elem().FieldByName("middleware")
+	return unmatched(route) && middleware.Kind() == reflect.Slice && middleware.Len() == handlers
+}
+
+// unmatched reports whether no matchers of a route have been provisioned.
+func unmatched(route *layer4.Route) bool {
+	matchers := reflect.ValueOf(route).Elem().FieldByName("matcherSets")
+	return matchers.Kind() == reflect.Slice && matchers.Len() == 0
 }
 
 // findKey is short, because a handler's JSON may have long lists.

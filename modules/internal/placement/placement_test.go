@@ -3,6 +3,7 @@ package placement
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"slices"
 	"testing"
 
@@ -19,7 +20,15 @@ func TestMain(m *testing.M) {
 	caddy.RegisterModule(new(step))
 	caddy.RegisterModule(new(other))
 	caddy.RegisterModule(new(matcher))
-	goleak.VerifyTestMain(m)
+	home, err := os.MkdirTemp("", "placement")
+	if err != nil {
+		panic(err)
+	}
+	os.Setenv("XDG_DATA_HOME", home) // where Caddy keeps certificates
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		os.RemoveAll(home)
+		os.Exit(code)
+	}))
 }
 
 // step is a handler that asks for its places where its id is 7.

@@ -1,0 +1,137 @@
+package placement
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/mholt/caddy-l4/layer4"
+)
+
+// terminal are the handlers that never call the next one: Portgate's, and those of caddy-l4.
+var terminal = map[string]bool{"forward": true, "proxy": true, "echo": true, "close": true, "socks5": true}
+
+// standing is what the handlers around it make of a handler.
+type standing struct {
+	// wrong says why the handler, or the one behind it, is never called; empty where both are.
+	wrong string
+	// ended tells that no connection which the handler passes on leaves the route list: a later handler ends it.
+	ended bool
+}
+
+// order finds out how handlers stand to each other.
+type order struct {
+	of map[string]standing // by the path that leads to a handler from the route list
+}
+
+// orderOf looks at routes whose handlers have not been provisioned yet. where names the list in errors.
+func orderOf(where string, routes layer4.RouteList) order {
+	list := make([]any, len(routes))
+	for i, route := range routes {
+		if route == nil {
+			continue // layer4's to refuse
+		}
+		handlers := make([]any, len(route.HandlersRaw))
+		for j, raw := range route.HandlersRaw {
+			_ = json.Unmarshal(raw, &handlers[j]) // what is no JSON is not loaded either
+		}
+		matchers := make([]any, 0, 1)
+		if len(route.MatcherSetsRaw) > 0 || !unmatched(route) {
+			matchers = append(matchers, nil)
+		}
+		list[i] = map[string]any{"match": matchers, "handle": handlers}
+	}
+	o := order{of: make(map[string]standing)}
+	o.routes(list, "%d/%d", where, standing{})
+	return o
+}
+
+// routes looks at a list of routes. path is that of a handler, by the numbers of its route and its own, and around is
+// the standing of the handler that has the list.
+func (o order) routes(list []any, path, where string, around standing) {
+	first := len(list) > 0 && takesAll(list[0])
+	for i, entry := range list {
+		route, _ := entry.(map[string]any)
+		inside := around
+		if first && i > 0 && inside.wrong == "" {
+			inside.wrong = fmt.Sprintf("%s route %d: no connection gets here, because route 0 has no matcher and ends all: expected "+
+				"a matcher in route 0, or route %d before it", where, i, i)
+		}
+		for _, later := range list[i+1:] {
+			inside.ended = inside.ended || takesAll(later)
+		}
+		handlers, _ := route["handle"].([]any)
+		o.handlers(handlers, func(j int) string { return fmt.Sprintf(path, i, j) }, fmt.Sprintf("%s route %d", where, i), inside)
+	}
+}
+
+// handlers looks at the handlers of a route, or of a branch.
+func (o order) handlers(list []any, path func(int) string, where string, around standing) {
+	last := -1 // the first one that ends the route
+	for i, entry := range list {
+		handler, _ := entry.(map[string]any)
+		here := around
+		if last >= 0 && here.wrong == "" {
+			here.wrong = wrongOrder(where, list[last], entry)
+		}
+		for _, later := range list[i+1:] {
+			here.ended = here.ended || endsRoute(later)
+		}
+		if last < 0 && endsRoute(entry) {
+			if last = i; i+1 < len(list) && here.wrong == "" && nameOf(entry) == "forward" {
+				here.wrong = wrongOrder(where, entry, list[i+1])
+			}
+		}
+		at := path(i)
+		o.of[at] = here
+		if routes, ok := handler["routes"].([]any); ok {
+			o.routes(routes, at+"/routes/%d/handle/%d", where+" "+nameOf(entry), here)
+		}
+		if branch, ok := handler["branch"].([]any); ok {
+			here.ended = true // what leaves a branch goes nowhere
+			o.handlers(branch, func(j int) string { return fmt.Sprintf("%s/branch/%d", at, j) }, where+" "+nameOf(entry), here)
+		}
+	}
+}
+
+func wrongOrder(where string, ends, behind any) string {
+	one, other := nameOf(ends), nameOf(behind)
+	expected := fmt.Sprintf("%s before %s", other, one)
+	switch {
+	case one == "forward" && other == "forward":
+		expected = "one forward with all upstreams"
+	case one == other:
+		expected = "one of them"
+	}
+	return fmt.Sprintf("%s: %s stands behind %s, which ends the route: expected %s", where, other, one, expected)
+}
+
+func nameOf(handler any) string {
+	object, _ := handler.(map[string]any)
+	name, _ := object["handler"].(string)
+	return name
+}
+
+// endsRoute reports whether a handler never calls the next one.
+func endsRoute(handler any) bool {
+	if terminal[nameOf(handler)] {
+		return true
+	}
+	object, _ := handler.(map[string]any)
+	routes, _ := object["routes"].([]any)
+	return len(routes) > 0 && takesAll(routes[0])
+}
+
+// takesAll reports whether no connection comes past a route. It has no matchers, and a handler that ends it.
+func takesAll(entry any) bool {
+	route, _ := entry.(map[string]any)
+	if matchers, _ := route["match"].([]any); len(matchers) > 0 {
+		return false
+	}
+	handlers, _ := route["handle"].([]any)
+	for _, handler := range handlers {
+		if endsRoute(handler) {
+			return true
+		}
+	}
+	return false
+}
