@@ -3,11 +3,9 @@ package upstream
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,6 +26,9 @@ type Upstream struct {
 
 // Pool hands out upstreams in turn (round robin). It is never empty.
 type Pool struct {
+	// Failures remembers which addresses have failed. Nil: nothing is remembered.
+	Failures *Failures
+
 	upstreams []Upstream
 	lookup    lookup
 	turn      atomic.Uint32
@@ -75,149 +76,37 @@ func (p *Pool) Fixed() bool {
 	return !slices.ContainsFunc(p.upstreams, func(u Upstream) bool { return u.fixed == nil })
 }
 
-// Walk is one session's way through the pool.
-type Walk struct {
-	// Retries is how many further upstreams are tried when one can't be reached.
-	Retries int
-	// Offset picks the port of a range: 0 for its first.
-	Offset int
-	// LookupTimeout bounds the resolution of one name.
-	LookupTimeout time.Duration
-	// Datagrams asks for addresses that datagrams can be sent to, in place of streams.
-	Datagrams bool
-	// Expand replaces the placeholders of an upstream's name.
-	Expand func(string) string
-
-	pool    *Pool
-	first   int
-	tried   int
-	current *Upstream
-	addrs   []net.Addr // of current, not tried yet
-	last    net.Addr
-	errs    error
-}
-
-// Walk begins with the upstream whose turn it is. The caller sets the exported fields.
-func (p *Pool) Walk() *Walk {
-	return &Walk{pool: p, first: int((p.turn.Add(1) - 1) % uint32(len(p.upstreams)))}
-}
-
-// Current returns the upstream that is being tried, and its address that Next gave last. There is none
-// where it could not be resolved.
-func (w *Walk) Current() (name string, addr net.Addr) {
-	if w.current != nil {
-		name = w.current.Name
-	}
-	return name, w.last
-}
-
-// Next returns the next address to try: all those of one upstream, then those of the next one, as
-// often as Retries allows, none twice. failed is what became of the last address. When there is
-// none left, the error tells of every failure and unwraps to the last.
-func (w *Walk) Next(ctx context.Context, failed error) (net.Addr, error) {
-	w.note(failed)
-	for len(w.addrs) == 0 {
-		if w.tried > w.Retries || w.tried == len(w.pool.upstreams) {
-			return nil, w.errs
-		}
-		w.current, w.last = &w.pool.upstreams[(w.first+w.tried)%len(w.pool.upstreams)], nil
-		w.tried++
-		addrs, err := w.resolve(ctx)
-		if err != nil {
-			w.note(fmt.Errorf("upstream %q: %w", w.current.Name, err))
-		}
-		w.addrs = addrs
-	}
-	w.last, w.addrs = w.addrs[0], w.addrs[1:]
-	return w.last, nil
-}
-
-func (w *Walk) resolve(ctx context.Context) ([]net.Addr, error) {
-	addr, offset := w.current.Addr, 0
-	if addr.Ports() > 1 {
-		offset = w.Offset
-	}
-	if err := addr.Carries(w.Datagrams); err != nil {
-		return nil, err
-	}
-	if fixed := w.current.fixed; fixed != nil && w.Datagrams {
-		return fixed.datagrams[offset : offset+1], nil
-	} else if fixed != nil {
-		return fixed.streams[offset : offset+1], nil
-	}
-	if w.current.Dynamic {
-		var err error
-		if addr, err = ParseExpanded(w.current.Name, w.Expand(w.current.Name)); err != nil {
-			return nil, err
-		}
-		if err := w.current.checkExpanded(addr); err != nil {
-			return nil, err
-		}
-		if err := addr.Carries(w.Datagrams); err != nil {
-			return nil, err
-		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, w.LookupTimeout)
-	defer cancel()
-	lookup := w.pool.lookup
-	if w.current.names != nil {
-		lookup = w.current.names.remember(lookup)
-	}
-	return addr.resolve(ctx, lookup, offset, w.Datagrams)
-}
-
 // rememberFor is how long what a name was resolved to is used again. Many sessions may begin in a second, or find
 // an upstream gone; and where it has moved, its name says so within a second all the same.
 const rememberFor = time.Second
 
-// names is what the name of an upstream was last resolved to.
+// names is what the last lookup of an upstream's name has found, or why it has failed.
 type names struct {
 	mu  sync.Mutex
 	ips []netip.Addr
-	at  time.Time
+	err error
+	at  time.Time // zero before the first lookup
 }
 
-// remember returns a lookup that does without where the last one was a moment ago. Failures are not remembered.
+// remember returns a lookup that does without where the last one was a moment ago. A failure is remembered as well, or each
+// of many sessions would wait until the name server's time is up. That a session was given up is no failure.
 func (n *names) remember(lookup lookup) lookup {
 	return func(ctx context.Context, network, host string) ([]netip.Addr, error) {
 		n.mu.Lock()
-		ips, at := n.ips, n.at
+		ips, err, at := n.ips, n.err, n.at
 		n.mu.Unlock()
-		if ips != nil && time.Since(at) < rememberFor {
-			return ips, nil
+		if !at.IsZero() && time.Since(at) < rememberFor {
+			return ips, err
 		}
-		ips, err := lookup(ctx, network, host)
-		if err != nil {
+		ips, err = lookup(ctx, network, host)
+		if errors.Is(ctx.Err(), context.Canceled) {
 			return nil, err
 		}
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		n.ips, n.at = ips, time.Now()
-		return ips, nil
-	}
-}
-
-// checkExpanded refuses what a placeholder must not stand for. Its value may be the client's word.
-func (u *Upstream) checkExpanded(addr Addr) error {
-	switch {
-	case addr.Ports() > 1:
-		return errors.New("a placeholder may not expand to a range of ports")
-	case addr.Network != "unix":
-		return nil
-	case !strings.HasPrefix(strings.ToLower(u.Name), "unix/"):
-		return errors.New("a placeholder may not expand to a unix socket")
-	case slices.Contains(strings.Split(addr.Host, "/"), ".."):
-		return errors.New(`a placeholder may not expand to a path with ".." in it`)
-	}
-	return nil
-}
-
-func (w *Walk) note(err error) {
-	switch {
-	case err == nil:
-	case w.errs == nil:
-		w.errs = err
-	default:
-		w.errs = fmt.Errorf("%v; %w", w.errs, err) //nolint:errorlint // unwraps to the last on purpose
+		if err == nil || n.err != nil || time.Since(n.at) >= rememberFor { // another session may have had an answer meanwhile
+			n.ips, n.err, n.at = ips, err, time.Now()
+		}
+		return ips, err
 	}
 }

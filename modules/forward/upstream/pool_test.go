@@ -431,9 +431,11 @@ func TestNamesAreLookedUpOnceASecond(t *testing.T) {
 		failing = errors.New("failing")
 		pool.upstreams = pool.upstreams[:1]
 		next(6, "")
-		next(7, "")
+		next(6, "") // a failure is remembered as long
 		failing = nil
-		next(8, "10.0.0.8:1")
-		next(8, "10.0.0.8:1")
+		next(6, "")
+		time.Sleep(time.Second)
+		next(7, "10.0.0.7:1")
+		next(7, "10.0.0.7:1")
 	})
 }
