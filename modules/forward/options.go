@@ -16,6 +16,7 @@ import (
 	"github.com/portgate/caddy-portgate/caddyfile"
 	"github.com/portgate/caddy-portgate/modules/forward/relay"
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
+	"github.com/portgate/caddy-portgate/modules/internal/gate"
 )
 
 var errNoUpstream = errors.New("expected at least one upstream, such as 127.0.0.1:9000")
@@ -100,7 +101,7 @@ func (h *Handler) applyReplyLimits() error {
 
 // checkReplyLimits refuses limits of datagrams where only streams are accepted.
 func (h *Handler) checkReplyLimits(listen []caddy.NetworkAddress) error {
-	takesDatagrams := func(addr caddy.NetworkAddress) bool { return isDatagrams(addr.Network) }
+	takesDatagrams := func(addr caddy.NetworkAddress) bool { return gate.Datagrams(addr.Network) }
 	if len(listen) == 0 || slices.ContainsFunc(listen, takesDatagrams) {
 		return nil
 	}

@@ -71,6 +71,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.check(); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
+	if err := placement.Check(ctx, name, h.canonical); err != nil {
+		return err
+	}
 	for _, addr := range placement.Listens(ctx, name, h.canonical) {
 		if strings.Contains(addr.Network, "udp") {
 			return fmt.Errorf("%s: listen address %q: expected one for TCP", name, addr.String())
