@@ -200,8 +200,13 @@ func TestACLCommand(t *testing.T) {
 		}
 		return out
 	}
-	mustRun("add", "bans", "127.0.0.2", "--ttl", "1h", "--reason", "a scan", "--by", "me")
-	mustRun("add", "bans", "2001:db8::/32")
+	mustSay := func(want string, args ...string) {
+		if out := mustRun(args...); !strings.Contains(out, want) {
+			t.Errorf("caddy acl %v says %q, want %q", args, out, want)
+		}
+	}
+	mustSay("added 127.0.0.2/32 to bans, expires 20", "add", "bans", "127.0.0.2", "--ttl", "1h", "--reason", "a scan", "--by", "me")
+	mustSay("added 2001:db8::/32 to bans, expires never", "add", "bans", "2001:db8::/32", "--reason", "\x1b[31m\u202e")
 	mustLetIn(t, addr, false, "127.0.0.2")
 	if out := mustRun("list", "bans"); !strings.Contains(out, "127.0.0.2/32") || !strings.Contains(out, "a scan") || !strings.Contains(out, " me ") || !strings.Contains(out, "never") {
 		t.Errorf("the list:\n%s", out)
@@ -209,8 +214,12 @@ func TestACLCommand(t *testing.T) {
 	if out := mustRun("list"); !strings.Contains(out, "bans  2") {
 		t.Errorf("the lists:\n%s", out)
 	}
-	mustRun("remove", "bans", "127.0.0.2")
+	mustSay(`\x1b[31m\u202e`, "list", "bans")
+	mustSay(`"reason":"\u001b[31m\u202e"`, "list", "bans", "--json")
+	mustSay("removed 127.0.0.2/32 from bans", "remove", "bans", "127.0.0.2")
 	mustLetIn(t, addr, true, "127.0.0.2")
+	mustSay("removed all entries of bans (1)", "clear", "bans")
+	mustSay("bans  0", "list")
 	for _, c := range []struct{ args, want string }{
 		{"add bans 127.0.0.2/8", `"127.0.0.2/8": expected no bits set behind the prefix: 127.0.0.0/8, or 127.0.0.2 for the one address`},
 		{"add bans 127.0.0.2 --ttl soon", `ttl: \"soon\": expected a duration such as 30s`},
@@ -219,6 +228,9 @@ func TestACLCommand(t *testing.T) {
 		{"list ../../config", `"../../config": expected a name of letters, digits, - and _`},
 		{"add a/b 127.0.0.2", `"a/b": expected a name of letters, digits, - and _`},
 		{"remove bans 127.0.0.9", `expected an entry of the list`},
+		{"ban bans 127.0.0.9", `"ban": expected one of list, add, remove, clear`},
+		{"bans", `"bans": expected one of list, add, remove, clear`},
+		{"clear", `accepts 1 arg(s)`},
 	} {
 		if out, err := command(strings.Fields(c.args)...); err == nil || !strings.Contains(strings.ReplaceAll(out, `\\\"`, `\"`), c.want) && !strings.Contains(strings.ReplaceAll(out, `\"`, `"`), c.want) {
 			t.Errorf("caddy acl %s: %v\n%s\nwant %s", c.args, err, out, c.want)

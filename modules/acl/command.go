@@ -6,17 +6,23 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/user"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
 
 	"github.com/portgate/caddy-portgate/modules/acl/ipset"
+	"github.com/portgate/caddy-portgate/modules/internal/adminapi"
 )
 
 func init() {
@@ -32,9 +38,16 @@ The admin API is that of --address, or else that of the config file, or else
 Caddy's default, localhost:2019.
 `,
 		CobraFunc: func(cmd *cobra.Command) {
-			cmd.AddCommand(listCommand(), addCommand(), removeCommand())
+			cmd.AddCommand(listCommand(), addCommand(), removeCommand(), clearCommand())
+			cmd.DisableFlagParsing = true // of a subcommand that is not known, the flags are not either
+			cmd.RunE = func(cmd *cobra.Command, args []string) error {
+				if len(args) > 0 && args[0] != "-h" && args[0] != "--help" {
+					return fmt.Errorf("%q: expected one of list, add, remove, clear", args[0])
+				}
+				return cmd.Help()
+			}
 			for _, sub := range cmd.Commands() {
-				sub.Flags().StringP("address", "", "", "Address of the admin API")
+				sub.Flags().StringP("address", "", "", "Address of the admin API: host:port, http://host:port or unix//path")
 				sub.Flags().StringP("config", "c", "", "Config file that has the address of the admin API")
 				sub.Flags().StringP("adapter", "a", "", "Config adapter to apply")
 			}
@@ -43,10 +56,10 @@ Caddy's default, localhost:2019.
 }
 
 func listCommand() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:     "list [<name>]",
 		Short:   "Shows the lists, or the entries of one",
-		Example: "  caddy acl list\n  caddy acl list bans",
+		Example: "  caddy acl list\n  caddy acl list bans\n  caddy acl list bans --json",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: caddycmd.WrapCommandFuncForCobra(func(flags caddycmd.Flags) (int, error) {
 			if flags.NArg() == 0 {
@@ -58,6 +71,8 @@ func listCommand() *cobra.Command {
 			return show(flags, pathOf(flags.Arg(0)), printEntries)
 		}),
 	}
+	cmd.Flags().BoolP("json", "", false, "Print what the admin API answers")
+	return cmd
 }
 
 func addCommand() *cobra.Command {
@@ -81,9 +96,36 @@ func removeCommand() *cobra.Command {
 		Example: "  caddy acl remove bans 192.0.2.7",
 		Args:    cobra.ExactArgs(2),
 		RunE: caddycmd.WrapCommandFuncForCobra(func(flags caddycmd.Flags) (int, error) {
-			path, err := entryPath(flags)
+			prefix, path, err := entryPath(flags)
 			if err == nil {
 				_, err = request(flags, http.MethodDelete, path, nil)
+			}
+			if err == nil {
+				fmt.Printf("removed %s from %s\n", prefix, flags.Arg(0))
+			}
+			return exitCode(err), err
+		}),
+	}
+}
+
+func clearCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "clear <name>",
+		Short:   "Removes all entries of a list",
+		Example: "  caddy acl clear bans",
+		Args:    cobra.ExactArgs(1),
+		RunE: caddycmd.WrapCommandFuncForCobra(func(flags caddycmd.Flags) (int, error) {
+			var body []byte
+			err := checkListName(flags.Arg(0))
+			if err == nil {
+				body, err = request(flags, http.MethodDelete, pathOf(flags.Arg(0))+"?all=true", nil)
+			}
+			var cleared summary
+			if err == nil {
+				err = json.Unmarshal(body, &cleared)
+			}
+			if err == nil {
+				fmt.Printf("removed all entries of %s (%d)\n", flags.Arg(0), cleared.Removed)
 			}
 			return exitCode(err), err
 		}),
@@ -91,7 +133,7 @@ func removeCommand() *cobra.Command {
 }
 
 func runAdd(flags caddycmd.Flags) (int, error) {
-	path, err := entryPath(flags)
+	prefix, path, err := entryPath(flags)
 	if err != nil {
 		return exitCode(err), err
 	}
@@ -101,9 +143,16 @@ func runAdd(flags caddycmd.Flags) (int, error) {
 			given.By = me.Username
 		}
 	}
+	var added entry
 	body, err := json.Marshal(given)
 	if err == nil {
-		_, err = request(flags, http.MethodPut, path, body)
+		body, err = request(flags, http.MethodPut, path, body)
+	}
+	if err == nil {
+		err = json.Unmarshal(body, &added)
+	}
+	if err == nil {
+		fmt.Printf("added %s to %s, expires %s\n", prefix, flags.Arg(0), when(added.Expires))
 	}
 	return exitCode(err), err
 }
@@ -111,20 +160,21 @@ func runAdd(flags caddycmd.Flags) (int, error) {
 func pathOf(list string) string { return listsPath + "/" + list }
 
 // entryPath finds what is wrong with the arguments before the server says it.
-func entryPath(flags caddycmd.Flags) (string, error) {
+func entryPath(flags caddycmd.Flags) (prefix netip.Prefix, path string, err error) {
 	if err := checkListName(flags.Arg(0)); err != nil {
-		return "", err
+		return prefix, "", err
 	}
-	prefix, err := ipset.ParsePrefix(flags.Arg(1))
-	if err != nil {
-		return "", err
-	}
-	return pathOf(flags.Arg(0)) + "/entries/" + prefix.String(), nil
+	prefix, err = ipset.ParsePrefix(flags.Arg(1))
+	return prefix, pathOf(flags.Arg(0)) + "/entries/" + prefix.String(), err
 }
 
 func show(flags caddycmd.Flags, path string, show func(io.Writer, []byte) error) (int, error) {
 	body, err := request(flags, http.MethodGet, path, nil)
-	if err == nil {
+	switch {
+	case err != nil:
+	case flags.Bool("json"):
+		_, err = fmt.Print(printableJSON(string(body)))
+	default:
 		err = show(os.Stdout, body)
 	}
 	return exitCode(err), err
@@ -132,7 +182,14 @@ func show(flags caddycmd.Flags, path string, show func(io.Writer, []byte) error)
 
 // request talks to the admin API, which says in its own words what it refuses.
 func request(flags caddycmd.Flags, method, path string, body []byte) ([]byte, error) {
-	address, err := caddycmd.DetermineAdminAPIAddress(flags.String("address"), nil, flags.String("config"), flags.String("adapter"))
+	given := flags.String("address")
+	if given != "" {
+		var err error
+		if given, err = adminapi.Address(given); err != nil {
+			return nil, fmt.Errorf("--address: %w", err)
+		}
+	}
+	address, err := caddycmd.DetermineAdminAPIAddress(given, nil, flags.String("config"), flags.String("adapter"))
 	if err != nil {
 		return nil, err
 	}
@@ -173,21 +230,54 @@ func printEntries(to io.Writer, body []byte) error {
 	table := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "PREFIX\tADDED\tEXPIRES\tBY\tREASON")
 	for _, e := range list.Entries {
-		expires := "never"
-		if e.Expires != nil {
-			expires = e.Expires.Local().Format(time.RFC3339)
-		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", e.Prefix, e.Added.Local().Format(time.RFC3339), expires, printable(e.By), printable(e.Reason))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", e.Prefix, when(&e.Added), when(e.Expires), printable(e.By), printable(e.Reason))
 	}
 	return table.Flush()
 }
 
-// printable keeps what somebody has written from breaking out of its column.
+// when shows a time as the operator's clock does.
+func when(at *time.Time) string {
+	if at == nil {
+		return "never"
+	}
+	return at.Local().Format(time.RFC3339)
+}
+
+// printable escapes what somebody has written as in a string of Go, so that it can neither break out of its column nor
+// command the terminal, nor show in another order than it has.
 func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
+	var shown strings.Builder
+	for len(s) > 0 {
+		r, size := utf8.DecodeRuneInString(s)
+		switch {
+		case r == utf8.RuneError && size == 1:
+			fmt.Fprintf(&shown, `\x%02x`, s[0])
+		case r == '\\':
+			shown.WriteString(`\\`)
+		case unicode.IsPrint(r):
+			shown.WriteRune(r)
+		default:
+			shown.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
 		}
-		return r
-	}, s)
+		s = s[size:]
+	}
+	return shown.String()
+}
+
+// printableJSON escapes in JSON what a terminal could take for a command. JSON allows that inside strings alone, where
+// all such characters are.
+func printableJSON(s string) string {
+	var shown strings.Builder
+	for _, r := range s {
+		switch {
+		case unicode.IsPrint(r) || r == '\n':
+			shown.WriteRune(r)
+		case r > 0xffff:
+			high, low := utf16.EncodeRune(r)
+			fmt.Fprintf(&shown, `\u%04x\u%04x`, high, low)
+		default:
+			fmt.Fprintf(&shown, `\u%04x`, r)
+		}
+	}
+	return shown.String()
 }

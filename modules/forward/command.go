@@ -86,7 +86,10 @@ func parseFlags(from string, to []string, idleTimeout string) (caddy.NetworkAddr
 	}
 	addr, err := caddy.ParseNetworkAddressWithDefaults(from, "gate+tcp", 0)
 	inherited := caddy.IsFdNetwork(strings.TrimPrefix(addr.Network, "gate+"))
-	if err != nil || addr.StartPort == 0 && !addr.IsUnixNetwork() && !inherited {
+	noPort := addr.StartPort == 0 && !addr.IsUnixNetwork() && !inherited
+	noPath := addr.IsUnixNetwork() && addr.Host == ""
+	noNetwork := strings.ContainsAny(addr.Network, ":.[]") // what stands before the first slash of a URL
+	if err != nil || noPort || noPath || noNetwork {
 		return addr, nil, fmt.Errorf("--from: %q: expected an address to listen on, such as :8080", from)
 	}
 	if n, ok := gate.Parse("gate+" + addr.Network); ok && n.Transport == "udp" {
