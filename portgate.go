@@ -1,9 +1,6 @@
-// Package portgate makes Caddy a layer-4 gateway. Importing it registers every module of
-// Portgate, which is what
+// Package portgate registers every module of Portgate with Caddy when it is imported, as this command does:
 //
 //	xcaddy build --with github.com/portgate/caddy-portgate
-//
-// does.
 package portgate
 
 import (

@@ -1,5 +1,5 @@
-// Package caddyfile reads the options of a module, from a Caddyfile block and from JSON, with errors that
-// name the option, quote the value and say what was expected.
+// Package caddyfile parses the options of a module from a Caddyfile and from JSON. Its errors name the option, quote the
+// value, and say what was expected: `idle_timeout: "5x": expected a duration such as 30s`.
 package caddyfile
 
 import (
@@ -70,8 +70,8 @@ func readBlock(d *caddyfile.Dispenser, options []Option) error {
 	return nil
 }
 
-// Choose applies the option that the first of the values names to the others, as in `deny file <path>`. It reports
-// false where none has that name.
+// Choose finds the option that the first value names and passes the other values to it, as in `deny file <path>`. It reports
+// false if no option has that name.
 func Choose(args []string, options ...Option) (bool, error) {
 	for _, option := range options {
 		if option.Name == args[0] {

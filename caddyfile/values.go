@@ -46,7 +46,7 @@ func OneOf(s string, known ...string) error {
 	return errExpected(s, strings.Join(known[:last], ", ")+" or "+known[last])
 }
 
-// units of the times that a rate may be in.
+// units are what may follow the slash of a rate.
 var units = map[string]time.Duration{"s": time.Second, "m": time.Minute, "h": time.Hour, "d": 24 * time.Hour}
 
 var aRate = fmt.Sprintf("a rate such as 100/s: a whole number from 1 to %d, in s, m, h or d", maxRate)
@@ -86,7 +86,7 @@ var sizes = map[string]int64{
 	"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
 }
 
-// maxSize is as much as anybody means.
+// maxSize is the largest size that is not taken for a typing error.
 const maxSize = 1000 << 40
 
 // ParseSize reads a number of bytes, such as 64KiB or 1.5MB.

@@ -1,5 +1,5 @@
-// Package meter makes Prometheus metrics that outlive configs: each is made once, has the prefix caddy_portgate_, and is
-// registered again with the registry of each config that uses it.
+// Package meter makes Prometheus metrics with the prefix caddy_portgate_. A metric is made once, as a package variable, and
+// registered with the registry of each config that uses it, so its values outlive configs.
 package meter
 
 import (
@@ -27,12 +27,13 @@ func Histogram(name, help string, buckets []float64, labels ...string) *promethe
 	}, labels)
 }
 
-// Desc describes a metric that a collector makes when it is read.
+// Desc describes a metric of a collector that computes its values when it is scraped.
 func Desc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(prometheus.BuildFQName(namespace, subsystem, name), help, labels, nil)
 }
 
-// Register makes the collectors part of a config's registry. Several handlers of one config share it.
+// Register adds the collectors to a config's registry. It may be called again for the same registry, by each handler of the
+// config.
 func Register(registry *prometheus.Registry, all ...prometheus.Collector) error {
 	for _, c := range all {
 		var already prometheus.AlreadyRegisteredError

@@ -1,4 +1,4 @@
-// Package refusal ends connections that are not wanted, in the ways that an option may ask for.
+// Package refusal ends connections that a handler has refused, in the way that an option such as `on_deny` says.
 package refusal
 
 import (
@@ -12,44 +12,43 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
-// Action is what happens to the connection.
+// Action says what happens to a refused connection.
 type Action string
 
 // The actions.
 const (
 	Close   Action = "close"
-	Reset   Action = "reset"   // the client is told that the connection is no more
-	Drop    Action = "drop"    // the client is told nothing, where CanDrop
+	Reset   Action = "reset"   // the client gets a reset
+	Drop    Action = "drop"    // the client gets nothing, if CanDrop; else a reset
 	Tarpit  Action = "tarpit"  // the connection is left open for a while, without an answer
 	Respond Action = "respond" // the client is sent a text
 )
 
-// Way is how a connection is refused.
+// Way is an action with its values.
 type Way struct {
 	Action   Action
 	Text     []byte        // of Respond
 	Duration time.Duration // of Tarpit
 }
 
-// Held is a connection that is refused and still open.
+// Held is a connection that was refused and is still open, by Tarpit or Respond, or because its datagrams are muted.
 type Held struct {
 	session *session.Session
 	end     session.End
 	conn    net.Conn
-	among   *atomic.Int64 // those of its kind
+	among   *atomic.Int64 // counts the held connections of its kind
 	done    chan struct{}
 	once    sync.Once
 }
 
-// maxHeld bounds the connections that are refused and still open, of all handlers together. Beyond it, those that come
-// are closed at once: they must not take the descriptors away from the clients that are wanted.
+// maxHeld bounds the held connections of all handlers together. Further ones are closed at once, so that refused clients
+// do not take the descriptors that others need.
 var maxHeld = min(10_000, openFileLimit()/4)
 
 var heldNow, mutedNow atomic.Int64
 
-// Do refuses the connection of a session, and ends that. The connection is closed then, or will be: Wait tells when.
-//
-// Over UDP only Respond sends anything.
+// Do refuses the connection of a session. If it returns nil, the connection is closed and the session has ended. Otherwise
+// both happen later, and Wait returns when they have. Over UDP only Respond sends anything.
 func Do(way Way, a *session.Arrival, s *session.Session, end session.End) *Held {
 	conn := a.Accepted()
 	if gate.Datagrams(a.Network) {
@@ -81,26 +80,26 @@ func Do(way Way, a *session.Arrival, s *session.Session, end session.End) *Held 
 	return nil
 }
 
-// reset has the client told that its connection is no more, when it is closed.
+// reset makes the kernel send a reset when the connection is closed.
 func reset(conn net.Conn) {
 	if tcp, ok := conn.(interface{ SetLinger(seconds int) error }); ok {
 		_ = tcp.SetLinger(0)
 	}
 }
 
-// muteTime is how long the datagrams of a client that is refused are thrown away unseen: a session for each one would give it
-// more of the processor than it is due.
+// muteTime is how long the datagrams of a refused client are dropped without a look at the rules. A session for each datagram
+// would cost too much processor time.
 const muteTime = time.Second
 
-// maxMuted bounds those whose datagrams are thrown away, because each has a session of its listener.
+// maxMuted bounds the muted clients, because each takes one of the sessions of its listener.
 const maxMuted = 1000
 
-// muter is a session of datagrams that can be told to hand them over.
+// muter is a UDP session that passes its datagrams to a callback.
 type muter interface {
 	Attach(receive func(b []byte) (taken bool), closed func(reason string)) bool
 }
 
-// mute throws the datagrams of a client away, for a while where the network can do that by itself.
+// mute drops the datagrams of a client for muteTime if its network can do that, and closes the session otherwise.
 func mute(s *session.Session, end session.End, conn net.Conn) {
 	if detacher, ok := conn.(interface{ Detach() (net.Conn, bool) }); ok { // else layer4 would close it
 		if detached, ok := detacher.Detach(); ok {
@@ -119,13 +118,13 @@ func mute(s *session.Session, end session.End, conn net.Conn) {
 	s.End(end)
 }
 
-// lingerTimeout bounds the wait for a client to take the text and close.
+// lingerTimeout is how long a client may take to read the text and close.
 const lingerTimeout = time.Second
 
 // maxLinger is how much a client may send meanwhile.
 const maxLinger = 64 << 10
 
-// hold keeps the connection open for so long. It returns nil where as many are as may be.
+// hold keeps the connection open for a duration. It returns nil if `most` connections are held already.
 func hold(s *session.Session, end session.End, conn net.Conn, duration time.Duration, among *atomic.Int64, most int) *Held {
 	if among.Add(1) > int64(most) {
 		among.Add(-1)
@@ -147,24 +146,24 @@ func (h *Held) release() {
 	})
 }
 
-// Wait returns when the connection is closed.
+// Wait returns when the connection is closed. A nil Held is closed already.
 func (h *Held) Wait() {
 	if h != nil {
 		<-h.done
 	}
 }
 
-// Close ends the waiting.
+// Close releases the connection before its time. It implements session.Mover.
 func (h *Held) Close(string) { go h.release() }
 
 // LastActive is when the connection began.
 func (h *Held) LastActive() time.Time { return h.session.Start }
 
-// Moved is nothing: what is sent to a client that is refused is not traffic.
+// Moved is always 0: what a refused client sends and gets does not count as traffic.
 func (h *Held) Moved() (up, down int64) { return 0, 0 }
 
-// respond sends the text, and reads on until the client closes: a connection that is closed with something unread is
-// reset, and the client may never see the text.
+// respond sends the text and reads until the client closes. If a connection is closed while bytes are unread, the kernel
+// resets it, and the client may never see the text.
 func (h *Held) respond(conn net.Conn, text []byte) {
 	defer h.release()
 	_ = conn.SetDeadline(time.Now().Add(lingerTimeout))

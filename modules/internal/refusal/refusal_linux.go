@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// vanish has the socket closed without a word to the client, when it is closed: a socket in repair mode (TCP_REPAIR in
-// tcp(7)) sends nothing. It reports false where that can't be.
+// vanish makes the kernel send nothing when the connection is closed, by repair mode (TCP_REPAIR in tcp(7)). It reports
+// false if that is not possible.
 func vanish(conn net.Conn) bool {
 	socket, ok := conn.(syscall.Conn)
 	if !ok {
@@ -27,7 +27,7 @@ func repair(fd int) error {
 	return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, on)
 }
 
-// CanDrop tells whether the process may do that.
+// CanDrop reports whether the process has the capability that Drop needs (CAP_NET_ADMIN).
 func CanDrop() bool {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

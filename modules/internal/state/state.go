@@ -1,7 +1,7 @@
-// Package state holds what outlives a reload: sockets, counts, limits, health.
+// Package state keeps what outlives a reload: sockets, counts, limits, health.
 //
-// A new config is started before the old one is stopped, so both hold a reference to what they share, and
-// it goes away with the last one. Share facts this way, never the judgment that one handler made of them.
+// Caddy starts the new config before it stops the old one. Both acquire a reference to what they share, and the last release
+// destructs it. Share facts this way (a socket, a count), never what one handler decided about them.
 package state
 
 import (
@@ -10,9 +10,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 )
 
-// Pool hands out references to values that are shared under a key. It constructs and destructs one value at
-// a time: a destructor that closes a socket is done before a constructor binds its address again. Neither
-// may therefore use the pool itself.
+// Pool returns references to values that are shared under a key. It constructs and destructs one value at a time, so that a
+// destructor has closed a socket before a constructor binds the same address. For the same reason neither may use the pool.
 type Pool[K comparable, V caddy.Destructor] struct {
 	mu    sync.Mutex
 	usage *caddy.UsagePool
@@ -23,8 +22,8 @@ func NewPool[K comparable, V caddy.Destructor]() *Pool[K, V] {
 	return &Pool[K, V]{usage: caddy.NewUsagePool()}
 }
 
-// Acquire returns a reference to the value of key, which it constructs where there is none. After an error
-// of construct the pool is as it was before.
+// Acquire returns a reference to the value of key. If there is none, it calls construct; after an error of construct the pool
+// is unchanged.
 func (p *Pool[K, V]) Acquire(key K, construct func() (V, error)) (*Ref[V], error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -42,7 +41,7 @@ func (p *Pool[K, V]) Acquire(key K, construct func() (V, error)) (*Ref[V], error
 	return &Ref[V]{value: value.(V), release: sync.OnceValue(release)}, nil
 }
 
-// Each calls f with every value there is, until f returns false. f may not use the pool.
+// Each calls f with every value until f returns false. f must not use the pool.
 func (p *Pool[K, V]) Each(f func(key K, value V) bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -58,9 +57,9 @@ type Ref[V any] struct {
 // Value returns the value, which lives until the reference is released.
 func (r *Ref[V]) Value() V { return r.value }
 
-// Release gives the reference back; the last one destructs the value and returns the destructor's error. A
-// second call does nothing and returns the same. A nil reference can be released, which spares the Cleanup
-// of a module whose Provision has failed the question how far it came.
+// Release returns the reference to the pool. The last release destructs the value and returns the destructor's error. Further
+// calls do nothing and return the same error. A nil reference may be released, so Cleanup needs no checks after a Provision
+// that failed half-way.
 func (r *Ref[V]) Release() error {
 	if r == nil {
 		return nil
