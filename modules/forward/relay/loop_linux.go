@@ -255,7 +255,7 @@ func (l *loop) arm() {
 func (l *loop) explainPanic() {
 	if p := recover(); p != nil {
 		if l.current != nil {
-			panic(fmt.Sprintf("relay: session %v: %v", l.current.name(), p))
+			panic(fmt.Sprintf("relay: session %v: %v", l.current.title(), p))
 		}
 		panic(p)
 	}

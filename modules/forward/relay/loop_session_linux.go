@@ -22,8 +22,8 @@ type loopSession interface {
 	end()
 	// report tells the owner that the session has ended. It may block, so it is called in a goroutine of its own.
 	report()
-	// name identifies the session in the message of a panic.
-	name() fmt.Stringer
+	// title is the name of the session, for the message of a panic.
+	title() fmt.Stringer
 }
 
 // loopSocket is a socket of a session. The loop finds it by the slot of an epoll event.
@@ -61,7 +61,7 @@ type loopState struct {
 	reason    Reason             // why the session ends; empty while it runs
 	failed    error              // the error of Next
 	opened    time.Duration      // when the relay was made, in the loop's time
-	connectAt time.Duration      // when the connection attempt began, in the loop's time
+	connectAt time.Duration      // when the last socket to an upstream was opened, in the loop's time
 	connectBy time.Duration      // when the connection attempt times out, in the loop's time
 	timer     timer              // timer.of is the session itself
 }

@@ -120,12 +120,12 @@ func (p pausing) Moved(int) time.Duration { return time.Duration(p) }
 
 func TestLongestKeepAlive(t *testing.T) {
 	for _, long := range longest {
-		if c := (&Config{KeepAlive: long}).keepAlive(); c.Enable {
+		if c := keepAliveAfter(long); c.Enable {
 			t.Errorf("keepalive of %s: probes are sent: %v", long, c)
 		}
 	}
 	// Linux refuses more than 32767 seconds.
-	if c := (&Config{KeepAlive: 1000 * time.Hour}).keepAlive(); !c.Enable || c.Idle != keepAliveMax || c.Interval != keepAliveMax {
+	if c := keepAliveAfter(1000 * time.Hour); !c.Enable || c.Idle != keepAliveMax || c.Interval != keepAliveMax {
 		t.Errorf("keepalive of 1000h: %v", c)
 	}
 }

@@ -20,26 +20,24 @@ type loopPackets struct {
 	replyFD       int
 	peer, control []byte
 
-	mu      sync.Mutex
-	fd      int      // the upstream's socket, -1 where there is none; only the loop sets it
-	shut    bool     // the session ends: what the client sends from now on is for another session
-	told    bool     // the loop knows that the upstream refuses datagrams
-	waiting [][]byte // datagrams of the client, until there is a socket
-	size    int      // of waiting, in bytes
-
-	answered bool  // an upstream has sent a reply
-	held     *held // nil where nothing is
+	mu       sync.Mutex
+	fd       int      // the upstream's socket, -1 where there is none; only the loop sets it
+	shut     bool     // the session ends: what the client sends from now on is for another session
+	told     bool     // the loop knows that the upstream refuses datagrams
+	answered bool     // an upstream has sent a reply
+	held     *held    // nil where nothing is
+	waiting  [][]byte // datagrams of the client, until there is a socket
+	size     int      // of waiting, in bytes
 
 	// The fields below belong to the loop's goroutine.
 
 	ask        ask
 	readable   bool // there may be replies to read: no read has returned EAGAIN since the last event
+	works      bool // Attempt knows that the upstream does
 	slot       int32
 	generation uint32
 	pending    int // replies of this session in loop.replies
 	target     *net.UDPAddr
-	openedAt   time.Duration // when the upstream's socket was opened, in the loop's time
-	works      bool          // Attempt knows that the upstream does
 	tracked    TrackedSocket // the upstream's socket; nil where it is not tracked
 	nextAsk    time.Duration
 }
@@ -103,7 +101,7 @@ func (s *loopPackets) handle(m *message) {
 	}
 }
 
-func (s *loopPackets) name() fmt.Stringer { return s.cfg.Name }
+func (s *loopPackets) title() fmt.Stringer { return s.cfg.Name }
 
 func (*loopPackets) inbox() int { return inboxPackets }
 
@@ -189,7 +187,7 @@ func (s *loopPackets) open(addr *net.UDPAddr) error {
 	if s.tracked = tracked; tracked != nil {
 		tracked.Connected(localAddr(fd))
 	}
-	s.openedAt, s.works = s.loop.now, false
+	s.connectAt, s.works = s.loop.now, false
 	s.slot, s.generation = slot, generation
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -252,7 +250,7 @@ func (s *loopPackets) askAgain() {
 		s.ask = askNow
 		refused := dialError(s.target, unix.ECONNREFUSED)
 		s.works = false
-		attemptFunc(s.cfg.Attempt).report(s.target, s.loop.now-s.openedAt, refused)
+		attemptFunc(s.cfg.Attempt).report(s.target, s.loop.now-s.connectAt, refused)
 		go s.dial(s.dialContext(), s.cfg.Next, refused)
 	}
 }

@@ -95,7 +95,7 @@ func (s *loopPackets) resend() {
 // worked notes that the upstream has sent a reply.
 func (s *loopPackets) worked() {
 	s.works = true
-	attemptFunc(s.cfg.Attempt).report(s.target, s.loop.now-s.openedAt, nil)
+	attemptFunc(s.cfg.Attempt).report(s.target, s.loop.now-s.connectAt, nil)
 	s.mu.Lock()
 	s.answered = true
 	s.held.release()

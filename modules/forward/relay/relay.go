@@ -138,7 +138,13 @@ type Stats struct {
 // Relay is one session. Make it with [New].
 type Relay struct {
 	life
-	cfg Config
+	cfg *Config // nil once an event loop has connected the upstream, because an idle session is to be small
+
+	// These parts of cfg are needed until the end.
+	limits    Limits
+	keepAlive time.Duration
+	name      fmt.Stringer
+	onDone    func(Result)
 
 	up, down atomic.Int64
 	spliced  atomic.Int64
@@ -146,7 +152,10 @@ type Relay struct {
 
 // New prepares a relay. Nothing happens before [Relay.Run].
 func New(cfg Config) *Relay {
-	return &Relay{cfg: cfg, life: life{start: time.Now()}}
+	return &Relay{
+		life: life{start: time.Now()}, cfg: &cfg,
+		limits: cfg.Limits, keepAlive: cfg.KeepAlive, name: cfg.Name, onDone: cfg.Done,
+	}
 }
 
 // Run connects and moves the bytes. It may return long before the end, as soon as it does not need the caller's goroutine
@@ -188,7 +197,7 @@ func later(t, d time.Duration) time.Duration {
 }
 
 func (r *Relay) expires(connected, halfClosed bool) (time.Duration, Reason) {
-	return r.cfg.Limits.expires(r.activeAt(), connected, halfClosed)
+	return r.limits.expires(r.activeAt(), connected, halfClosed)
 }
 
 // expires returns the age at which a time limit ends a relay if nothing is moved until then, and the limit. All times are
@@ -209,8 +218,8 @@ func (l *Limits) expires(lastActive time.Duration, connected, halfClosed bool) (
 }
 
 func (r *Relay) done(reason Reason, err error) {
-	if r.cfg.Done != nil {
-		r.cfg.Done(Result{Reason: reason, Err: err, Connect: r.connect, Stats: r.Stats()})
+	if r.onDone != nil {
+		r.onDone(Result{Reason: reason, Err: err, Connect: r.connect, Stats: r.Stats()})
 	}
 }
 

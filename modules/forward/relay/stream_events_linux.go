@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func (s *loopStream) name() fmt.Stringer { return s.cfg.Name }
+func (s *loopStream) title() fmt.Stringer { return s.name }
 
 func (*loopStream) inbox() int { return inboxStreams }
 

@@ -56,7 +56,7 @@ func (r *Relay) runGoroutines() {
 
 // dial tries the addresses of Next until one answers or Next returns an error.
 func (g *goroutineStream) dial() (net.Conn, error) {
-	dialer := net.Dialer{Timeout: g.cfg.Limits.Connect, KeepAlive: -1, KeepAliveConfig: g.cfg.keepAlive()}
+	dialer := net.Dialer{Timeout: g.limits.Connect, KeepAlive: -1, KeepAliveConfig: keepAliveAfter(g.keepAlive)}
 	var failed error
 	for {
 		addr, err := g.cfg.Next(g.ctx, failed)
@@ -136,7 +136,7 @@ func (g *goroutineStream) attach(conn net.Conn) bool {
 	g.up.init(g, g.client, g.upstream, ClientFIN, ClientReset)
 	g.down.init(g, g.upstream, g.client, UpstreamFIN, UpstreamReset)
 	g.state.Unlock()
-	g.client.keepAlive(g.cfg.keepAlive()) // the dialer has done the same for conn
+	g.client.keepAlive(keepAliveAfter(g.keepAlive)) // the dialer has done the same for conn
 	g.touch(g.age())
 	g.schedule()
 	return true

@@ -15,12 +15,12 @@ const (
 	keepAliveNever = 100 * 365 * 24 * time.Hour
 )
 
-// keepAlive returns the kernel's settings, which are in seconds.
-func (c *Config) keepAlive() net.KeepAliveConfig {
+// keepAliveAfter returns the kernel's settings, which are in seconds.
+func keepAliveAfter(silence time.Duration) net.KeepAliveConfig {
 	return net.KeepAliveConfig{
-		Enable:   c.KeepAlive > 0 && c.KeepAlive < keepAliveNever,
-		Idle:     min(max(c.KeepAlive, time.Second), keepAliveMax),
-		Interval: min(max(c.KeepAlive/6, time.Second), keepAliveMax),
+		Enable:   silence > 0 && silence < keepAliveNever,
+		Idle:     min(max(silence, time.Second), keepAliveMax),
+		Interval: min(max(silence/6, time.Second), keepAliveMax),
 		Count:    keepAliveProbes,
 	}
 }

@@ -17,7 +17,7 @@ func (s *loopStream) guard() {
 	for _, h := range []*half{&s.client, &s.upstream} {
 		if !h.keptAlive {
 			h.keptAlive = true
-			setKeepAlive(h.fd, s.cfg.keepAlive())
+			setKeepAlive(h.fd, keepAliveAfter(s.keepAlive))
 		}
 		// Not always, because it would replace the count of keepalive probes (tcp(7)).
 		if stalled := h.waits(); stalled != h.stalled {

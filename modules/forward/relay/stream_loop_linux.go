@@ -85,7 +85,7 @@ func (r *Relay) runLoop() bool {
 	if reason := r.begin(s); reason != "" {
 		s.cut(reason)
 	}
-	if r.cfg.Limits.Lifetime > 0 {
+	if r.limits.Lifetime > 0 {
 		l.post(message{to: s, what: orderTime}) // it may pass while Next blocks
 	}
 	s.dial(s.ctx, r.cfg.Next, nil)
@@ -99,7 +99,7 @@ func (s *loopStream) connectTo(addr net.Addr) {
 		return
 	}
 	s.target = addr
-	s.startConnecting(s.cfg.Limits.Connect)
+	s.startConnecting(s.limits.Connect)
 	s.tryConnect()
 }
 
@@ -176,8 +176,9 @@ func (s *loopStream) connected() {
 	s.connect = s.age()
 	s.touch(s.age())
 	s.cancel()
-	attemptFunc(s.cfg.Attempt).report(s.target, s.loop.now-s.connectAt, nil)
-	s.cfg.Next, s.ctx, s.cancel, s.target = nil, nil, nil, nil // not needed any more, and may keep much memory alive
+	cfg := s.cfg
+	attemptFunc(cfg.Attempt).report(s.target, s.loop.now-s.connectAt, nil)
+	s.cfg, s.ctx, s.cancel, s.target = nil, nil, nil, nil // not needed any more, and may keep much memory alive
 	s.client.generation = generations.Add(1)
 	var err error
 	s.client.slot, err = s.loop.watch(s.client.fd, &s.client, streamEvents, s.client.generation)
@@ -186,11 +187,10 @@ func (s *loopStream) connected() {
 		return
 	}
 	s.setTimer()
-	s.setPace(&s.upstream, s.cfg.PaceUp)
-	s.setPace(&s.client, s.cfg.PaceDown)
-	if len(s.cfg.Prefetched) > 0 {
-		s.send(&s.upstream, s.cfg.Prefetched, &s.up)
-		s.cfg.Prefetched = nil
+	s.setPace(&s.upstream, cfg.PaceUp)
+	s.setPace(&s.client, cfg.PaceDown)
+	if len(cfg.Prefetched) > 0 {
+		s.send(&s.upstream, cfg.Prefetched, &s.up)
 	}
 	s.move()
 }
