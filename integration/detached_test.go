@@ -137,7 +137,7 @@ func startShort(t *testing.T, connectTimeout time.Duration) (p *gate.Process, ad
 		gate.Listen(addr, gate.Forward(upstream).With("connect_timeout", connectTimeout.String()).With("retries", 0)),
 		gate.Listen(patient, gate.Forward(upstream).With("connect_timeout", peerTimeout.String())),
 		matching,
-	), gate.WithFiles(files))
+	).WithApp("portgate", gate.JSON{"max_sessions": files, "reserve_descriptors": 0}), gate.WithFiles(files))
 	must(t, oneRequest(addr)) // the event loops have their descriptors
 	return p, addr, patient, func(t *testing.T) func() {
 		t.Helper()

@@ -27,7 +27,9 @@ func TestPortsAnswerAgainAfterDescriptorsRanOut(t *testing.T) {
 	waiting := gate.Listen(matching, gate.Forward(upstream))
 	waiting.Routes[0].Match = []gate.JSON{{"regexp": gate.JSON{"pattern": "^message ", "count": len("message ")}}}
 	waiting.MatchingTimeout = "60s"
-	p := gate.Start(t, gate.Layer4(gate.Listen(forwarding, gate.Forward(upstream)), waiting), gate.WithFiles(limit))
+	config := gate.Layer4(gate.Listen(forwarding, gate.Forward(upstream)), waiting).
+		WithApp("portgate", gate.JSON{"max_sessions": limit, "reserve_descriptors": 0}) // else they would not run out
+	p := gate.Start(t, config, gate.WithFiles(limit))
 
 	must(t, oneRequest(forwarding))
 	must(t, oneRequest(matching))

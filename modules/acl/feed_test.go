@@ -218,6 +218,7 @@ type brokenStorage struct{ certmagic.Storage }
 
 func (brokenStorage) Load(context.Context, string) ([]byte, error) { return nil, fs.ErrNotExist }
 func (brokenStorage) Store(context.Context, string, []byte) error  { return errors.New("disk full") }
+
 func (brokenStorage) List(context.Context, string, bool) ([]string, error) {
 	return nil, fs.ErrNotExist
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/portgate/caddy-portgate/modules/forward/relay"
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
+	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
 	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
 	"github.com/portgate/caddy-portgate/modules/internal/gate"
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
@@ -209,6 +210,7 @@ func (h *Handler) walk(sess *session.Session, accepted net.Conn) *upstream.Walk 
 
 // relay prepares what moves the session's bytes.
 func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, client net.Conn, prefetched []byte) *relay.Relay {
+	taken := descriptors.Of(client)
 	r := relay.New(relay.Config{
 		Client:     client,
 		Unwrap:     listeners.Unwrap,
@@ -223,7 +225,10 @@ func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, client net.C
 		PaceUp:    sess.Limits().PaceUp,
 		PaceDown:  sess.Limits().PaceDown,
 		Name:      sess.ID,
-		Done:      func(result relay.Result) { sess.End(ended(result.Reason, result.Connect, result.Err)) },
+		Done: func(result relay.Result) {
+			taken.Release()
+			sess.End(ended(result.Reason, result.Connect, result.Err))
+		},
 	})
 	sess.SetMover(mover{r})
 	return r

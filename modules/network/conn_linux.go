@@ -13,6 +13,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
 )
 
 // listener is a listening socket in Go's poller, the connections of which are not.
@@ -106,8 +108,9 @@ type Conn struct {
 	local        *net.TCPAddr
 
 	mu            sync.Mutex
-	fd            int      // -1 once it is attached, detached or closed
-	file          *os.File // the socket in Go's poller, nil before
+	descriptors   *descriptors.Listener // nil once they are somebody else's, or given back
+	fd            int                   // -1 once it is attached, detached or closed
+	file          *os.File              // the socket in Go's poller, nil before
 	readDeadline  time.Time
 	writeDeadline time.Time
 }
@@ -198,15 +201,28 @@ func recvNow(fd int, b []byte, flags int) (n int, errno syscall.Errno) {
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.file != nil {
-		return c.asNetError("close", c.file.Close())
-	}
-	if c.fd < 0 {
+	if c.fd < 0 && c.file == nil {
 		return net.ErrClosed
 	}
-	fd := c.fd
-	c.fd = -1
-	return os.NewSyscallError("close", closeSocket(fd))
+	var err error
+	if c.file != nil {
+		err = c.asNetError("close", c.file.Close())
+	} else {
+		err = os.NewSyscallError("close", closeSocket(c.fd))
+		c.fd = -1
+	}
+	c.descriptors.Release()
+	c.descriptors = nil
+	return err
+}
+
+// Descriptors implements [descriptors.Owner].
+func (c *Conn) Descriptors() *descriptors.Listener {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d := c.descriptors
+	c.descriptors = nil
+	return d
 }
 
 // closeSocket closes a socket that does not linger, which takes no time that the scheduler need know of: told, it

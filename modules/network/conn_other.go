@@ -6,6 +6,9 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"sync"
+
+	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
 )
 
 // listener is a listening socket.
@@ -31,6 +34,25 @@ func (l *listener) accept() (*Conn, error) {
 type Conn struct {
 	*net.TCPConn
 	listenerAddr string
+
+	mu          sync.Mutex
+	descriptors *descriptors.Listener // nil once they are somebody else's, or given back
+}
+
+// Close closes the connection.
+func (c *Conn) Close() error {
+	err := c.TCPConn.Close()
+	c.Descriptors().Release()
+	return err
+}
+
+// Descriptors implements [descriptors.Owner].
+func (c *Conn) Descriptors() *descriptors.Listener {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d := c.descriptors
+	c.descriptors = nil
+	return d
 }
 
 // client returns the client's address.

@@ -10,7 +10,10 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
 	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
+	"github.com/portgate/caddy-portgate/modules/internal/global"
+	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
 )
@@ -37,8 +40,9 @@ type accepted interface {
 // generation is the listener that one config has on a socket.
 type generation struct {
 	endpoint
-	config <-chan struct{} // ends with the config, and tells one config from another
-	terms  *terms          // for UDP
+	config   <-chan struct{} // ends with the config, and tells one config from another
+	settings settings
+	scope    *session.Scope // of the connections that are refused; nil outside a config
 
 	socket    shared
 	active    chan struct{} // closed when there is no older generation any more
@@ -51,14 +55,38 @@ type generation struct {
 	close         func() error
 }
 
-func newGeneration(ctx context.Context, ep endpoint) *generation {
-	return &generation{
+// settings are what a config wants of its sockets.
+type settings struct {
+	maxSessions int // of TCP
+	reserve     int // of descriptors
+	packets     sessionLimits
+	counts      *listeners.Datagrams // nil for TCP
+}
+
+func newGeneration(ctx context.Context, ep endpoint) (*generation, error) {
+	options, err := global.Of(ctx)
+	if err != nil {
+		return nil, err
+	}
+	g := &generation{
 		endpoint: ep,
 		steps:    fastpath.Steps(ctx, ep.Name, ep.listener),
 		config:   ctx.Done(),
+		settings: settings{maxSessions: options.MaxSessions, reserve: options.ReserveDescriptors},
 		active:   make(chan struct{}),
 		closed:   make(chan struct{}),
 	}
+	if ep.Transport == "udp" {
+		g.settings.packets.total = min(options.UDPMaxSessions, descriptors.DefaultShare(options.ReserveDescriptors)/descriptors.PerDatagrams)
+		g.settings.packets.perClient = options.UDPMaxSessionsPerClient
+		g.settings.counts = listeners.DatagramsOf(ep.listener)
+	}
+	if config, ok := ctx.(caddy.Context); ok {
+		if g.scope, err = session.NewScope(config, 0, 0); err != nil { // with the metrics of datagrams
+			return nil, err
+		}
+	}
+	return g, nil
 }
 
 // join makes g a generation of the socket, until it is closed or ctx ends. The latter is for a config that

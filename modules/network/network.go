@@ -21,13 +21,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
 	"github.com/portgate/caddy-portgate/modules/internal/gate"
-	"github.com/portgate/caddy-portgate/modules/internal/global"
-	"github.com/portgate/caddy-portgate/modules/internal/listeners"
-	"github.com/portgate/caddy-portgate/modules/internal/session"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
 )
 
@@ -63,32 +62,26 @@ func listen(ctx context.Context, network, host, portRange string, portOffset uin
 }
 
 func listenAt(ctx context.Context, ep endpoint, cfg net.ListenConfig) (*generation, error) {
-	g := newGeneration(ctx, ep)
+	observe(ctx.Done())
+	g, err := newGeneration(ctx, ep)
+	if err != nil {
+		return nil, err
+	}
 	open := func() (shared, error) { return openSocket(ctx, ep, cfg) }
 	if ep.Transport == "udp" {
-		terms, err := termsOf(ctx, ep.listener)
-		if err != nil {
-			return nil, err
-		}
-		g.terms = terms
-		open = func() (shared, error) { return openPacketSocket(ctx, ep, cfg, terms) }
+		open = func() (shared, error) { return openPacketSocket(ctx, ep, cfg, &g.settings) }
 	}
 	return share(ctx, g, open)
 }
 
-// termsOf returns what a config wants of its UDP sockets.
-func termsOf(ctx context.Context, address string) (*terms, error) {
-	if config, ok := ctx.(caddy.Context); ok {
-		if err := session.Register(config); err != nil {
-			return nil, err
-		}
+// observed is the config for which the open descriptors were counted.
+var observed atomic.Pointer[<-chan struct{}]
+
+// observe has the open descriptors counted before the first listener of a config is opened.
+func observe(config <-chan struct{}) {
+	if last := observed.Swap(&config); last == nil || *last != config {
+		descriptors.Observe()
 	}
-	options, err := global.Of(ctx)
-	if err != nil {
-		return nil, err
-	}
-	limits := sessionLimits{total: options.UDPMaxSessions, perClient: options.UDPMaxSessionsPerClient}
-	return &terms{limits: limits, counts: listeners.DatagramsOf(address)}, nil
 }
 
 // share makes g a generation of the socket at its endpoint, which it opens where there is none.

@@ -143,7 +143,7 @@ func TestTruncatedIsDropped(t *testing.T) {
 	for i := range b.vectors { // it may be in the pool
 		b.vectors[i].SetLen(maxDatagram)
 	}
-	if dropped := s.terms.Load().counts.Dropped[listeners.DropTruncated].Load(); *received != 1 || dropped != 1 {
+	if dropped := s.settings.Load().counts.Dropped[listeners.DropTruncated].Load(); *received != 1 || dropped != 1 {
 		t.Errorf("%d were received, %d dropped", *received, dropped)
 	}
 }
@@ -180,7 +180,7 @@ func TestReceivingAllocatesNothing(t *testing.T) {
 func TestUDPNothingIsLeft(t *testing.T) {
 	warm := listenUDPOn(config(t), t, "127.0.0.1:0") // opens what the runtime keeps
 	_ = warm.Close()
-	before := descriptors(t)
+	before := openDescriptors(t)
 	address := freeUDPAddress(t)
 	for range 50 {
 		g := listenUDPOn(config(t), t, address)
@@ -224,12 +224,12 @@ func TestUDPNothingIsLeft(t *testing.T) {
 			}
 		}
 	}
-	if after := descriptors(t); after != before {
+	if after := openDescriptors(t); after != before {
 		t.Errorf("%d descriptors before, %d after", before, after)
 	}
 }
 
-func descriptors(t *testing.T) int {
+func openDescriptors(t *testing.T) int {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {

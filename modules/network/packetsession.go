@@ -219,7 +219,7 @@ func (c *PacketSession) Close() error {
 	c.mu.Lock()
 	c.leave()
 	c.mu.Unlock()
-	c.socket.release()
+	c.socket.release(true)
 	return nil
 }
 

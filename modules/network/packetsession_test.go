@@ -27,7 +27,7 @@ var defaultLimits = sessionLimits{total: global.Defaults().UDPMaxSessions, perCl
 // newTestSocket returns a socket without a descriptor, with counts of its own.
 func newTestSocket(limits sessionLimits) *packetSocket {
 	counts := listeners.DatagramsOf(fmt.Sprintf("test:%d", lastListener.Add(1)))
-	s := newPacketSocket(&terms{limits: limits, counts: counts})
+	s := newPacketSocket(&settings{packets: limits, counts: counts})
 	s.listener = &packetListener{addr: &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 53}}
 	return s
 }
@@ -40,7 +40,7 @@ func (s *packetSocket) arrive(n int, b []byte) *PacketSession {
 	s.deliver(from(n), b, false)
 	select {
 	case c := <-s.accepted:
-		c.counts = s.terms.Load().counts
+		c.counts = s.settings.Load().counts
 		c.remote, c.local = c.tuple.remoteAddr(), s.listener.addr
 		return c
 	default:
@@ -49,7 +49,7 @@ func (s *packetSocket) arrive(n int, b []byte) *PacketSession {
 }
 
 func (s *packetSocket) dropped(reason listeners.DropReason) int64 {
-	return s.terms.Load().counts.Dropped[reason].Load()
+	return s.settings.Load().counts.Dropped[reason].Load()
 }
 
 // receiveNothing throws away what comes.
@@ -265,7 +265,7 @@ func TestFloodEvictsNoEstablishedSession(t *testing.T) {
 	if got := strings.Join(ended, ","); got != "0 evicted,1 evicted" {
 		t.Errorf("ended: %q", got)
 	}
-	if evicted := s.terms.Load().counts.Evicted.Load(); evicted < 500 {
+	if evicted := s.settings.Load().counts.Evicted.Load(); evicted < 500 {
 		t.Errorf("%d were counted", evicted)
 	}
 }

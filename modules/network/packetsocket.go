@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
@@ -16,12 +17,6 @@ import (
 // busy with something else, as in an accept queue of TCP.
 const maxNew = 1024
 
-// terms are what a config wants of a UDP socket.
-type terms struct {
-	limits sessionLimits
-	counts *listeners.Datagrams
-}
-
 // packetSocket is the UDP socket of an address. Its receive loop never blocks: what nobody takes in time is
 // dropped and counted.
 type packetSocket struct {
@@ -29,8 +24,8 @@ type packetSocket struct {
 	network  string // as in the listen address
 	listener *packetListener
 	accepted chan *PacketSession
-	terms    atomic.Pointer[terms] // of the config that accepts
-	held     atomic.Int64          // bytes in inboxes
+	settings atomic.Pointer[settings] // of the config that accepts
+	held     atomic.Int64             // bytes in inboxes
 
 	stop    chan struct{}
 	stopped chan struct{} // closed when the receive loop has ended
@@ -41,19 +36,20 @@ type packetSocket struct {
 	refs  int // sessions that have a place, and the socket itself until it is destructed
 }
 
-func openPacketSocket(ctx context.Context, ep endpoint, cfg net.ListenConfig, terms *terms) (*packetSocket, error) {
+func openPacketSocket(ctx context.Context, ep endpoint, cfg net.ListenConfig, settings *settings) (*packetSocket, error) {
 	ln, err := listenPackets(ctx, cfg, ep)
 	if err != nil {
 		return nil, err
 	}
-	s := newPacketSocket(terms)
+	descriptors.Opened(1)
+	s := newPacketSocket(settings)
 	s.listener, s.network = ln, ep.Name
 	deliver := s.deliver // made once, and not with each batch
 	go s.loop(func() error { return ln.receive(deliver) })
 	return s, nil
 }
 
-func newPacketSocket(terms *terms) *packetSocket {
+func newPacketSocket(settings *settings) *packetSocket {
 	s := &packetSocket{
 		accepted: make(chan *PacketSession, maxNew),
 		stop:     make(chan struct{}),
@@ -61,11 +57,11 @@ func newPacketSocket(terms *terms) *packetSocket {
 		table:    newTable(),
 		refs:     1,
 	}
-	s.terms.Store(terms)
+	s.settings.Store(settings)
 	s.activated = func(g *generation) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.terms.Store(g.terms)
+		s.settings.Store(&g.settings)
 		s.handOver() // it may have more places
 	}
 	return s
@@ -94,7 +90,8 @@ func (s *packetSocket) Destruct() error {
 	for len(s.accepted) > 0 { // nobody receives any more, or sends: the new table has none that wait
 		_ = (<-s.accepted).Close()
 	}
-	s.release()
+	descriptors.Opened(-1)
+	s.release(false)
 	return err
 }
 
@@ -121,10 +118,10 @@ func (s *packetSocket) loop(receive func() error) {
 
 // deliver is called by the receive loop with every datagram.
 func (s *packetSocket) deliver(f *fiveTuple, b []byte, truncated bool) {
-	terms := s.terms.Load()
-	terms.counts.Up.Add(1)
+	settings := s.settings.Load()
+	settings.counts.Up.Add(1)
 	if truncated {
-		terms.counts.Dropped[listeners.DropTruncated].Add(1)
+		settings.counts.Dropped[listeners.DropTruncated].Add(1)
 		return
 	}
 	// A session that is gone when it gets the datagram has left the table: the next one is another.
@@ -132,27 +129,27 @@ func (s *packetSocket) deliver(f *fiveTuple, b []byte, truncated bool) {
 		s.mu.Lock()
 		c := s.table.sessions[*f]
 		if c == nil {
-			s.begin(f, b, terms)
+			s.begin(f, b, settings)
 			return
 		}
 		s.table.promote(c, answered)
 		s.mu.Unlock()
 		if outcome = c.deliver(b); outcome == full {
-			terms.counts.Dropped[listeners.DropQueueFull].Add(1)
+			settings.counts.Dropped[listeners.DropQueueFull].Add(1)
 		}
 	}
 }
 
 // begin starts a session with its first datagram, if it may be. It unlocks the mutex.
-func (s *packetSocket) begin(f *fiveTuple, b []byte, terms *terms) {
-	leaves, why, ok := s.admit(f, b, terms.limits)
+func (s *packetSocket) begin(f *fiveTuple, b []byte, settings *settings) {
+	leaves, why, ok := s.admit(f, b, settings.packets)
 	s.mu.Unlock()
 	if leaves != nil {
-		terms.counts.Evicted.Add(1)
+		settings.counts.Evicted.Add(1)
 		leaves.end("evicted")
 	}
 	if !ok {
-		terms.counts.Dropped[why].Add(1)
+		settings.counts.Dropped[why].Add(1)
 	}
 }
 
@@ -161,7 +158,7 @@ func (s *packetSocket) admit(f *fiveTuple, b []byte, limits sessionLimits) (leav
 	if len(s.accepted)+s.table.queued >= maxNew {
 		return nil, listeners.DropAcceptQueue, false
 	}
-	leaves, why, ok = s.table.room(f.clientKey(), limits)
+	leaves, why, ok = s.table.room(f.clientKey(), s.bounded(limits))
 	if !ok {
 		return nil, why, false
 	}
@@ -174,15 +171,35 @@ func (s *packetSocket) admit(f *fiveTuple, b []byte, limits sessionLimits) (leav
 	return leaves, 0, true
 }
 
+// bounded lowers the limit to what the socket has, where there are no descriptors for more: then a new session takes the place of
+// another one.
+func (s *packetSocket) bounded(limits sessionLimits) sessionLimits {
+	reserve := s.settings.Load().reserve
+	if s.refs > 1 && !descriptors.Left(descriptors.PerDatagrams, reserve) {
+		limits.total = min(limits.total, len(s.table.sessions))
+	}
+	return limits
+}
+
 // handOver gives places to the sessions that wait for one, as long as there are any. A session has its place
 // until it is closed: one that was evicted still has a handler, and descriptors, until then. Where a reload has
 // lowered the limit, what has left the table is still replaced.
 func (s *packetSocket) handOver() {
-	limits := s.terms.Load().limits
-	for s.table.queued > 0 && s.refs-1 < max(limits.total, len(s.table.sessions)) {
+	limits := s.settings.Load().packets
+	for s.table.queued > 0 && s.refs-1 < max(limits.total, len(s.table.sessions)) && s.takeDescriptors() {
 		s.refs++
 		s.accepted <- s.table.next() // does not wait: admit has seen to it that all who wait find room
 	}
+}
+
+// takeDescriptors takes those of one session. The first session of a socket always gets them: whoever waits for a place is given one
+// when another session of the socket ends.
+func (s *packetSocket) takeDescriptors() bool {
+	if s.refs == 1 {
+		descriptors.MustTake(descriptors.PerDatagrams)
+		return true
+	}
+	return descriptors.Take(descriptors.PerDatagrams, s.settings.Load().reserve)
 }
 
 // acceptFor waits for a session on behalf of g, the active generation, until g is closed. Sessions that g does
@@ -196,7 +213,7 @@ func (s *packetSocket) acceptFor(g *generation) (accepted, error) {
 				_ = c.Close()
 				continue
 			}
-			c.counts, c.listenerAddr = g.terms.counts, g.listener
+			c.counts, c.listenerAddr = g.settings.counts, g.listener
 			c.remote, c.local = c.tuple.remoteAddr(), c.tuple.localAddr(s.listener.addr)
 			return c, nil
 		}
@@ -219,9 +236,12 @@ func (s *packetSocket) forget(c *PacketSession) {
 }
 
 // release is called when a session that had a place is closed, and when the socket is destructed.
-func (s *packetSocket) release() {
+func (s *packetSocket) release(ofSession bool) {
 	s.mu.Lock()
 	s.refs--
+	if ofSession {
+		descriptors.Release(descriptors.PerDatagrams)
+	}
 	s.handOver()
 	last := s.refs == 0
 	s.mu.Unlock()

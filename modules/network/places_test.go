@@ -67,7 +67,7 @@ func TestEvictedSessionHasItsPlaceUntilItIsClosed(t *testing.T) {
 		}
 		expectPlaces(t, s, 10, 9-i)
 	}
-	if evicted := s.terms.Load().counts.Evicted.Load(); evicted != 5000 {
+	if evicted := s.settings.Load().counts.Evicted.Load(); evicted != 5000 {
 		t.Errorf("%d were counted as evicted", evicted)
 	}
 }
@@ -126,7 +126,7 @@ func TestPlacesFollowTheLimit(t *testing.T) {
 	t.Parallel()
 	s := newTestSocket(sessionLimits{total: 4, perClient: 10})
 	limit := func(total int) {
-		s.activated(&generation{terms: &terms{limits: sessionLimits{total: total, perClient: 10}, counts: s.terms.Load().counts}})
+		s.activated(&generation{settings: settings{packets: sessionLimits{total: total, perClient: 10}, counts: s.settings.Load().counts}})
 	}
 	s.flood(0, 4)
 	open := s.taken()
@@ -147,7 +147,7 @@ func TestPlacesFollowTheLimit(t *testing.T) {
 
 func TestDestructLeavesNoneWaiting(t *testing.T) {
 	t.Parallel()
-	s, err := openPacketSocket(t.Context(), udpEndpoint(t, freeUDPAddress(t)), net.ListenConfig{}, newTestSocket(sessionLimits{total: 2, perClient: 9}).terms.Load())
+	s, err := openPacketSocket(t.Context(), udpEndpoint(t, freeUDPAddress(t)), net.ListenConfig{}, newTestSocket(sessionLimits{total: 2, perClient: 9}).settings.Load())
 	if err != nil {
 		t.Fatal(err)
 	}

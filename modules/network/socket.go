@@ -6,6 +6,9 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
+	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
 // socket is the listening socket of an address for TCP.
@@ -13,6 +16,7 @@ type socket struct {
 	lineage
 	listener *listener
 	accept   func() (*Conn, error) // of the listener; tests make it fail
+	sessions descriptors.Listener
 
 	rest // belongs to the active generation
 }
@@ -24,6 +28,7 @@ func openSocket(ctx context.Context, ep endpoint, cfg net.ListenConfig) (*socket
 	if err != nil {
 		return nil, err
 	}
+	descriptors.Opened(1)
 	s := &socket{listener: ln, accept: ln.accept}
 	s.wake = func() { _ = ln.SetDeadline(time.Unix(1, 0)) } // the listener is open, so this can't fail
 	return s, nil
@@ -33,7 +38,10 @@ func openSocket(ctx context.Context, ep endpoint, cfg net.ListenConfig) (*socket
 func (s *socket) Addr() net.Addr { return s.listener.Addr() }
 
 // Destruct closes the socket when its last generation has closed.
-func (s *socket) Destruct() error { return s.listener.Close() }
+func (s *socket) Destruct() error {
+	descriptors.Opened(-1)
+	return s.listener.Close()
+}
 
 // acceptFor waits for a connection on behalf of g, the active generation, until g is closed. A connection that
 // arrives together with the close is g's: it is returned, not dropped.
@@ -42,7 +50,13 @@ func (s *socket) acceptFor(g *generation) (accepted, error) {
 		conn, err := s.accept()
 		if err == nil {
 			conn.listenerAddr = g.listener
-			return conn, nil
+			if s.sessions.Take(g.settings.maxSessions, g.settings.reserve) {
+				conn.descriptors = &s.sessions
+				return conn, nil
+			}
+			g.refuse(conn)
+			failures = -1
+			continue
 		}
 		s.pause(g.closed, failures, "accepting a connection failed, trying again",
 			zap.String("network", g.Name), zap.String("address", g.listener), zap.Error(err))
@@ -60,4 +74,16 @@ func (s *socket) ready(g *generation) bool {
 	}
 	_ = s.listener.SetDeadline(time.Time{}) // the listener is open, so this can't fail
 	return true
+}
+
+// refuse resets a connection for which there is no session left. Left in the accept queue it would wait there with all that
+// come after it, and no client would hear why.
+func (g *generation) refuse(conn *Conn) {
+	_ = conn.SetLinger(0)
+	_ = conn.Close()
+	if g.scope == nil {
+		return
+	}
+	a := session.Arrival{Conn: conn, Network: g.Transport, Listener: g.listener, Client: conn.client()}
+	a.Begin(g.scope).End(session.End{Status: session.StatusLimited, Reason: session.ReasonSessionLimit})
 }

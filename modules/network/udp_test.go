@@ -183,7 +183,7 @@ func TestReceiveLoopNeverBlocks(t *testing.T) {
 		say(t, client, want)
 		hear(t, conn, want)
 	}
-	if dropped := g.terms.counts.Dropped[listeners.DropQueueFull].Load(); dropped != 2*(201-maxWaiting) {
+	if dropped := g.settings.counts.Dropped[listeners.DropQueueFull].Load(); dropped != 2*(201-maxWaiting) {
 		t.Errorf("%d were dropped", dropped)
 	}
 }

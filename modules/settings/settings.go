@@ -11,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
 	"github.com/portgate/caddy-portgate/caddyfile"
+	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
 	"github.com/portgate/caddy-portgate/modules/internal/global"
 )
 
@@ -26,6 +27,16 @@ const mostSessions = 1_000_000
 // App is the app `portgate`. It has the options that concern the product or a listener as a whole, for which a handler
 // or a listen address has no place.
 type App struct {
+	// MaxSessions is how many sessions a listen address of gate+tcp may have at a time. At the cap a new connection is reset at
+	// once, with the reason `session_limit`. From 1 to 1000000. Default: what seven eighths of the descriptors that are not
+	// reserved are enough for, two for each session.
+	MaxSessions *int `json:"max_sessions,omitempty"`
+
+	// ReserveDescriptors is how many descriptors of the process (RLIMIT_NOFILE) the sessions of the gate networks leave to
+	// everything else, such as the admin API. When only these are left, a new connection is treated as one beyond MaxSessions or
+	// UDPMaxSessions. 0: none are reserved. From 0 to 1000000, less than there are. Default: 5 %, at least 32.
+	ReserveDescriptors *int `json:"reserve_descriptors,omitempty"`
+
 	// UDPMaxSessions is how many sessions a listen address of gate+udp may have at a time. At the cap a new
 	// one takes the place of the oldest that had no reply yet, or else of the oldest whose client has not
 	// sent anything since; where there is none such it is refused. From 1 to 1000000. Default: 10000.
@@ -52,10 +63,29 @@ func (a *App) Provision(caddy.Context) error {
 	if err := a.AccessLog.set(&a.options.AccessLog); err != nil {
 		return err
 	}
+	if err := a.reserve(); err != nil {
+		return err
+	}
+	if err := override(&a.options.MaxSessions, "max_sessions", a.MaxSessions); err != nil {
+		return err
+	}
 	if err := override(&a.options.UDPMaxSessions, "udp_max_sessions", a.UDPMaxSessions); err != nil {
 		return err
 	}
 	return override(&a.options.UDPMaxSessionsPerClient, "udp_max_sessions_per_client", a.UDPMaxSessionsPerClient)
+}
+
+// reserve sets how many descriptors are reserved, and what follows from it.
+func (a *App) reserve() error {
+	if a.ReserveDescriptors == nil {
+		return nil
+	}
+	n, limit := *a.ReserveDescriptors, descriptors.Limit()
+	if n < 0 || n >= limit {
+		return fmt.Errorf(`reserve_descriptors: "%d": expected a whole number from 0 to %d, less than the process may have (RLIMIT_NOFILE)`, n, limit-1)
+	}
+	a.options.ReserveDescriptors, a.options.MaxSessions = n, global.DefaultMaxSessions(n)
+	return nil
 }
 
 func override(limit *int, name string, option *int) error {
@@ -81,6 +111,8 @@ func (a *App) Options() global.Options { return a.options }
 // parseGlobalOption reads the global option. Syntax:
 //
 //	portgate {
+//		max_sessions                <count>
+//		reserve_descriptors         <count>
 //		udp_max_sessions            <count>
 //		udp_max_sessions_per_client <count>
 //		access_log {
@@ -95,8 +127,10 @@ func parseGlobalOption(d *caddycaddyfile.Dispenser, existing any) (any, error) {
 	}
 	a := new(App)
 	err := caddyfile.Unmarshal(d, nil,
-		count("udp_max_sessions", &a.UDPMaxSessions),
-		count("udp_max_sessions_per_client", &a.UDPMaxSessionsPerClient),
+		count("max_sessions", 1, &a.MaxSessions),
+		count("reserve_descriptors", 0, &a.ReserveDescriptors),
+		count("udp_max_sessions", 1, &a.UDPMaxSessions),
+		count("udp_max_sessions_per_client", 1, &a.UDPMaxSessionsPerClient),
 		accessLogOption(&a.AccessLog),
 	)
 	if err != nil {
@@ -105,9 +139,9 @@ func parseGlobalOption(d *caddycaddyfile.Dispenser, existing any) (any, error) {
 	return httpcaddyfile.App{Name: "portgate", Value: caddyconfig.JSON(a, nil)}, nil
 }
 
-func count(name string, to **int) caddyfile.Option {
+func count(name string, least int, to **int) caddyfile.Option {
 	return caddyfile.Option{Name: name, Min: 1, Max: 1, Set: func(args []string) error {
-		n, err := caddyfile.ParseCount(args[0], 1, mostSessions)
+		n, err := caddyfile.ParseCount(args[0], least, mostSessions)
 		*to = &n
 		return err
 	}}

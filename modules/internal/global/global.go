@@ -7,10 +7,16 @@ import (
 	"errors"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
 )
 
 // Options are the values that are in force in a config.
 type Options struct {
+	// MaxSessions is how many sessions a listen address of gate+tcp may have at a time.
+	MaxSessions int
+	// ReserveDescriptors is how many descriptors of the process sessions of the gate networks leave to others. 0: none.
+	ReserveDescriptors int
 	// UDPMaxSessions is how many sessions a listen address of gate+udp may have at a time.
 	UDPMaxSessions int
 	// UDPMaxSessionsPerClient is how many of them one client may have.
@@ -29,10 +35,17 @@ type AccessLog struct {
 
 // Defaults returns the options of a config without the app.
 func Defaults() Options {
+	reserve := descriptors.DefaultReserve()
 	return Options{
+		MaxSessions: DefaultMaxSessions(reserve), ReserveDescriptors: reserve,
 		UDPMaxSessions: 10_000, UDPMaxSessionsPerClient: 1_000,
 		AccessLog: AccessLog{Queue: 10_000},
 	}
+}
+
+// DefaultMaxSessions returns how many sessions a listen address of gate+tcp may have where so many descriptors are reserved.
+func DefaultMaxSessions(reserve int) int {
+	return descriptors.DefaultShare(reserve) / descriptors.PerStream
 }
 
 // App is the app `portgate`.

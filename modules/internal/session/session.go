@@ -33,12 +33,13 @@ const (
 
 // The reasons that do not come from the relay.
 const (
-	ReasonDenied      = "denied"
-	ReasonDrain       = "drain"
-	ReasonLimited     = "limited"
-	ReasonListChanged = "list_changed"
-	ReasonProxyHeader = "proxy_header"
-	ReasonShutdown    = "shutdown"
+	ReasonDenied       = "denied"
+	ReasonDrain        = "drain"
+	ReasonLimited      = "limited"
+	ReasonListChanged  = "list_changed"
+	ReasonSessionLimit = "session_limit"
+	ReasonShutdown     = "shutdown"
+	ReasonProxyHeader  = "proxy_header"
 )
 
 // ReasonOfConfigsEnd is the reason of sessions that end because their config does: it is replaced, or the process
