@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -497,7 +498,65 @@ func TestPausedRedis(t *testing.T) {
 	gate.Eventually(t, peerTimeout, func() error {
 		return equal(p.Metrics(), "caddy_portgate_ratelimit_store_breaker_open", 0)
 	})
-	if !strings.Contains(p.Output(), "redis does not answer") || !strings.Contains(p.Output(), "redis answers") {
+	if !strings.Contains(p.Output(), "redis can't be used") || !strings.Contains(p.Output(), "redis works again") {
 		t.Error("the log says nothing of it")
 	}
+}
+
+// A Redis that never worked is said once, at WARN and without its password, and counted from the beginning; and that it
+// works, once it does.
+func TestRedisThatNeverWorked(t *testing.T) {
+	t.Parallel()
+	addr := gate.ReserveAddr(t)
+	limited := func(name, url string) gate.JSON {
+		return rateLimit(`{"connections": [{"rate": "1000/s"}]}`).With("name", name).
+			With("store", gate.JSON{"type": "redis", "url": url, "on_error": "local"})
+	}
+	closed := gate.ReserveAddr(t)
+	works, _ := startRedis(t)
+	p := gate.Start(t, gate.Layer4(gate.Listen("gate+tcp/"+addr, limited("closed", "redis://:hidden@"+closed), limited("unknown", "redis://:hidden@nowhere.invalid"),
+		limited("fine", works), gate.Forward(serve(t, echo)))))
+	must(t, errors.Join(
+		equal(p.Metrics(), "caddy_portgate_ratelimit_store_errors_total", 0, label("name", "fine")),
+		equal(p.Metrics(), "caddy_portgate_ratelimit_store_breaker_open", 1, label("name", "closed")),
+	))
+	lines := func(words ...string) (n int) {
+		for line := range strings.Lines(p.Output()) {
+			if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) }) {
+				n++
+			}
+		}
+		return n
+	}
+	said := func(n int, words ...string) {
+		t.Helper()
+		gate.Eventually(t, peerTimeout, func() error {
+			if got := lines(words...); got != n {
+				return fmt.Errorf("%q is said %d times, want %d", words, got, n)
+			}
+			return nil
+		})
+	}
+	said(1, "redis can't be used", `"level":"warn"`, `"closed"`, "connection refused")
+	said(1, "redis can't be used", `"level":"warn"`, `"unknown"`, "nowhere.invalid")
+	if n := admittedOf(t, 50, "127.0.0.1", addr); n != 50 {
+		t.Errorf("%d of 50 are let in", n)
+	}
+	gate.Eventually(t, peerTimeout, func() error {
+		for _, name := range []string{"closed", "unknown"} {
+			if n := p.Metrics().Sum("caddy_portgate_ratelimit_store_errors_total", label("name", name)); n < 4 {
+				return fmt.Errorf("%v errors are counted for %s", n, name)
+			}
+		}
+		return nil
+	})
+	if n, leaks := lines("redis can't be used"), lines("hidden"); n != 2 || leaks != 0 {
+		t.Errorf("%d lines about Redis, want 2; %d with its password", n, leaks)
+	}
+	_, port, _ := net.SplitHostPort(closed)
+	cmd := exec.Command(program(t, "redis-server"), "--bind", "127.0.0.1", "--port", port, "--requirepass", "hidden", "--save", "")
+	cmd.Dir = t.TempDir()
+	server(t, closed, cmd)
+	said(1, "redis works again", `"closed"`, "after")
+	said(0, "redis works again", `"fine"`)
 }

@@ -37,8 +37,6 @@ type buckets struct {
 	memory *bucket.Memory
 	redis  *redis.Store // nil: there is no other store than the memory
 	log    atomic.Pointer[zap.Logger]
-	opened quiet // entries that Redis does not answer
-	closed quiet // and that it does again
 
 	mu     sync.Mutex
 	ids    map[string]uint16 // of limits, by what does not change with their numbers
@@ -165,6 +163,8 @@ func (h *Handler) acquire(ctx caddy.Context) (*state.Ref[*buckets], error) {
 		}
 		options.Observe = b.observe
 		options.Changed = b.changed
+		options.BadKey = b.badKey
+		collectors.storeErrors.WithLabelValues(b.name) // zero is shown, too
 		store, err := redis.New(options, b.memory)
 		if err != nil {
 			return nil, fmt.Errorf("store: redis: %w", err)
@@ -227,22 +227,19 @@ func (b *buckets) observe(took time.Duration, err error) {
 	}
 }
 
-// changed logs that the breaker has opened or closed. It may do so four times a second, where Redis answers now and then.
-func (b *buckets) changed(err error) {
-	entries := &b.closed
+// changed logs why Redis is not used, and that it is used again.
+func (b *buckets) changed(err error, lasted time.Duration) {
+	log := b.log.Load().With(zap.String("name", b.name))
 	if err != nil {
-		entries = &b.opened
-	}
-	skipped, ok := entries.take()
-	if !ok {
+		log.Warn("limits are not shared, because redis can't be used; on_error decides", zap.Error(err))
 		return
 	}
-	log := b.log.Load().With(zap.String("name", b.name), zap.Int64("skipped", skipped))
-	if err != nil {
-		log.Error("redis does not answer, the policy of on_error decides", zap.Error(err))
-		return
-	}
-	log.Info("redis answers")
+	log.Info("redis works again, limits are shared", zap.Duration("after", lasted))
+}
+
+// badKey logs that one key has to do without Redis.
+func (b *buckets) badKey(err error) {
+	b.log.Load().Warn("a limit is not shared for one key; on_error decides", zap.String("name", b.name), zap.Error(err))
 }
 
 // quiet lets one of many through a second, so that they can't fill a log.

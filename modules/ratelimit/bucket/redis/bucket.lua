@@ -15,7 +15,7 @@
 --        publish:  what the node holds, the number of that
 -- RETURN decide:  which request refuses, or 0; else which delays; the delay; after which time to ask again;
 --                 0 where this node holds something and was not known to live, else 1
---        publish: 1 where this node was known to live, 0 where it was not
+--        publish: 1 where this node was known to live, else 0; which key holds something else than a count, or 0
 
 local node, lease, life = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local nodes = KEYS[#KEYS]
@@ -70,11 +70,16 @@ local function hold(key, count, number)
 end
 
 if ARGV[1] == 'publish' then
-	local known = live()
+	local known, bad = live(), 0
 	for i = 1, #KEYS - 1 do
-		hold(KEYS[i], tonumber(ARGV[3 + 2 * i]), tonumber(ARGV[4 + 2 * i]))
+		local kind = redis.call('TYPE', KEYS[i])['ok']
+		if kind == 'hash' or kind == 'none' then
+			hold(KEYS[i], tonumber(ARGV[3 + 2 * i]), tonumber(ARGV[4 + 2 * i]))
+		else
+			bad = i
+		end
 	end
-	return known and 1 or 0
+	return {known and 1 or 0, bad}
 end
 
 -- fill keeps the time that a bucket takes to be full again.

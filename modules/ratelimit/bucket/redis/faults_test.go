@@ -1,11 +1,13 @@
 package redis
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -363,41 +365,272 @@ func TestWrongType(t *testing.T) {
 	}
 }
 
-// The breaker tells when it opens and closes, once each, and the observer of each call.
+// told is what a store has said.
+type told struct {
+	mu       sync.Mutex
+	changes  []string
+	keys     []string
+	calls    int
+	failures int
+}
+
+func (s *told) listen(o *Options) {
+	o.Changed = func(err error, lasted time.Duration) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		switch {
+		case err != nil:
+			s.changes = append(s.changes, err.Error())
+		case lasted > 0:
+			s.changes = append(s.changes, "works again")
+		}
+	}
+	o.BadKey = func(err error) { s.mu.Lock(); defer s.mu.Unlock(); s.keys = append(s.keys, err.Error()) }
+	o.Observe = func(_ time.Duration, err error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.calls++; err != nil {
+			s.failures++
+		}
+	}
+}
+
+func (s *told) all() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.changes)
+}
+
+// said returns an error until each of these was said, in this order, and nothing else.
+func (s *told) said(want ...string) error {
+	if all := s.all(); !slices.EqualFunc(all, want, strings.Contains) {
+		return fmt.Errorf("said %q, want %q", all, want)
+	}
+	return nil
+}
+
+func (s *told) count() (calls, failures int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.calls, s.failures
+}
+
+// What is wrong is said once, however many decisions fail for it, and that it is over. A server that was there from the
+// beginning is not worth a word.
 func TestTold(t *testing.T) {
 	t.Parallel()
-	server := startServer(t)
-	var mu sync.Mutex
-	var changes []error
-	calls, failures := 0, 0
-	store := open(t, server, hurry, func(o *Options) {
-		o.Changed = func(err error) { mu.Lock(); defer mu.Unlock(); changes = append(changes, err) }
-		o.Observe = func(took time.Duration, err error) {
-			mu.Lock()
-			defer mu.Unlock()
-			if calls++; err != nil {
-				failures++
-			}
-		}
-	})
-	limit := text(hourly(t, 1, 100), "x")
+	server, said := startServer(t), new(told)
+	store := open(t, server, hurry, said.listen)
+	limit := text(hourly(t, 1, 1000), "x")
 	store.admitted(5, limit)
+	must(t, said.said())
 	server.kill()
-	eventually(t, func() error { store.admitted(1, limit); return store.disconnected() })
+	eventually(t, func() error { store.admitted(20, limit); return store.disconnected() })
+	failing(t, said, 5)
 	server.start()
 	eventually(t, store.connected)
 	eventually(t, func() error {
-		mu.Lock()
-		defer mu.Unlock()
-		if len(changes) != 3 || changes[0] != nil || changes[1] == nil || changes[2] != nil {
-			return fmt.Errorf("the breaker said %v, want that it closed, opened and closed", changes)
+		if all := said.all(); len(all) < 2 || all[len(all)-1] != "works again" {
+			return fmt.Errorf("said %q", all)
 		}
 		return nil
 	})
-	mu.Lock()
-	defer mu.Unlock()
-	if calls < 6 || failures == 0 || failures == calls {
+	if calls, failures := said.count(); calls < 6 || failures == 0 || failures == calls {
 		t.Errorf("%d calls of which %d failed", calls, failures)
+	}
+	counts := make(map[string]int)
+	for _, change := range said.all() { // the connection that broke, and the server that is not there
+		if counts[change]++; counts[change] > 1 {
+			t.Errorf("said %q", said.all())
+		}
+	}
+}
+
+// failing waits until that many more calls have failed.
+func failing(t *testing.T, said *told, more int) {
+	t.Helper()
+	_, before := said.count()
+	eventually(t, func() error {
+		if _, failures := said.count(); failures < before+more {
+			return fmt.Errorf("%d calls have failed", failures-before)
+		}
+		return nil
+	})
+}
+
+// A Redis that never worked says why, once, and that it does, once somebody has mended it.
+func TestNeverWorked(t *testing.T) {
+	t.Parallel()
+	guarded := guardedServer(t, "secret")
+	cert, key := certificate(t, t.TempDir())
+	plain, encrypted, closed := freeAddr(t), freeAddr(t), freeAddr(t)
+	_, plainPort, _ := net.SplitHostPort(plain)
+	_, encryptedPort, _ := net.SplitHostPort(encrypted)
+	startServer(t, "--port", plainPort, "--bind", "127.0.0.1", "--tls-port", encryptedPort, "--tls-cert-file", cert, "--tls-key-file", key,
+		"--tls-ca-cert-file", cert, "--tls-auth-clients", "no")
+	old := behaving(t, "-ERR unknown command `HELLO`, with args beginning with: `3` `AUTH` `default` `secret`\r\n")
+	for name, c := range map[string]struct{ url, reason string }{
+		"the wrong password":     {withPassword(guarded, "wrong"), "WRONGPASS"},
+		"no password":            {withPassword(guarded, ""), "NOAUTH"},
+		"a port that is closed":  {"redis://:secret@" + closed, "connection refused"},
+		"a name that is unknown": {"redis://:secret@nowhere.invalid", "lookup of \"nowhere.invalid\""},
+		"TLS to a plain port":    {"rediss://:secret@" + plain, "written redis://"},
+		"plain to a TLS port":    {"redis://:secret@" + encrypted, "rediss://"},
+		"an old server":          {"redis://:secret@" + old, "***"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			said := new(told)
+			options := Options{URL: c.url, Timeout: patient, Prefix: "test", OnError: Local}
+			said.listen(&options)
+			store, err := New(options, bucket.NewMemory(10))
+			must(t, err)
+			defer store.Close()
+			eventually(t, func() error { return said.said(c.reason) })
+			store.admitted(100, text(hourly(t, 1, 1000), "x"))
+			failing(t, said, 4)
+			must(t, said.said(c.reason))
+			if strings.Contains(said.all()[0], "secret") {
+				t.Errorf("the password is said: %q", said.all())
+			}
+		})
+	}
+	t.Run("mended", func(t *testing.T) {
+		t.Parallel()
+		mended, said := guardedServer(t, "another"), new(told)
+		options := Options{URL: withPassword(mended, "secret"), Timeout: patient, Prefix: "test", OnError: Local}
+		said.listen(&options)
+		store, err := New(options, bucket.NewMemory(10))
+		must(t, err)
+		defer store.Close()
+		failing(t, said, 3)
+		mended.do("CONFIG", "SET", "requirepass", "secret")
+		eventually(t, store.connected)
+		eventually(t, func() error { return said.said("WRONGPASS", "works again") })
+	})
+}
+
+// guardedServer starts a server with a password.
+func guardedServer(t *testing.T, password string) *server {
+	t.Helper()
+	s := newServer(t, "--requirepass", password)
+	s.url = withPassword(s, password)
+	s.start()
+	return s
+}
+
+// withPassword returns the server's URL with another password, or without one.
+func withPassword(s *server, password string) string {
+	path := s.url[strings.Index(s.url, "/tmp"):]
+	if password == "" {
+		return "unix://" + path
+	}
+	return "unix://:" + password + "@" + path
+}
+
+// behaving is a server that answers everything with the same text.
+func behaving(t *testing.T, answer string) (addr string) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			all.Go(func() {
+				defer conn.Close()
+				_ = conn.SetDeadline(time.Now().Add(time.Minute))
+				for b := make([]byte, 1024); ; {
+					n, err := conn.Read(b)
+					if err != nil {
+						return
+					}
+					commands := bytes.Count(b[:n], []byte("*")) // each is an array
+					_, _ = io.WriteString(conn, strings.Repeat(answer, commands))
+				}
+			})
+		}
+	})
+	t.Cleanup(func() { ln.Close(); all.Wait() })
+	return ln.Addr().String()
+}
+
+// The set of nodes is needed for everything: where something else is in its place, Redis is not used, which is said with
+// the key's name, and it is again once that is gone.
+func TestWrongTypeOfNodes(t *testing.T) {
+	t.Parallel()
+	server, said := startServer(t), new(told)
+	store := open(t, server, said.listen)
+	count := text(bucket.NewCount(2, 1000), "x")
+	name := fmt.Sprintf("key %q", store.nodesKey())
+	server.do("SET", store.nodesKey(), "mine") // while it runs
+	eventually(t, func() error { store.admitted(1, count); return store.disconnected() })
+	failing(t, said, 4)
+	must(t, said.said(name))
+	server.do("DEL", store.nodesKey())
+	eventually(t, func() error { return said.said(name, "works again") })
+
+	server.do("DEL", store.nodesKey())
+	server.do("SET", store.nodesKey(), "mine") // when another one starts
+	options, other := Options{URL: server.url, Timeout: patient, Prefix: "test", OnError: Local}, new(told)
+	other.listen(&options)
+	late, err := New(options, bucket.NewMemory(10))
+	must(t, err)
+	t.Cleanup(late.Close)
+	eventually(t, func() error { return other.said(name) })
+	server.do("DEL", store.nodesKey())
+	eventually(t, func() error { return other.said(name, "works again") })
+}
+
+// A key that holds something else is named, once. It keeps nothing else from being shared.
+func TestBadKeyIsNamed(t *testing.T) {
+	t.Parallel()
+	server, said := startServer(t), new(told)
+	a, b := open(t, server, said.listen), open(t, server)
+	limit, count := hourly(t, 1, 4), bucket.NewCount(2, 3)
+	server.do("RPUSH", a.key(limit.ForText("list")), "a")
+	server.do("SET", a.key(limit.ForText("text")), "a")
+	server.do("SET", a.key(count.ForText("text")), "a")
+	for i, requests := range [][]bucket.Request{text(limit, "list"), text(limit, "text"), text(count, "text")} {
+		a.admitted(9, requests)
+		eventually(t, func() error {
+			said.mu.Lock()
+			defer said.mu.Unlock()
+			if len(said.keys) != i+1 || !strings.Contains(said.keys[i], fmt.Sprintf("key %q", a.key(requests[0].Key))) {
+				return fmt.Errorf("said %q, want the key of %s", said.keys, requests[0].Key)
+			}
+			return nil
+		})
+	}
+	// What is held of the others is told all the same.
+	var others []bucket.Request
+	for i := range 10 {
+		others = append(others, text(count, fmt.Sprint(i))...)
+		a.admitted(3, others[i:])
+	}
+	for i := range others {
+		a.Release(now(), others[i:i+1])
+	}
+	eventually(t, func() error {
+		for i := range others {
+			if b.admitted(1, others[i:i+1]) == 0 {
+				return fmt.Errorf("%s is not told", others[i].Key)
+			}
+			b.Release(now(), others[i:i+1])
+		}
+		return nil
+	})
+	must(t, a.connected())
+	must(t, said.said())
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

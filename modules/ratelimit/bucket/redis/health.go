@@ -3,12 +3,15 @@ package redis
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/redis/rueidis"
+
+	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket"
 )
 
 const (
@@ -30,7 +33,10 @@ type health struct {
 
 	former []string // names under which this node may still be counted
 
-	awake chan struct{} // there is something to tell Redis
+	trouble  trouble
+	suspects atomic.Pointer[[]bucket.Request] // one of them failed because of what its key holds
+
+	awake chan struct{} // there is something to tell Redis, or to ask
 	done  chan struct{}
 	end   func() // closes done
 }
@@ -62,15 +68,14 @@ func (h *health) failed(err error) {
 	if ofOneKey(err) || h.failures.Add(1) < opensAfter && !isBroken(err) {
 		return
 	}
-	if h.open.CompareAndSwap(false, true) {
-		h.store.counts.hush()
-		h.changed(err)
-	}
+	h.trip(err)
 }
 
-func (h *health) changed(err error) {
-	if h.store.options.Changed != nil {
-		h.store.options.Changed(err)
+// trip opens the breaker.
+func (h *health) trip(err error) {
+	if h.open.CompareAndSwap(false, true) {
+		h.store.counts.hush()
+		h.report(err)
 	}
 }
 
@@ -107,6 +112,7 @@ func (h *health) run() {
 				h.tell()
 			}
 		case <-h.awake:
+			h.examine()
 			if !h.open.Load() {
 				h.tell()
 			}
@@ -120,8 +126,9 @@ func (h *health) probe() {
 	if !h.open.Load() {
 		return
 	}
-	client, err := h.store.client.connect()
+	client, err := h.connect()
 	if err != nil {
+		h.report(err)
 		return
 	}
 	h.former = append(h.former, h.store.counts.rename())
@@ -130,19 +137,35 @@ func (h *health) probe() {
 	}
 	ctx, cancel := h.store.timeout()
 	defer cancel()
+	start := time.Now()
 	err = client.Do(ctx, client.B().Zrem().Key(h.store.nodesKey()).Member(h.former...).Build()).Error()
+	h.store.observe(start, err)
+	if ofOneKey(err) {
+		err = foreign(h.store.nodesKey())
+	}
 	if err == nil {
 		_, err = h.publish(client, true) // which also shows that Redis takes writes
 	}
 	if err != nil {
 		h.store.counts.hush()
+		h.report(err)
 		return
 	}
 	h.former = nil
 	h.failures.Store(0)
 	h.open.Store(false)
-	h.changed(nil)
+	h.over()
 	h.tell()
+}
+
+// connect returns the client, and counts an attempt that failed.
+func (h *health) connect() (rueidis.Client, error) {
+	start := time.Now()
+	client, err := h.store.client.connect()
+	if err != nil {
+		h.store.observe(start, err)
+	}
+	return client, err
 }
 
 // tell tells Redis all the news.
@@ -173,13 +196,19 @@ func (h *health) publish(client rueidis.Client, evenNone bool) (known bool, err 
 	keys, args := h.store.statement(node, news)
 	ctx, cancel := h.store.timeout()
 	defer cancel()
-	answer, err := h.store.exec(ctx, client, keys, args).AsInt64()
+	answer, err := h.store.exec(ctx, client, keys, args).AsIntSlice()
+	if err == nil && (len(answer) != 2 || answer[1] < 0 || answer[1] > int64(len(news))) {
+		err = fmt.Errorf("expected 2 numbers from Redis: %v", answer)
+	}
 	if err != nil {
 		h.store.counts.missed(news)
 		return false, err
 	}
 	h.store.counts.told(news)
-	return answer == 1, nil
+	if bad := answer[1]; bad > 0 {
+		h.store.badKey(keys[bad-1])
+	}
+	return answer[0] == 1, nil
 }
 
 // farewell takes back what this node holds: without it, Redis would notice when the lease is over.

@@ -42,8 +42,12 @@ type Options struct {
 
 	// Observe is told of each call of Redis. It may be nil.
 	Observe func(took time.Duration, err error)
-	// Changed is told when the breaker has opened, and why, or has closed: err is then nil. It may be nil.
-	Changed func(err error)
+	// Changed is told why Redis is not used, once for each reason, and then, with nil, that it is used again, and how long it
+	// was not. No error contains a password. It may be nil.
+	Changed func(err error, lasted time.Duration)
+	// BadKey is told of a key, other than those that the store needs for everything, which holds what Portgate has not put
+	// there, once for each key. It may be nil.
+	BadKey func(err error)
 }
 
 const (
@@ -105,6 +109,7 @@ func (s *Store) Decide(now time.Duration, requests []bucket.Request) bucket.Deci
 	}
 	d, err := s.ask(requests, held)
 	if err != nil {
+		s.health.suspect(err, requests)
 		s.health.failed(err)
 		return s.fallback(now, requests, held)
 	}
@@ -207,10 +212,14 @@ func (c *clients) close() {
 func (s *Store) exec(ctx context.Context, client rueidis.Client, keys, args []string) rueidis.RedisResult {
 	start := time.Now()
 	result := script.Exec(ctx, client, keys, args)
-	if s.options.Observe != nil {
-		s.options.Observe(time.Since(start), result.Error())
-	}
+	s.observe(start, result.Error())
 	return result
+}
+
+func (s *Store) observe(start time.Time, err error) {
+	if s.options.Observe != nil {
+		s.options.Observe(time.Since(start), err)
+	}
 }
 
 // ask has Redis decide.

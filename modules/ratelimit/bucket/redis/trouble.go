@@ -1,0 +1,192 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/redis/rueidis"
+
+	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket"
+)
+
+// trouble is why Redis is not used, and what was said about it.
+type trouble struct {
+	mu    sync.Mutex
+	since time.Time            // zero while Redis is used
+	told  bool                 // since then
+	last  map[string]time.Time // when each reason was told
+	bad   map[string]bool      // keys that were told of
+}
+
+const (
+	// Where Redis works now and then, the same reason is not told more often.
+	toldEvery = time.Second
+	// So many reasons and keys are remembered.
+	maxTold = 64
+)
+
+// take reports whether a reason is to be told.
+func (t *trouble) take(reason string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	if t.since.IsZero() {
+		t.since = now
+	}
+	last, known := t.last[reason]
+	if known && (!last.Before(t.since) || now.Sub(last) < toldEvery) {
+		return false
+	}
+	if t.last == nil || len(t.last) >= maxTold {
+		t.last = make(map[string]time.Time)
+	}
+	t.last[reason], t.told = now, true
+	return true
+}
+
+// end returns how long Redis was not used, and whether somebody was told that it is not.
+func (t *trouble) end() (lasted time.Duration, told bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.since.IsZero() {
+		lasted = time.Since(t.since)
+	}
+	told = t.told
+	t.since, t.told = time.Time{}, false
+	return lasted, told
+}
+
+// takeKey reports whether a key is to be told of. Where there are too many, no more are.
+func (t *trouble) takeKey(key string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.bad[key] || len(t.bad) >= maxTold {
+		return false
+	}
+	if t.bad == nil {
+		t.bad = make(map[string]bool)
+	}
+	t.bad[key] = true
+	return true
+}
+
+// report tells why Redis is not used.
+func (h *health) report(err error) {
+	if errors.Is(err, rueidis.ErrClosing) { // by us
+		return
+	}
+	if reason := h.store.reason(err); h.trouble.take(reason) && h.store.options.Changed != nil {
+		h.store.options.Changed(errors.New(reason), 0)
+	}
+}
+
+// over tells that Redis is used again, if somebody knows that it was not.
+func (h *health) over() {
+	if lasted, told := h.trouble.end(); told && h.store.options.Changed != nil {
+		h.store.options.Changed(nil, lasted)
+	}
+}
+
+// reason says what has failed, the same each time it fails in the same way, and without passwords.
+func (s *Store) reason(err error) string {
+	var lookup *net.DNSError
+	var operation *net.OpError
+	var text string
+	switch {
+	case errors.As(err, &lookup):
+		text = fmt.Sprintf("lookup of %q: %s", lookup.Name, lookup.Err)
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		text = "the server has closed the connection; one that expects TLS is written rediss://"
+	case isTimeout(err) && s.client.options.TLSConfig != nil:
+		text = "no answer in time; one that does not expect TLS is written redis://"
+	case isTimeout(err):
+		text = "no answer in time"
+	case errors.As(err, &operation):
+		without := *operation
+		without.Source = nil // which has another port each time
+		text = without.Error()
+	default:
+		text = err.Error()
+	}
+	options := &s.client.options
+	for _, secret := range []string{options.Password, options.Sentinel.Password} {
+		if secret != "" { // which old servers repeat where they know no HELLO
+			text = strings.ReplaceAll(text, secret, "***")
+		}
+	}
+	if len(options.InitAddress) == 0 {
+		return text
+	}
+	return strings.Join(options.InitAddress, ", ") + ": " + text
+}
+
+func isTimeout(err error) bool {
+	var timeout net.Error
+	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout()
+}
+
+// suspect has the keys of requests looked at if they are why a decision failed.
+func (h *health) suspect(err error, requests []bucket.Request) {
+	if !ofOneKey(err) || h.suspects.Load() != nil {
+		return
+	}
+	suspects := append([]bucket.Request(nil), requests...)
+	if h.suspects.CompareAndSwap(nil, &suspects) {
+		h.wake()
+	}
+}
+
+// examine finds the key that holds something else. Without the set of nodes nothing can be shared: then Redis is not used
+// until somebody has removed what is there.
+func (h *health) examine() {
+	suspects, client := h.suspects.Load(), h.store.client.get()
+	if suspects == nil || client == nil {
+		return
+	}
+	defer h.suspects.Store(nil)
+	ctx, cancel := h.store.timeout()
+	defer cancel()
+	holds := func(key string) string {
+		kind, err := client.Do(ctx, client.B().Type().Key(key).Build()).ToString()
+		if err != nil {
+			return ""
+		}
+		return kind
+	}
+	nodes := h.store.nodesKey()
+	if kind := holds(nodes); kind != "" && kind != "none" && kind != "zset" {
+		h.trip(foreign(nodes))
+		return
+	}
+	for _, request := range *suspects {
+		key, want := h.store.key(request.Key), "string"
+		if request.Limit.Kind() == bucket.Count {
+			want = "hash"
+		}
+		switch kind := holds(key); {
+		case kind == "", kind == "none":
+		case kind != want:
+			h.store.badKey(key)
+		case len(*suspects) == 1:
+			h.store.badKey(key) // of the right kind, but in another form
+		}
+	}
+}
+
+func (s *Store) badKey(key string) {
+	if s.health.trouble.takeKey(key) && s.options.BadKey != nil {
+		s.options.BadKey(foreign(key))
+	}
+}
+
+// foreign is the error of a key that holds what Portgate has not put there.
+func foreign(key string) error {
+	return fmt.Errorf("key %q: expected what Portgate keeps there, but something else is; delete the key, or choose another prefix", key)
+}
