@@ -58,7 +58,7 @@ func unmarshalField(data []byte, field reflect.Value) error {
 
 	if value := reflect.Indirect(field); value.IsValid() && value.Type() == reflect.TypeFor[caddy.Duration]() {
 		if err != nil {
-			return errExpected(plain(data), aDuration)
+			return errDuration(plain(data))
 		}
 		if value.Int() < 0 {
 			return errNegative(plain(data))

@@ -2,6 +2,7 @@ package caddyfile
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,12 +18,22 @@ const aDuration = "a duration such as 30s"
 func ParseDuration(s string) (caddy.Duration, error) {
 	duration, err := caddy.ParseDuration(s)
 	if err != nil {
-		return 0, errExpected(s, aDuration)
+		return 0, errDuration(s)
 	}
 	if duration < 0 {
 		return 0, errNegative(s)
 	}
 	return caddy.Duration(duration), nil
+}
+
+// written is what a duration looks like, however long it is.
+var written = regexp.MustCompile(`^([0-9]+(\.[0-9]+)?(ns|us|µs|μs|ms|s|m|h|d))+$`)
+
+func errDuration(s string) error {
+	if written.MatchString(s) {
+		return errExpected(s, "a duration of at most 2562047h, which is never")
+	}
+	return errExpected(s, aDuration)
 }
 
 // ParseCount reads a whole number from lo to hi.

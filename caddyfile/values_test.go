@@ -1,6 +1,7 @@
 package caddyfile_test
 
 import (
+	"math"
 	"strconv"
 	"testing"
 	"time"
@@ -14,18 +15,21 @@ func TestParseDuration(t *testing.T) {
 	t.Parallel()
 	for input, want := range map[string]time.Duration{
 		"0": 0, "0s": 0, "-0": 0, "30s": 30 * time.Second, "1.5h": 90 * time.Minute, "2d12h": 60 * time.Hour, "5ms": 5 * time.Millisecond,
+		"2562047h47m16.854775807s": math.MaxInt64, "106751d": 106751 * 24 * time.Hour,
 	} {
 		if got, err := caddyfile.ParseDuration(input); err != nil || got != caddy.Duration(want) {
 			t.Errorf("%q: got %v, %v, want %v", input, time.Duration(got), err, want)
 		}
 	}
 	for input, want := range map[string]string{
-		"":        `"": expected a duration such as 30s`,
-		"5":       `"5": expected a duration such as 30s`,
-		"5x":      `"5x": expected a duration such as 30s`,
-		"d":       `"d": expected a duration such as 30s`,
-		"-1s":     `"-1s": expected a duration of 0 or more`,
-		"200000d": `"200000d": expected a duration such as 30s`,
+		"":                        `"": expected a duration such as 30s`,
+		"5":                       `"5": expected a duration such as 30s`,
+		"5x":                      `"5x": expected a duration such as 30s`,
+		"d":                       `"d": expected a duration such as 30s`,
+		"-1s":                     `"-1s": expected a duration of 0 or more`,
+		"200000d":                 `"200000d": expected a duration of at most 2562047h, which is never`,
+		"2562048h":                `"2562048h": expected a duration of at most 2562047h, which is never`,
+		"1h99999999999999999999h": `"1h99999999999999999999h": expected a duration of at most 2562047h, which is never`,
 	} {
 		if _, err := caddyfile.ParseDuration(input); err == nil || err.Error() != want {
 			t.Errorf("%q: got %v, want %s", input, err, want)

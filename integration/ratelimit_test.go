@@ -239,6 +239,113 @@ func TestLeakyBucket(t *testing.T) {
 	})
 }
 
+// Clients that leave while they wait free their descriptors and their turns at once: the one that comes next waits as if they
+// had not come. What ends while others wait, a reload or the process, does not wait for them.
+func TestClientsThatLeaveALeakyBucket(t *testing.T) {
+	t.Parallel()
+	onEachNetwork(t, func(t *testing.T, network string) {
+		const clients = 400
+		addr := gate.ReserveAddr(t)
+		config := gate.Layer4(gate.Listen(network+"/"+addr, rateLimit(`{"name": "calm", "connections": [{"rate": "1/s"}], "algorithm": "leaky_bucket", "max_delay": "1m"}`),
+			gate.Forward(serve(t, echo))))
+		p := gate.Start(t, config)
+		if in, err := letIn("127.0.0.1", addr); err != nil || !in {
+			t.Fatalf("let in: %t (%v)", in, err)
+		}
+		before := p.Baseline()
+		waiting := func(want int) error {
+			return equal(p.Metrics(), "caddy_portgate_ratelimit_waiting", want, label("name", "calm"))
+		}
+		for range 10 {
+			var all []*net.TCPConn
+			for range clients / 10 {
+				all = append(all, dial(t, addr))
+			}
+			gate.Eventually(t, peerTimeout, func() error { // those whose turn has come wait no more
+				if n := p.Metrics().Sum("caddy_portgate_ratelimit_waiting"); n < clients/10-5 {
+					return fmt.Errorf("%v wait", n)
+				}
+				return nil
+			})
+			for i, conn := range all {
+				if i%2 == 0 {
+					must(t, conn.SetLinger(0))
+				}
+				conn.Close()
+			}
+			gate.Eventually(t, peerTimeout, func() error { return waiting(0) })
+		}
+		start := time.Now()
+		if in, err := letIn("127.0.0.1", addr); err != nil || !in {
+			t.Errorf("the next one is let in: %t (%v)", in, err)
+		}
+		if took := time.Since(start); took > 10*time.Second { // its fair time is a second, and it was 40
+			t.Errorf("the next one has waited %v", took)
+		}
+		before.MustReturn(t, peerTimeout)
+		if s := p.WaitSessions(1, func(s gate.Session) bool { return s.Reason == "client_gone" })[0]; s.Status != 429 || s.Rule != "calm: connections 1/s per ip" {
+			t.Errorf("access log: %s", s.Line)
+		}
+
+		var late []*net.TCPConn
+		for range 10 {
+			late = append(late, dial(t, addr))
+		}
+		gate.Eventually(t, peerTimeout, func() error {
+			if n := p.Metrics().Sum("caddy_portgate_ratelimit_waiting"); n < 5 {
+				return fmt.Errorf("%v wait", n)
+			}
+			return nil
+		})
+		p.Load(config)
+		mustExchange(t, late[0]) // goes on as its own config says
+		start = time.Now()
+		p.Stop()
+		if took := time.Since(start); took > 10*time.Second { // all ten would take as long, and 40 more a minute
+			t.Errorf("the process has taken %v to stop", took)
+		}
+	})
+}
+
+// A UDP session whose client is silent waits for its turn, too, with what was sent, and one that the listener ends frees it.
+func TestUDPSessionsInALeakyBucket(t *testing.T) {
+	t.Parallel()
+	addr := gate.ReserveAddr(t)
+	config := gate.Layer4(gate.ListenUDP(addr, rateLimit(`{"name": "calm", "connections": [{"rate": "1/s"}], "algorithm": "leaky_bucket", "max_delay": "1m"}`),
+		gate.Forward(serveUDP(t, echoUDP)))).WithApp("portgate", gate.JSON{"udp_max_sessions": 10})
+	p := gate.Start(t, config)
+	mustExchange(t, dialUDP(t, addr))
+	for i := range 50 { // of which each evicts another
+		mustWrite(t, dialUDP(t, addr), "x")
+		gate.Eventually(t, peerTimeout, func() error {
+			if n := p.Metrics().Sum("caddy_portgate_ratelimit_decisions_total"); n < float64(i+2) {
+				return fmt.Errorf("%v have come", n)
+			}
+			return nil
+		})
+	}
+	gate.Eventually(t, peerTimeout, func() error {
+		m := p.Metrics()
+		if n := m.Sum("caddy_portgate_ratelimit_decisions_total", label("result", "gone")); n < 30 {
+			return fmt.Errorf("%v are gone", n)
+		}
+		if n := m.Sum("caddy_portgate_ratelimit_waiting"); n > 10 {
+			return fmt.Errorf("%v wait", n)
+		}
+		return nil
+	})
+	start := time.Now()
+	last := dialUDP(t, addr)
+	if !answered(last, 1, time.Minute) {
+		t.Error("the last one is not served")
+	}
+	if took := time.Since(start); took > 20*time.Second { // and it was 50
+		t.Errorf("the last one has waited %v", took)
+	}
+	p.Load(gate.Layer4()) // nobody has the listener any more
+	gate.Eventually(t, peerTimeout, func() error { return equal(p.Metrics(), "caddy_portgate_sessions_active", 0) })
+}
+
 // What on_limit says is done.
 func TestOnLimit(t *testing.T) {
 	t.Parallel()
@@ -557,6 +664,6 @@ func TestRedisThatNeverWorked(t *testing.T) {
 	cmd := exec.Command(program(t, "redis-server"), "--bind", "127.0.0.1", "--port", port, "--requirepass", "hidden", "--save", "")
 	cmd.Dir = t.TempDir()
 	server(t, closed, cmd)
-	said(1, "redis works again", `"closed"`, "after")
+	said(1, "redis works again", `"closed"`, "lasted")
 	said(0, "redis works again", `"fine"`)
 }

@@ -287,6 +287,9 @@ func (c *Conn) SetLinger(seconds int) error {
 	})
 }
 
+// Control calls f with the socket, which stays where it is: in Go's poller, or out of it.
+func (c *Conn) Control(f func(fd int) error) error { return c.control("control", f) }
+
 // control calls f with the socket, attached or not.
 func (c *Conn) control(call string, f func(fd int) error) error {
 	c.mu.Lock()

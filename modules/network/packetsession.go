@@ -42,6 +42,7 @@ type PacketSession struct {
 	inbox   *inbox // nil once somebody is attached, or the session gone
 	receive func(b []byte) (taken bool)
 	closed  func(reason string)
+	gone    func()
 }
 
 // Attach hands the datagrams to receive instead of Read: those that wait first, together with those that
@@ -67,6 +68,18 @@ func (c *PacketSession) Attach(receive func(b []byte) (taken bool), closed func(
 		_ = receive(b) // who has just attached takes them
 	}
 	c.receive, c.closed = receive, closed
+	return true
+}
+
+// OnEnd has f called when the listener ends the session before somebody attaches to it; nil ends that. f must not block.
+// It reports false, and does nothing, where the session has ended.
+func (c *PacketSession) OnEnd(f func()) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended.Load() {
+		return false
+	}
+	c.gone = f
 	return true
 }
 
@@ -193,18 +206,21 @@ func (c *PacketSession) opError(op string, err error) error {
 // end ends the session on behalf of the listener. Who has the session still has to close it.
 func (c *PacketSession) end(reason string) {
 	c.mu.Lock()
-	closed := c.closed
+	closed, gone := c.closed, c.gone
 	c.leave()
 	c.mu.Unlock()
 	if closed != nil {
 		closed(reason)
+	}
+	if gone != nil {
+		gone()
 	}
 }
 
 // leave makes the session deliver nothing more. It has left the table before.
 func (c *PacketSession) leave() {
 	c.ended.Store(true)
-	c.receive, c.closed = nil, nil
+	c.receive, c.closed, c.gone = nil, nil, nil
 	if c.inbox != nil {
 		c.takeInbox()
 	}
@@ -266,6 +282,9 @@ func (c *PacketSession) forServer() net.Conn { return &PacketConn{Conn: c, sessi
 func (c *PacketConn) Detach() (packetSession net.Conn, ok bool) {
 	return c.session, !c.given.Swap(true)
 }
+
+// OnEnd is [PacketSession.OnEnd].
+func (c *PacketConn) OnEnd(f func()) bool { return c.session.OnEnd(f) }
 
 // Close ends the session, unless it was detached.
 func (c *PacketConn) Close() error {

@@ -558,3 +558,27 @@ func TestErrorsDoNotEndTheReceiveLoop(t *testing.T) {
 		}
 	})
 }
+
+// A handler that waits with a session is told when the listener ends that, once, and nobody is told of a close.
+func TestOnEnd(t *testing.T) {
+	t.Parallel()
+	s, told := newTestSocket(defaultLimits), 0
+	tell := func() { told++ }
+	evicted, closed, attached := s.arrive(1, nil), s.arrive(2, nil), s.arrive(3, nil)
+	for _, c := range []*PacketSession{evicted, closed, attached} {
+		if !c.OnEnd(tell) {
+			t.Error("it has ended")
+		}
+	}
+	evicted.end("evicted")
+	evicted.end("evicted")
+	if told != 1 || evicted.OnEnd(tell) {
+		t.Errorf("told %d times", told)
+	}
+	_ = closed.Close()
+	attached.OnEnd(nil)
+	attached.end("evicted")
+	if told != 1 {
+		t.Errorf("told %d times", told)
+	}
+}

@@ -19,7 +19,7 @@ func BenchmarkDecide(b *testing.B) {
 			v := &visitor{Arrival: &session.Arrival{Network: "tcp", Listener: ":8080", Client: netip.MustParseAddrPort("192.0.2.1:1")}}
 			b.ReportAllocs()
 			for b.Loop() {
-				_, held := h.decide(v)
+				_, held, _ := h.decide(v)
 				held.release()
 			}
 		})

@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/portgate/caddy-portgate/modules/internal/degraded"
 	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
@@ -33,10 +34,12 @@ var kept = state.NewPool[string, *buckets]()
 
 // buckets are those of one handler, and of the handlers that take its place.
 type buckets struct {
-	name   string // of the handler
-	memory *bucket.Memory
-	redis  *redis.Store // nil: there is no other store than the memory
-	log    atomic.Pointer[zap.Logger]
+	name     string // of the handler
+	memory   *bucket.Memory
+	redis    *redis.Store // nil: there is no other store than the memory
+	queue    *queue
+	degraded *degraded.Part // where Redis is not used
+	log      atomic.Pointer[zap.Logger]
 
 	mu     sync.Mutex
 	ids    map[string]uint16 // of limits, by what does not change with their numbers
@@ -137,6 +140,7 @@ func (b *buckets) Destruct() error {
 	if b.redis != nil {
 		b.redis.Close()
 	}
+	b.degraded.Close()
 	return nil
 }
 
@@ -153,6 +157,7 @@ func (h *Handler) acquire(ctx caddy.Context) (*state.Ref[*buckets], error) {
 		b := &buckets{
 			name:   h.Name,
 			memory: bucket.NewMemory(h.maxKeys),
+			queue:  newQueue(now),
 			ids:    make(map[string]uint16),
 			taken:  make(map[uint16]bool),
 			limits: make(map[uint16]limit),
@@ -161,13 +166,15 @@ func (h *Handler) acquire(ctx caddy.Context) (*state.Ref[*buckets], error) {
 		if !h.onRedis() {
 			return b, nil
 		}
+		b.degraded = degraded.New("store")
 		options.Observe = b.observe
 		options.Changed = b.changed
 		options.BadKey = b.badKey
 		collectors.storeErrors.WithLabelValues(b.name) // zero is shown, too
 		store, err := redis.New(options, b.memory)
 		if err != nil {
-			return nil, fmt.Errorf("store: redis: %w", err)
+			b.degraded.Close()
+			return nil, fmt.Errorf("store: redis: %w", h.Store.quote(err))
 		}
 		b.redis = store
 		return b, nil
@@ -175,9 +182,8 @@ func (h *Handler) acquire(ctx caddy.Context) (*state.Ref[*buckets], error) {
 	return ref, err
 }
 
-// identity says which handlers have the same buckets, in this config and in those after it: those with the same name. Of the others those
-// that stand in the same place of a config in memory, and those with the same limits in Redis, where each node may
-// have another config.
+// identity returns the name of the handler's buckets. Handlers share buckets by name, else by position (memory) or by
+// limits (Redis, where each machine may have another config).
 func (h *Handler) identity(ctx caddy.Context) string {
 	if h.Name != "" {
 		return "name " + h.Name
@@ -227,14 +233,18 @@ func (b *buckets) observe(took time.Duration, err error) {
 	}
 }
 
-// changed logs why Redis is not used, and that it is used again.
-func (b *buckets) changed(err error, lasted time.Duration) {
-	log := b.log.Load().With(zap.String("name", b.name))
-	if err != nil {
-		log.Warn("limits are not shared, because redis can't be used; on_error decides", zap.Error(err))
-		return
+// changed logs why Redis is not used, each reason once, and that it is used again.
+func (b *buckets) changed(err error) {
+	log, name := b.log.Load(), zap.String("name", b.name)
+	const unused = "limits are not shared, because redis can't be used; on_error decides"
+	switch {
+	case err == nil:
+		b.degraded.End(log, "redis works again, limits are shared", name)
+	case b.degraded.Is():
+		log.Warn(unused, name, zap.Error(err))
+	default:
+		b.degraded.Begin(log, unused, name, zap.Error(err))
 	}
-	log.Info("redis works again, limits are shared", zap.Duration("after", lasted))
 }
 
 // badKey logs that one key has to do without Redis.

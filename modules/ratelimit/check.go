@@ -64,7 +64,8 @@ func (h *Handler) check() error {
 			return fmt.Errorf("%s: %w", c.option, c.err)
 		}
 	}
-	return nil
+	_, err := h.compile(func(string) uint16 { return 0 }) // what is wrong with a limit as a whole, while its line is known
+	return err
 }
 
 func inRange(n *int, lo, hi int) error {
@@ -164,7 +165,7 @@ func (s *Store) check() error {
 	}
 	if !strings.Contains(s.URL, "{") {
 		if _, err := redis.Parse(s.URL); err != nil {
-			return fmt.Errorf("redis: %w", err)
+			return fmt.Errorf("redis: %w", s.quote(err))
 		}
 	}
 	if s.Timeout != nil && (*s.Timeout == 0 || time.Duration(*s.Timeout) > maxTimeout) {
@@ -179,4 +180,12 @@ func (s *Store) check() error {
 		}
 	}
 	return nil
+}
+
+// quote adds the URL as it was written to an error about it, unless there may be a password in it.
+func (s *Store) quote(err error) error {
+	if s.URL == "" || strings.ContainsAny(s.URL, "@?") {
+		return err
+	}
+	return fmt.Errorf("%q: %w", s.URL, err)
 }

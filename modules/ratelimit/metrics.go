@@ -23,8 +23,9 @@ var collectors = &metrics{
 	storeErrors:   meter.Counter("ratelimit_store_errors_total", "Calls of Redis that have failed.", "name"),
 	storeDuration: meter.Histogram("ratelimit_store_duration_seconds", "How long calls of Redis took.", storeBuckets, "name"),
 	kept: keptMetrics{
-		keys: meter.Desc("ratelimit_keys", "Keys on this machine whose buckets are not full, or whose counts not zero.", "name"),
-		open: meter.Desc("ratelimit_store_breaker_open", "1 while Redis is not asked because it does not answer.", "name"),
+		keys:    meter.Desc("ratelimit_keys", "Keys on this machine whose buckets are not full, or whose counts not zero.", "name"),
+		open:    meter.Desc("ratelimit_store_breaker_open", "1 while Redis is not asked because it does not answer.", "name"),
+		waiting: meter.Desc("ratelimit_waiting", "Connections that wait for their turn.", "name"),
 	},
 }
 
@@ -33,19 +34,21 @@ func (m *metrics) register(registry *prometheus.Registry) error {
 }
 
 // keptMetrics are looked up when they are read. Handlers without a name are one.
-type keptMetrics struct{ keys, open *prometheus.Desc }
+type keptMetrics struct{ keys, open, waiting *prometheus.Desc }
 
 // Describe implements [prometheus.Collector].
 func (k keptMetrics) Describe(to chan<- *prometheus.Desc) {
 	to <- k.keys
 	to <- k.open
+	to <- k.waiting
 }
 
 // Collect implements [prometheus.Collector].
 func (k keptMetrics) Collect(to chan<- prometheus.Metric) {
-	keys, open := make(map[string]int), make(map[string]float64)
+	keys, waiting, open := make(map[string]int), make(map[string]int), make(map[string]float64)
 	kept.Each(func(_ string, b *buckets) bool {
 		keys[b.name] += b.memory.Len(now())
+		waiting[b.name] += b.queue.len()
 		if b.redis == nil {
 			return true
 		}
@@ -58,6 +61,9 @@ func (k keptMetrics) Collect(to chan<- prometheus.Metric) {
 	})
 	for name, n := range keys {
 		to <- prometheus.MustNewConstMetric(k.keys, prometheus.GaugeValue, float64(n), name)
+	}
+	for name, n := range waiting {
+		to <- prometheus.MustNewConstMetric(k.waiting, prometheus.GaugeValue, float64(n), name)
 	}
 	for name, is := range open {
 		to <- prometheus.MustNewConstMetric(k.open, prometheus.GaugeValue, is, name)

@@ -97,6 +97,14 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 
 // Provision finds the handler's buckets, or makes them.
 func (h *Handler) Provision(ctx caddy.Context) error {
+	err := h.provision(ctx)
+	if err != nil && h.Name != "" && checkName(h.Name) == nil {
+		return fmt.Errorf("rate_limit %s: %w", h.Name, err)
+	}
+	return err
+}
+
+func (h *Handler) provision(ctx caddy.Context) error {
 	if err := h.check(); err != nil {
 		return err
 	}
@@ -147,16 +155,17 @@ func (h *Handler) Handle(cx *layer4.Connection, next layer4.Handler) error {
 		Arrival: session.ArrivalOf(cx),
 		expand:  func(text string) string { return cx.Replacer().ReplaceAll(text, "") },
 	}
-	d, held := h.decide(v)
-	if !d.Refused && d.Delay > 0 {
-		d.Refused = !wait(d.Delay)
-		if d.Refused {
-			held.release()
-		}
-	}
+	d, held, waiter := h.decide(v)
 	if d.Refused {
 		h.refuse(v, d).Wait() // layer4 closes the connection when this returns
 		return nil
+	}
+	if waiter != nil {
+		if reason := h.wait(cx, v, waiter); reason != "" {
+			held.release()
+			h.endWaiting(v, &h.limits.arrivals[d.Limit], reason)
+			return nil
+		}
 	}
 	terms := h.terms(v, held)
 	if terms == nil {
@@ -176,7 +185,7 @@ func (h *Handler) Handle(cx *layer4.Connection, next layer4.Handler) error {
 // Serve is Handle for a connection that is only known by its addresses.
 func (h *Handler) Serve(a *session.Arrival) (next bool) {
 	v := &visitor{Arrival: a}
-	d, held := h.decide(v)
+	d, held, _ := h.decide(v) // nobody waits where canServe is true
 	if d.Refused {
 		h.refuse(v, d)
 		return false
@@ -188,10 +197,10 @@ func (h *Handler) Serve(a *session.Arrival) (next bool) {
 }
 
 // decide asks the limits on arrivals, and counts what they say. It returns what is to be given back when the connection
-// ends, nil where that is nothing.
-func (h *Handler) decide(v *visitor) (bucket.Decision, *holding) {
+// ends, nil where that is nothing, and who has to wait for its turn, nil where the connection need not.
+func (h *Handler) decide(v *visitor) (bucket.Decision, *holding, *waiter) {
 	if len(h.limits.arrivals) == 0 {
-		return bucket.Decision{}, nil
+		return bucket.Decision{}, nil, nil
 	}
 	asked := questions.Get().(*[bucket.MaxRequests]bucket.Request)
 	defer questions.Put(asked)
@@ -203,26 +212,29 @@ func (h *Handler) decide(v *visitor) (bucket.Decision, *holding) {
 			counts++
 		}
 	}
-	store := h.buckets.Value().store()
+	b := h.buckets.Value()
+	store := b.store()
 	d := store.Decide(now(), requests)
-	h.count(v, d)
-	switch {
-	case d.Refused && h.DryRun:
-		h.wouldRefuse(v, d)
-		return bucket.Decision{}, nil
-	case d.Refused || counts == 0:
-		return d, nil
-	}
-	held := &holding{store: store, requests: make([]bucket.Request, 0, counts)}
-	for i := range requests {
-		if requests[i].Limit.Kind() == bucket.Count {
-			held.requests = append(held.requests, requests[i])
-		}
+	var held *holding
+	if !d.Refused && counts > 0 {
+		held = newHolding(store, requests, counts)
 	}
 	if h.DryRun {
 		d.Delay = 0
 	}
-	return d, held
+	var w *waiter
+	if d.Delay > 0 {
+		if w = b.queue.join(store, requests); w == nil {
+			held.release()
+			d, held = bucket.Decision{Refused: true, Limit: d.Limit, Retry: d.Delay}, nil
+		}
+	}
+	h.count(v, d)
+	if d.Refused && h.DryRun {
+		h.wouldRefuse(v, d)
+		return bucket.Decision{}, nil, nil
+	}
+	return d, held, w
 }
 
 // questions are used for one decision after the other.
@@ -233,6 +245,16 @@ type holding struct {
 	store    bucket.Store
 	requests []bucket.Request
 	once     sync.Once
+}
+
+func newHolding(store bucket.Store, requests []bucket.Request, counts int) *holding {
+	h := &holding{store: store, requests: make([]bucket.Request, 0, counts)}
+	for i := range requests {
+		if requests[i].Limit.Kind() == bucket.Count {
+			h.requests = append(h.requests, requests[i])
+		}
+	}
+	return h
 }
 
 // release gives it back, once.

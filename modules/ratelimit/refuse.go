@@ -2,7 +2,6 @@ package ratelimit
 
 import (
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"github.com/portgate/caddy-portgate/modules/internal/refusal"
@@ -37,21 +36,4 @@ func (h *Handler) text(retry time.Duration) []byte {
 	seconds := max((retry+time.Second-1)/time.Second, 1)
 	return fmt.Appendf(nil, "HTTP/1.1 429 Too Many Requests\r\nContent-Type: text/plain; charset=utf-8\r\n"+
 		"Content-Length: %d\r\nRetry-After: %d\r\nConnection: close\r\n\r\n%s", len(body), seconds, body)
-}
-
-// maxWaiting bounds the connections that wait for their turn, of all handlers together: each has a descriptor
-// that another client may need.
-const maxWaiting = 10_000
-
-var waitingNow atomic.Int64
-
-// wait returns when it is the connection's turn. It reports false where too many wait.
-func wait(delay time.Duration) bool {
-	if waitingNow.Add(1) > maxWaiting {
-		waitingNow.Add(-1)
-		return false
-	}
-	defer waitingNow.Add(-1)
-	time.Sleep(delay)
-	return true
 }

@@ -43,7 +43,7 @@ type Held struct {
 
 // maxHeld bounds the held connections of all handlers together. Further ones are closed at once, so that refused clients
 // do not take the descriptors that others need.
-var maxHeld = min(10_000, openFileLimit()/4)
+var maxHeld = min(10_000, OpenFileLimit()/4)
 
 var heldNow, mutedNow atomic.Int64
 

@@ -37,8 +37,8 @@ func CanDrop() bool {
 	return repair(fd) == nil
 }
 
-// openFileLimit is how many descriptors the process may have.
-func openFileLimit() int {
+// OpenFileLimit is how many descriptors the process may have.
+func OpenFileLimit() int {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return 1024

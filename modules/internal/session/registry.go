@@ -62,10 +62,20 @@ const logTimeout = time.Second
 // Caddy calls this when every app has stopped, so that no listener accepts any more.
 func init() {
 	caddy.OnExit(func(context.Context) {
+		for _, f := range onStop {
+			f()
+		}
 		living.shutdown()
 		logqueue.Flush(logTimeout)
 	})
 }
+
+// onStop does not change once the process has begun.
+var onStop []func()
+
+// OnStop has f called when the process stops, before its sessions are waited for. It is for connections that have no session
+// yet. It is to be called by an init function; f must not block.
+func OnStop(f func()) { onStop = append(onStop, f) }
 
 // shutdown closes idle sessions at once and the others as they become idle, at the latest after
 // their grace period. It returns when none is left, or could be closed.

@@ -23,7 +23,7 @@ func filled(tb testing.TB, limit *Limit) *Memory {
 	tb.Helper()
 	m := NewMemory(million)
 	for i := range uint32(million) {
-		m.Decide(0, []Request{{limit, limit.ForAddr(client(i), 32)}})
+		m.Decide(0, []Request{{Limit: limit, Key: limit.ForAddr(client(i), 32)}})
 	}
 	if n := m.Len(0); n != million {
 		tb.Fatalf("%d keys, want a million", n)
@@ -56,7 +56,7 @@ func BenchmarkDecideMillionKeys(b *testing.B) {
 		now := time.Duration(0)
 		for i := start.Add(1 << 28); pb.Next(); i++ {
 			now += 50
-			requests[0] = Request{limit, limit.ForAddr(client(scatter(i)), 32)}
+			requests[0] = Request{Limit: limit, Key: limit.ForAddr(client(scatter(i)), 32)}
 			m.Decide(now, requests)
 		}
 	})
@@ -70,7 +70,7 @@ func BenchmarkDecideMillionKeysAlone(b *testing.B) {
 	b.ReportAllocs()
 	b.ResetTimer()
 	for i := range uint32(b.N) {
-		requests[0] = Request{limit, limit.ForAddr(client(scatter(i)), 32)}
+		requests[0] = Request{Limit: limit, Key: limit.ForAddr(client(scatter(i)), 32)}
 		m.Decide(time.Duration(i), requests)
 	}
 }
@@ -86,9 +86,9 @@ func BenchmarkDecideThreeLimits(b *testing.B) {
 	b.ResetTimer()
 	for i := range uint32(b.N) {
 		addr := client(scatter(i))
-		requests[0] = Request{limit, limit.ForAddr(addr, 32)}
-		requests[1] = Request{all, all.ForText("")}
-		requests[2] = Request{count, count.ForText("")}
+		requests[0] = Request{Limit: limit, Key: limit.ForAddr(addr, 32)}
+		requests[1] = Request{Limit: all, Key: all.ForText("")}
+		requests[2] = Request{Limit: count, Key: count.ForText("")}
 		if d := m.Decide(time.Duration(i)*1000, requests); !d.Refused {
 			m.Release(time.Duration(i), requests)
 		}
@@ -104,7 +104,7 @@ func BenchmarkMemoryPerKey(b *testing.B) {
 		worst := 0.0
 		requests := make([]Request, 1)
 		for i := range uint32(million) {
-			requests[0] = Request{limit, limit.ForAddr(client(i), 32)}
+			requests[0] = Request{Limit: limit, Key: limit.ForAddr(client(i), 32)}
 			m.Decide(0, requests)
 			if i >= million/2 && i%20_000 == 0 {
 				worst = max(worst, float64(heap()-before)/float64(i+1))

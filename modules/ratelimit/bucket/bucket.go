@@ -109,6 +109,9 @@ func (l *Limit) Times() (interval, tolerance, maxDelay time.Duration) {
 	return l.interval, l.tolerance, l.maxDelay
 }
 
+// MaxWaiting returns how many may wait for one bucket at once: as many as pass within the longest delay.
+func (l *Limit) MaxWaiting() int { return int(l.maxDelay/l.interval) + 1 }
+
 // span is the time in which a rate of n per time gives count, rounded up: a limit admits rather less than more.
 func span(count int64, per time.Duration, n int64) time.Duration {
 	hi, lo := bits.Mul64(uint64(count), uint64(per))
@@ -131,6 +134,13 @@ type verdict struct {
 	value value         // of the bucket, once the event is admitted
 	delay time.Duration // for which the event is to be held
 	retry time.Duration // refused: after which it might be admitted; at least 1
+}
+
+// reserve notes when the event passes, if that is later.
+func (v *verdict) reserve(request *Request) {
+	if v.delay > 0 {
+		request.Reserved = Reservation{Delay: v.delay, Mark: v.value}
+	}
 }
 
 // take judges one more event or one more at once, of a value that settle has returned.
@@ -166,15 +176,25 @@ func (l *Limit) settle(now time.Duration, v value) value {
 }
 
 // debt is the time in which the bucket fills.
-func (l *Limit) debt(now time.Duration, v value) time.Duration { return max(time.Duration(v)-now, 0) }
+func (l *Limit) debt(now time.Duration, v value) time.Duration {
+	return max(time.Duration(v), now) - now
+}
 
 // charge adds n bytes that have moved to a value that settle has returned. It returns the value and the time
 // until which no more are to move.
 func (l *Limit) charge(now time.Duration, v value, n int) (value, time.Duration) {
 	if n > 0 {
-		v = value(now + l.debt(now, v) + span(int64(n), l.per, l.rate))
+		v = value(add(now, add(l.debt(now, v), span(int64(n), l.per, l.rate))))
 	}
-	return v, now + l.debt(now, v) - l.tolerance
+	return v, now + (l.debt(now, v) - l.tolerance)
+}
+
+// add adds times that are not negative. What is beyond the range is its end, which is never reached.
+func add(a, b time.Duration) time.Duration {
+	if a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
 }
 
 // used is how much of a limit is taken, in parts of 1.

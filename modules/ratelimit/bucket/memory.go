@@ -47,6 +47,7 @@ func (m *Memory) Decide(now time.Duration, requests []Request) Decision {
 		places[i] = s.lookFor(m, now, &requests[i], hashes[i])
 		v := limit.take(now, places[i].value)
 		places[i].value = v.value
+		v.reserve(&requests[i])
 		d.add(i, limit, v)
 	}
 	if d.Refused {
@@ -69,6 +70,7 @@ func (m *Memory) decideOne(now time.Duration, request *Request) (d Decision) {
 		v := request.Limit.take(now, slot.value)
 		if d.add(0, request.Limit, v); !d.Refused {
 			slot.value = v.value
+			v.reserve(request)
 		}
 		return d
 	}
@@ -76,6 +78,7 @@ func (m *Memory) decideOne(now time.Duration, request *Request) (d Decision) {
 	v := request.Limit.take(now, at.value)
 	if d.add(0, request.Limit, v); !d.Refused {
 		at.value = v.value
+		v.reserve(request)
 		s.store(m, now, at)
 	}
 	return d
@@ -114,6 +117,25 @@ func (m *Memory) Release(now time.Duration, requests []Request) {
 	}
 }
 
+// Cancel implements [Store].
+func (m *Memory) Cancel(now time.Duration, requests []Request, done func(kept []Request)) {
+	var kept []Request
+	for i := range requests {
+		reserved := requests[i].Reserved
+		hash := m.hash(requests[i].Key)
+		s := m.shard(hash)
+		s.mu.Lock()
+		if at := s.look(m, now, requests[i].Key, hash); at.value == reserved.Mark {
+			at.value -= value(requests[i].Limit.interval)
+			s.store(m, now, at)
+		} else {
+			kept = append(kept, requests[i])
+		}
+		s.mu.Unlock()
+	}
+	done(kept)
+}
+
 // Charge tells the bucket of a limit in bytes how many have moved. It returns the time until which whoever
 // has moved them is to pause, which is past where he need not.
 func (m *Memory) Charge(now time.Duration, request *Request, n int) (until time.Duration) {
@@ -140,7 +162,7 @@ func (m *Memory) Force(now time.Duration, requests []Request) {
 		s := m.shard(hash)
 		s.mu.Lock()
 		at := s.lookFor(m, now, &requests[i], hash)
-		at.value = value(now + limit.debt(now, at.value) + limit.interval)
+		at.value = value(add(now+limit.debt(now, at.value), limit.interval))
 		s.store(m, now, at)
 		s.mu.Unlock()
 	}

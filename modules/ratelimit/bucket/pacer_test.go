@@ -176,3 +176,21 @@ func TestPacerOfSeveralLimits(t *testing.T) {
 		t.Errorf("1 MB at 100 kB/s took %v", got)
 	}
 }
+
+// Times beyond the range are its end. A debt that lasts for longer than that is no debt of nothing.
+func TestTimesDoNotOverflow(t *testing.T) {
+	t.Parallel()
+	slow, err := bucket.NewBytes(1, 1, 24*time.Hour, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, now := range []time.Duration{0, time.Hour, 200 * 365 * 24 * time.Hour} {
+		store := bucket.NewMemory(10)
+		request := bucket.Request{Limit: slow, Key: slow.ForText("x")}
+		for _, n := range []int{1 << 10, 1 << 30, 1 << 20} {
+			if until := store.Charge(now, &request, n); until <= now {
+				t.Errorf("at %v, after %d bytes at 1 a day: no pause", now, n)
+			}
+		}
+	}
+}

@@ -9,6 +9,16 @@ const MaxRequests = 16
 type Request struct {
 	Limit *Limit
 	Key   Key
+
+	// Reserved is set by Decide where what it admits has to wait for this limit, and else left as it is.
+	Reserved Reservation
+}
+
+// Reservation is when a limit lets pass what it has admitted with a delay.
+type Reservation struct {
+	Delay  time.Duration // 0: there is nothing to wait for
+	Mark   int64         // by which the store knows it; a later one has a higher mark
+	Shared bool          // it was made by a store that several machines share
 }
 
 // Decision is what all limits together have said.
@@ -39,4 +49,9 @@ type Store interface {
 	// Release gives back what Decide has counted of those requests that are of a Count. It is called
 	// once for each time that Decide did not refuse.
 	Release(now time.Duration, requests []Request)
+
+	// Cancel gives reservations back, in this order. A bucket is then as if the request had never been made. That can't be
+	// where something else has been admitted since: the latest reservation of a bucket has to be given back first. done
+	// is called, now or soon, with those that could not be given back, and may be again.
+	Cancel(now time.Duration, requests []Request, done func(kept []Request))
 }

@@ -9,12 +9,15 @@
 -- counts for nothing, and is removed.
 --
 -- KEYS   one for each request, and the set of nodes
--- ARGV   decide|publish, the node, its lease in ms, the life of a count in ms; then, for each request,
+-- ARGV   decide|publish|cancel, the node, its lease in ms, the life of a count in ms; then, for each request,
 --        decide:   rate, interval, tolerance, longest delay in ns, or
 --                  count, limit, what the node holds with this one, the number of that
 --        publish:  what the node holds, the number of that
+--        cancel:   interval in ns, the value that the key has if nothing was admitted since
 -- RETURN decide:  which request refuses, or 0; else which delays; the delay; after which time to ask again;
---                 0 where this node holds something and was not known to live, else 1
+--                 0 where this node holds something and was not known to live, else 1; then, where there is a delay, for each
+--                 request: its delay, and the seconds and nanoseconds of the new value
+--        cancel:  the numbers of those that could not be given back
 --        publish: 1 where this node was known to live, else 0; which key holds something else than a count, or 0
 
 local node, lease, life = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -82,11 +85,27 @@ if ARGV[1] == 'publish' then
 	return {known and 1 or 0, bad}
 end
 
--- fill keeps the time that a bucket takes to be full again.
+-- fill keeps the time that a bucket takes to be full again, and returns its seconds and nanoseconds.
 local function fill(key, debt)
 	local n = nsec + debt
-	redis.call('SET', key, string.format('%d.%09d', sec + math.floor(n / 1e9), n % 1e9),
-		'PX', string.format('%d', math.ceil(debt / 1e6) + 1))
+	local s = sec + math.floor(n / 1e9)
+	n = n % 1e9
+	redis.call('SET', key, string.format('%d.%09d', s, n), 'PX', string.format('%d', math.ceil(debt / 1e6) + 1))
+	return s, n
+end
+
+if ARGV[1] == 'cancel' then
+	local kept = {}
+	for i = 1, #KEYS - 1 do
+		local value = redis.call('GET', KEYS[i])
+		if value and value == ARGV[4 + 2 * i] then
+			local s, n = string.match(value, '^(%d+)%.(%d+)$')
+			fill(KEYS[i], math.max((s - sec) * 1e9 + n - nsec - tonumber(ARGV[3 + 2 * i]), 0))
+		else
+			kept[#kept + 1] = i
+		end
+	end
+	return kept
 end
 
 -- rate returns the debt with one more, and by how much that is too early. What a stricter limit has
@@ -120,7 +139,7 @@ local function others(key)
 end
 
 local refused, delaying, delay, again = 0, 1, 0, 0
-local commits, known = {}, true
+local commits, known, reserved = {}, true, {}
 for i = 1, #KEYS - 1 do
 	local key, at = KEYS[i], 1 + 4 * i
 	local a, b, c = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
@@ -146,7 +165,12 @@ for i = 1, #KEYS - 1 do
 		elseif early > delay then
 			delaying, delay = i, early
 		end
-		commits[i] = function() fill(key, debt) end
+		commits[i] = function()
+			local s, n = fill(key, debt)
+			if early > 0 then
+				reserved[i] = {early, s, n}
+			end
+		end
 	end
 end
 if refused > 0 then
@@ -155,4 +179,12 @@ end
 for _, commit in ipairs(commits) do
 	commit()
 end
-return {0, delaying, delay, 0, known and 1 or 0}
+local answer = {0, delaying, delay, 0, known and 1 or 0}
+if delay > 0 then
+	for i = 1, #KEYS - 1 do
+		for _, each in ipairs(reserved[i] or {0, 0, 0}) do
+			answer[#answer + 1] = each
+		end
+	end
+end
+return answer

@@ -102,6 +102,7 @@ func (h *health) run() {
 	for {
 		select {
 		case <-h.done:
+			h.store.cancelled.forget()
 			h.farewell()
 			h.store.client.close()
 			return
@@ -113,6 +114,7 @@ func (h *health) run() {
 			}
 		case <-h.awake:
 			h.examine()
+			h.cancel()
 			if !h.open.Load() {
 				h.tell()
 			}

@@ -42,9 +42,9 @@ type Options struct {
 
 	// Observe is told of each call of Redis. It may be nil.
 	Observe func(took time.Duration, err error)
-	// Changed is told why Redis is not used, once for each reason, and then, with nil, that it is used again, and how long it
-	// was not. No error contains a password. It may be nil.
-	Changed func(err error, lasted time.Duration)
+	// Changed is told why Redis is not used, once for each reason, and then, with nil, that it is used again. No error contains
+	// a password. It may be nil.
+	Changed func(err error)
 	// BadKey is told of a key, other than those that the store needs for everything, which holds what Portgate has not put
 	// there, once for each key. It may be nil.
 	BadKey func(err error)
@@ -65,6 +65,8 @@ type Store struct {
 	memory  *bucket.Memory // decides when Redis can't, and is kept up to date for that
 	counts  counts
 	health  health
+
+	cancelled cancelled
 }
 
 // policy is what may change while a store is in use.
@@ -160,6 +162,9 @@ func (s *Store) local(now time.Duration, requests []bucket.Request, held []holdi
 	}
 	d := s.memory.Decide(now, rates)
 	d.Limit = index[d.Limit]
+	for i := range rates {
+		requests[index[i]].Reserved = rates[i].Reserved
+	}
 	return d
 }
 
@@ -235,8 +240,8 @@ func (s *Store) ask(requests []bucket.Request, held []holding) (bucket.Decision,
 	if err != nil {
 		return bucket.Decision{}, err
 	}
-	if len(answer) != 5 || answer[0] < 0 || answer[0] > int64(len(requests)) || answer[1] > int64(len(requests)) {
-		return bucket.Decision{}, fmt.Errorf("expected 5 numbers from Redis: %v", answer)
+	if n := len(answer); n != 5 && n != 5+3*len(requests) || answer[0] < 0 || answer[0] > int64(len(requests)) || answer[1] > int64(len(requests)) {
+		return bucket.Decision{}, fmt.Errorf("expected 5 numbers from Redis, or 3 more for each request: %v", answer)
 	}
 	if answer[4] == 0 {
 		s.counts.forgotten()
@@ -244,6 +249,13 @@ func (s *Store) ask(requests []bucket.Request, held []holding) (bucket.Decision,
 	}
 	if answer[0] > 0 {
 		return bucket.Decision{Refused: true, Limit: int(answer[0]) - 1, Retry: time.Duration(answer[3])}, nil
+	}
+	for i, rest := 0, answer[5:]; len(rest) > 0; i, rest = i+1, rest[3:] {
+		if rest[0] > 0 {
+			requests[i].Reserved = bucket.Reservation{
+				Delay: time.Duration(rest[0]), Mark: rest[1]*int64(time.Second) + rest[2], Shared: true,
+			}
+		}
 	}
 	return bucket.Decision{Limit: int(answer[1]) - 1, Delay: time.Duration(answer[2])}, nil
 }

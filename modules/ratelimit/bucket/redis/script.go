@@ -2,6 +2,7 @@ package redis
 
 import (
 	_ "embed" // for the script
+	"fmt"
 	"strconv"
 	"time"
 
@@ -19,6 +20,7 @@ var script = rueidis.NewLuaScript(source)
 const (
 	decide  = "decide"
 	publish = "publish"
+	cancel  = "cancel"
 )
 
 // key names a bucket. All keys of a store are in one slot of a cluster, because a script can't reach further,
@@ -63,6 +65,19 @@ func (s *Store) statement(node string, news []item) (keys, args []string) {
 	for _, n := range news {
 		keys = append(keys, s.key(n.key))
 		args = append(args, number(n.count), number(n.number))
+	}
+	return append(keys, s.nodesKey()), args
+}
+
+// withdrawal returns what the script is told of reservations that are given back.
+func (s *Store) withdrawal(node string, requests []bucket.Request) (keys, args []string) {
+	keys = make([]string, 0, len(requests)+1)
+	args = head(cancel, node, 2*len(requests))
+	for i := range requests {
+		keys = append(keys, s.key(requests[i].Key))
+		interval, _, _ := requests[i].Limit.Times()
+		seconds, nanoseconds := requests[i].Reserved.Mark/int64(time.Second), requests[i].Reserved.Mark%int64(time.Second)
+		args = append(args, number(int64(interval)), fmt.Sprintf("%d.%09d", seconds, nanoseconds))
 	}
 	return append(keys, s.nodesKey()), args
 }

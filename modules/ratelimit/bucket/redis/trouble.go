@@ -51,16 +51,13 @@ func (t *trouble) take(reason string) bool {
 	return true
 }
 
-// end returns how long Redis was not used, and whether somebody was told that it is not.
-func (t *trouble) end() (lasted time.Duration, told bool) {
+// end says that Redis is used, and reports whether somebody was told that it is not.
+func (t *trouble) end() (told bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.since.IsZero() {
-		lasted = time.Since(t.since)
-	}
 	told = t.told
 	t.since, t.told = time.Time{}, false
-	return lasted, told
+	return told
 }
 
 // takeKey reports whether a key is to be told of. Where there are too many, no more are.
@@ -83,14 +80,14 @@ func (h *health) report(err error) {
 		return
 	}
 	if reason := h.store.reason(err); h.trouble.take(reason) && h.store.options.Changed != nil {
-		h.store.options.Changed(errors.New(reason), 0)
+		h.store.options.Changed(errors.New(reason))
 	}
 }
 
 // over tells that Redis is used again, if somebody knows that it was not.
 func (h *health) over() {
-	if lasted, told := h.trouble.end(); told && h.store.options.Changed != nil {
-		h.store.options.Changed(nil, lasted)
+	if h.trouble.end() && h.store.options.Changed != nil {
+		h.store.options.Changed(nil)
 	}
 }
 

@@ -3,6 +3,7 @@ package storetest
 
 import (
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -26,6 +27,7 @@ func Run(t *testing.T, open func(t *testing.T) Subject) {
 		"a bucket fills with time":               refill,
 		"what one limit refuses is not charged":  refusalChargesNobody,
 		"a leaky bucket delays in order":         leaky,
+		"a reservation is given back":            cancelled,
 		"a count is given back":                  count,
 		"a refused count charges no rate":        countAndRate,
 		"keys and limits are apart":              apart,
@@ -146,6 +148,59 @@ func leaky(t *testing.T, s Subject) {
 	if d := s.decide(one(l, "a")); !d.Refused && s.Now()-start < interval {
 		t.Errorf("one more than may wait: %+v", d)
 	}
+}
+
+// cancelled gives back what waits. The limits of an hour make the time of the test stand still, but for blur.
+func cancelled(t *testing.T, s Subject) {
+	const blur = time.Minute
+	l, other := limit(t, 1, Spec{N: 1, Per: time.Hour, Burst: 1, MaxDelay: 200 * time.Hour}), limit(t, 2, hourly(1000))
+	reserve := func(want time.Duration) []bucket.Request {
+		t.Helper()
+		requests := append(one(other, "a"), one(l, "a")...)
+		d := s.decide(requests)
+		if got := requests[1].Reserved.Delay; d.Refused || d.Delay != got || (got-want).Abs() > blur {
+			t.Fatalf("%+v, with %+v, want a delay of %v", d, requests[1].Reserved, want)
+		}
+		if requests[0].Reserved.Delay != 0 {
+			t.Fatalf("%+v of a limit that does not delay", requests[0].Reserved)
+		}
+		return requests
+	}
+	// giveBack requires that so many can't be given back.
+	giveBack := func(kept int, requests ...bucket.Request) {
+		t.Helper()
+		done := make(chan int, 1)
+		s.Cancel(s.Now(), requests, func(all []bucket.Request) { done <- len(all) })
+		if n := <-done; n != kept {
+			t.Fatalf("%d were kept, want %d", n, kept)
+		}
+	}
+	// next requires that the next one would wait so long.
+	next := func(want time.Duration) {
+		t.Helper()
+		giveBack(0, reserve(want)[1])
+	}
+	reserve(0)
+	var all []bucket.Request
+	for i := range 100 {
+		all = append(all, reserve(time.Duration(i+1) * time.Hour)[1])
+		if i > 0 && all[i].Reserved.Mark <= all[i-1].Reserved.Mark {
+			t.Fatalf("the marks do not rise: %+v", all)
+		}
+	}
+	slices.Reverse(all)
+	giveBack(0, all[:90]...) // more than are told at once
+	all = all[90:]
+	slices.Reverse(all)
+	next(11 * time.Hour)
+	giveBack(0, all[9], all[8])
+	next(9 * time.Hour)
+	giveBack(1, all[9]) // twice
+	giveBack(2, all[0], all[1])
+	giveBack(0, all[7])
+	next(8 * time.Hour)
+	giveBack(0, all[6], all[5], all[4], all[3], all[2], all[1], all[0])
+	next(time.Hour)
 }
 
 func count(t *testing.T, s Subject) {
