@@ -8,6 +8,7 @@ import (
 
 	_ "github.com/portgate/caddy-portgate/modules/acl"
 	_ "github.com/portgate/caddy-portgate/modules/forward"
+	_ "github.com/portgate/caddy-portgate/modules/logging"
 	_ "github.com/portgate/caddy-portgate/modules/network"
 	_ "github.com/portgate/caddy-portgate/modules/proxyprotocol"
 	_ "github.com/portgate/caddy-portgate/modules/ratelimit"

@@ -10,15 +10,18 @@ import (
 // destination is the address of what a log is written to, such as the *os.File of stdout. Each config has cores of its
 // own, but Caddy opens what they write to once. While a queue has an entry for it, it can't be freed, so its address is
 // no other's.
-type destination uintptr
+type destination struct {
+	address uintptr
+	lines   bool // what a [Writer] has accepted, not the entries that are still to be written to it
+}
 
 // destinationOf looks into the cores of zap and the wrappers that Caddy puts around a writer. Where that fails because they have
 // changed, each core is a destination of its own, as a test of this package would show.
 func destinationOf(core zapcore.Core) destination {
-	found := destination(0)
+	var found destination
 	for v := reflect.ValueOf(core); v.IsValid(); v = within(v) {
 		if v.Kind() == reflect.Pointer && v.Pointer() != 0 {
-			found = destination(v.Pointer())
+			found.address = v.Pointer()
 		}
 	}
 	return found

@@ -72,15 +72,16 @@ func dropped(k kind) prometheus.Counter {
 }
 
 // put has e written to its destination soon, unless limit entries of its kind wait already. It does not block.
-func put(to destination, k kind, limit int, e entry) {
+func put(to destination, k kind, limit int, e entry) (ok bool) {
 	q, ok := queueFor(to, k, limit, e)
 	if ok {
-		return
+		return true
 	}
 	dropped(k).Inc()
 	if q.dropped.Add(1) == 1 {
 		q.full.Begin(Default("portgate.log"), "a log does not take its entries, the queue is full and further ones are dropped", zap.Int("queue", limit))
 	}
+	return false
 }
 
 func queueFor(to destination, k kind, limit int, e entry) (*queue, bool) {

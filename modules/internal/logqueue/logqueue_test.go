@@ -219,14 +219,14 @@ func TestDestinations(t *testing.T) {
 		return all
 	}
 	a, b := destinations("a")[0], destinations("b")[0]
-	if a == b || a == 0 {
-		t.Errorf("a is %x, b is %x", a, b)
+	if a == b || a.address == 0 {
+		t.Errorf("a is %v, b is %v", a, b)
 	}
 	if again := destinations("a")[0]; again != a {
-		t.Errorf("the next config's is %x, want %x", again, a)
+		t.Errorf("the next config's is %v, want %v", again, a)
 	}
-	if both := destinations("a", "b"); len(both) != 2 || both[0]+both[1] != a+b || both[0] == both[1] {
-		t.Errorf("a logger of both has %x, want %x and %x", both, a, b)
+	if both := destinations("a", "b"); len(both) != 2 || both[0].address+both[1].address != a.address+b.address || both[0] == both[1] {
+		t.Errorf("a logger of both has %v, want %v and %v", both, a, b)
 	}
 	for _, writer := range []string{`{"output": "stdout"}`, `{"output": "stderr"}`, fmt.Sprintf(`{"output": "file", "filename": %q, "roll": false}`, t.TempDir()+"/log")} {
 		var found []destination
@@ -239,8 +239,8 @@ func TestDestinations(t *testing.T) {
 			found = append(found, destinationOf(lastApp.ctx.Logger().Core()), destinationOf(Logger(lastApp.ctx).Core().(*core).Core))
 		}
 		for _, d := range found[1:] {
-			if d != found[0] || d == 0 {
-				t.Errorf("%s: %x", writer, found)
+			if d != found[0] || d.address == 0 {
+				t.Errorf("%s: %v", writer, found)
 			}
 		}
 	}
