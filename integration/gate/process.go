@@ -41,6 +41,7 @@ type options struct {
 	mounts  map[string]string // files that the process sees in place of the system's, by the path of these
 	env     map[string]string // on top of a small clean environment
 	sockets []*os.File        // inherited as descriptors from 3 on
+	stdout  *os.File          // nil: the output that the tests read
 }
 
 // Option changes how a process is started.
@@ -57,6 +58,9 @@ func WithEnv(name, value string) Option { return func(o *options) { o.env[name] 
 
 // WithSockets has the process inherit sockets as descriptors from 3 on, as a service manager passes them on.
 func WithSockets(sockets ...*os.File) Option { return func(o *options) { o.sockets = sockets } }
+
+// WithStdout has the process write its stdout there. The test keeps the file.
+func WithStdout(file *os.File) Option { return func(o *options) { o.stdout = file } }
 
 // WithHosts shows the process another /etc/hosts, in a mount namespace of its own. The file may be rewritten (in place) later.
 func WithHosts(path string) Option { return func(o *options) { o.mounts["/etc/hosts"] = path } }
@@ -123,6 +127,9 @@ func (p *Process) launch(opts []Option, args ...string) {
 	p.cmd = o.command(Binary(p.tb, o.flavour), args)
 	p.cmd.Dir = p.dir
 	p.cmd.Stdout, p.cmd.Stderr = output, output
+	if o.stdout != nil {
+		p.cmd.Stdout = o.stdout
+	}
 	if err := p.cmd.Start(); err != nil {
 		p.tb.Fatalf("starting %v: %v", p.cmd.Args, err)
 	}
