@@ -15,11 +15,11 @@ import (
 	"time"
 )
 
-// adminTimeout bounds one request; a reload that waits for something that never comes would hang for good.
+// adminTimeout bounds one request, so that a reload that hangs fails the test.
 const adminTimeout = 60 * time.Second
 
-// attempts is how often a request is sent. Caddy replaces its admin server with every config that it loads, and a connection that still
-// reached the one before is dropped without an answer.
+// attempts is how often a request is sent. Caddy replaces its admin server with each config, and drops a connection that reached
+// the previous server without an answer.
 const attempts = 5
 
 func (p *Process) do(method, path, contentType string, body []byte) (status int, answer string, err error) {
@@ -32,7 +32,7 @@ func (p *Process) do(method, path, contentType string, body []byte) (status int,
 	return status, answer, err
 }
 
-// try sends one request on a connection of its own, so that no idle connection disturbs the counts of goroutines and descriptors.
+// try sends one request on a new connection, so that no idle connection changes the counts of goroutines and descriptors.
 func (p *Process) try(method, path, contentType string, body []byte) (int, string, error) {
 	client := http.Client{Timeout: adminTimeout, Transport: &http.Transport{
 		DisableKeepAlives: true,
@@ -45,7 +45,7 @@ func (p *Process) try(method, path, contentType string, body []byte) (int, strin
 		return 0, "", err
 	}
 	req.Header.Set("Content-Type", contentType)
-	req.Header.Set("Cache-Control", "must-revalidate") // Caddy ignores a config that did not change otherwise
+	req.Header.Set("Cache-Control", "must-revalidate") // else Caddy ignores a config that did not change
 	resp, err := client.Do(req)
 	if err != nil {
 		return 0, "", err
@@ -84,7 +84,7 @@ func (p *Process) Do(method, path, body string) (status int, answer string, err 
 	return p.do(method, path, "application/json", []byte(body))
 }
 
-// Load replaces the config, also by one that is equal to it.
+// Load replaces the config. It may be equal to the running one.
 func (p *Process) Load(config JSON) {
 	p.tb.Helper()
 	if err := p.TryLoad(config); err != nil {

@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CPUTime returns what the process has used of the processors so far, in user and kernel mode, to the nanosecond.
+// CPUTime returns the processor time that the process has used so far, user and system, in nanoseconds.
 func (p *Process) CPUTime() time.Duration {
 	p.tb.Helper()
-	const schedClock = 2 // a process's clock, as clock_getcpuclockid(3) makes its id
+	const schedClock = 2 // the id of a process's clock, see clock_getcpuclockid(3)
 	var spent unix.Timespec
 	if err := unix.ClockGettime(int32(^p.PID()<<3|schedClock), &spent); err != nil {
 		p.tb.Fatalf("clock of process %d: %v", p.PID(), err)
@@ -25,7 +25,7 @@ func (p *Process) CPUTime() time.Duration {
 
 var heapAlloc = regexp.MustCompile(`# HeapAlloc = (\d+)`)
 
-// HeapKiB returns what is reachable on the heap: two garbage collections come before.
+// HeapKiB returns the reachable heap, after two garbage collections.
 func (p *Process) HeapKiB() int {
 	p.tb.Helper()
 	var profile string
@@ -40,7 +40,7 @@ func (p *Process) HeapKiB() int {
 	return bytes >> 10
 }
 
-// Socket is how a TCP socket of the process is set up (tcp(7)).
+// Socket has the options of a TCP socket of the process (tcp(7)).
 type Socket struct {
 	KeepAlive                        bool
 	KeepAliveIdle, KeepAliveInterval time.Duration
@@ -48,7 +48,7 @@ type Socket struct {
 	UserTimeout                      time.Duration
 }
 
-// SocketOf returns the process's end of a connection.
+// SocketOf returns the options of the process's end of a connection.
 func (p *Process) SocketOf(conn net.Conn) Socket {
 	p.tb.Helper()
 	pidfd, err := unix.PidfdOpen(p.PID(), 0)
@@ -83,7 +83,7 @@ func (p *Process) SocketOf(conn net.Conn) Socket {
 	return Socket{}
 }
 
-// otherEnd reports whether fd is the other end of conn, and how it is set up.
+// otherEnd reports whether fd is the other end of conn, and returns its options.
 func (p *Process) otherEnd(fd int, conn net.Conn) (s Socket, ok bool) {
 	local, err := unix.Getsockname(fd)
 	if err != nil || ipv4(local) != conn.RemoteAddr().String() {

@@ -9,12 +9,12 @@ import (
 	"testing"
 )
 
-// Ports are looked for below Linux's default range of client ports (32768 and up). In that one, the thousands of connections of
-// a load test leave hardly two free ports in a row for the minute that they stay in TIME_WAIT.
+// Reserved ports are below Linux's default range of client ports (32768 and up). Within that range, a load test's thousands of
+// connections in TIME_WAIT leave hardly two free ports in a row.
 const lowestPort, highestPort = 12000, 32000
 
-// ReservePort returns a port that nobody else gets until the test is over. See the package comment. It was free for UDP too, and what
-// it is reserved for there is up to the test: no other test gets it, and UDP clients' ports are in another range.
+// ReservePort returns a port that nobody else gets until the test is over, see the package comment. The test may use it for UDP too: it was
+// free, no other test gets it, and the ports of UDP clients are in another range.
 func ReservePort(tb testing.TB) int {
 	tb.Helper()
 	return ReserveRange(tb, 1)
@@ -23,7 +23,7 @@ func ReservePort(tb testing.TB) int {
 // ReserveRange reserves n ports in a row and returns the first.
 func ReserveRange(tb testing.TB, n int) int {
 	tb.Helper()
-	const attempts = 1000 // a handful is needed where some ports are in use
+	const attempts = 1000 // a handful is enough if some ports are in use
 	for range attempts {
 		first := lowestPort + rand.IntN(highestPort-lowestPort-n)
 		if reserveRange(tb, first, n) {

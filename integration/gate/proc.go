@@ -82,24 +82,24 @@ func (p *Process) ResidentKiB() int {
 	return 0
 }
 
-// Baseline is what a process holds when it has nothing to do.
+// Baseline is what an idle process holds: goroutines and descriptors.
 type Baseline struct {
 	process                *Process
 	goroutines, listenings int
 	descriptors            []string
 }
 
-// Baseline notes what the process holds now, after a garbage collection: what waits for one, such as the pipes in a
-// sync.Pool, is not held. Take it after a first connection and reload: some goroutines and descriptors are made once and kept.
+// Baseline returns what the process holds now, after a garbage collection, which frees the pipes in a sync.Pool. Call it after a
+// first connection and a first reload, because some goroutines and descriptors are created once and kept.
 func (p *Process) Baseline() Baseline {
 	p.tb.Helper()
-	for range 2 { // a sync.Pool gives up what it has at the second
+	for range 2 { // a sync.Pool is empty after the second
 		p.MustGet("/debug/pprof/heap?gc=1&debug=1")
 	}
 	return Baseline{p, p.Goroutines(), p.Listeners(), p.descriptors()}
 }
 
-// MustReturn waits until the process holds no more than it did.
+// MustReturn waits until the process holds no more than the baseline.
 func (b Baseline) MustReturn(tb testing.TB, timeout time.Duration) {
 	tb.Helper()
 	Eventually(tb, timeout, func() error {

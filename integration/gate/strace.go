@@ -16,7 +16,7 @@ import (
 // Calls are the system calls of a process in the order in which they began.
 type Calls []Call
 
-// Call is one of them. Result is what it gave: bytes, for the calls that move some. It is 0 for errors, and for what had not ended yet.
+// Call is one system call. Result is what it returned: the bytes, for calls that move some; 0 for errors and for calls that had not ended.
 type Call struct {
 	Thread int
 	Name   string
@@ -42,7 +42,7 @@ func (c Calls) Sum(names ...string) (sum int64) {
 	return sum
 }
 
-// Trace returns the system calls that all threads of the process make while f runs. It slows each of them down a lot.
+// Trace returns the system calls of all threads of the process while f runs. It makes each call much slower.
 func (p *Process) Trace(f func()) Calls {
 	p.tb.Helper()
 	path := filepath.Join(p.dir, "strace")
