@@ -1,11 +1,12 @@
 package relay
 
 // slots are the sockets that a loop watches. An epoll event has the number of the slot. Numbers are used again, the lowest
-// first, and chunks without a socket are given back: the memory follows the number of living sessions, however large the
+// first, and chunks without a socket are given back, except one: the memory follows the number of living sessions, however large the
 // descriptors of the process become.
 type slots struct {
 	chunks []*slotChunk // nil where there is no socket
 	free   int          // no chunk before this one has room
+	spare  *slotChunk   // an empty one, for a loop with few sessions that come and go
 }
 
 const slotsPerChunk = 256
@@ -28,7 +29,9 @@ func (s *slots) add(sock loopSocket) (slot int32) {
 	}
 	c := s.chunks[s.free]
 	if c == nil {
-		c = new(slotChunk)
+		if c, s.spare = s.spare, nil; c == nil {
+			c = new(slotChunk)
+		}
 		s.chunks[s.free] = c
 	}
 	for c.sockets[c.free] != nil {
@@ -59,7 +62,7 @@ func (s *slots) remove(slot int32) {
 	if c.used > 0 {
 		return
 	}
-	s.chunks[chunk] = nil
+	s.chunks[chunk], s.spare = nil, c
 	for n := len(s.chunks); n > 0 && s.chunks[n-1] == nil; n-- {
 		s.chunks = s.chunks[:n-1]
 	}

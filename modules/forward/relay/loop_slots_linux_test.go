@@ -70,6 +70,15 @@ func TestSlotsAreGivenBack(t *testing.T) {
 	}
 }
 
+// Sessions that come one after the other cost no memory.
+func TestSlotsOfFewAllocateNothing(t *testing.T) {
+	var s slots
+	sock := new(half)
+	if allocs := testing.AllocsPerRun(100, func() { s.remove(s.add(sock)) }); allocs > 0 {
+		t.Errorf("%v allocations for each", allocs)
+	}
+}
+
 // However large the descriptors are, a loop keeps no more than its own sockets take.
 func TestSlotsDoNotDependOnDescriptors(t *testing.T) {
 	l := still(t)

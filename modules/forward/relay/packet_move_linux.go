@@ -81,6 +81,9 @@ func (s *loopPackets) hold(b []byte) {
 
 // resend sends to a new upstream what the former one has refused. It is called with s.mu locked.
 func (s *loopPackets) resend() {
+	if s.held == nil {
+		return
+	}
 	s.dropRefused(s.held.resend(s.age(), func(b []byte) {
 		switch _, errno := sendFD(s.fd, b); errno {
 		case 0:
