@@ -11,7 +11,7 @@ import (
 	"github.com/portgate/caddy-portgate/integration/gate"
 )
 
-// block is a block of code in a page of the documentation.
+// block is a block of code in a page of the documentation, with the language that it names.
 type block struct{ language, code string }
 
 var fence = regexp.MustCompile("(?ms)^( *)```([a-z -]+)\n(.*?)^ *```$")

@@ -170,9 +170,9 @@ var (
 	namedMessage = regexp.MustCompile("[Ll]ogger `(acl|network|rate_limit)` says `([^`]+)`")
 )
 
-// TestNamedMetricsAndMessagesExist holds that a metric and a log message of Portgate which a page names are in the code.
-func TestNamedMetricsAndMessagesExist(t *testing.T) {
-	t.Parallel()
+// sourceOfModules returns the Go code of all modules without their tests.
+func sourceOfModules(t *testing.T) string {
+	t.Helper()
 	var code strings.Builder
 	err := filepath.WalkDir(filepath.Join(checkout, "modules"), func(file string, _ fs.DirEntry, err error) error {
 		if err != nil || !strings.HasSuffix(file, ".go") || strings.HasSuffix(file, "_test.go") {
@@ -185,6 +185,13 @@ func TestNamedMetricsAndMessagesExist(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return code.String()
+}
+
+// TestNamedMetricsAndMessagesExist holds that a metric and a log message of Portgate which a page names are in the code.
+func TestNamedMetricsAndMessagesExist(t *testing.T) {
+	t.Parallel()
+	code := sourceOfModules(t)
 	found := 0
 	for name := range readPages(t) {
 		data, err := os.ReadFile(filepath.Join(checkout, filepath.FromSlash(name)))
@@ -194,7 +201,7 @@ func TestNamedMetricsAndMessagesExist(t *testing.T) {
 		for _, pattern := range []*regexp.Regexp{namedMetric, namedMessage} {
 			for _, named := range pattern.FindAllStringSubmatch(string(data), -1) {
 				found++
-				if text := named[len(named)-1]; !strings.Contains(code.String(), `"`+text) {
+				if text := named[len(named)-1]; !strings.Contains(code, `"`+text) {
 					t.Errorf("%s names %q, which is not in the code", name, text)
 				}
 			}
@@ -202,5 +209,25 @@ func TestNamedMetricsAndMessagesExist(t *testing.T) {
 	}
 	if found < 20 {
 		t.Errorf("found %d metrics and messages: the search is broken", found)
+	}
+}
+
+var reason = regexp.MustCompile(`[Rr]eason\w*\s+= "([a-z_]+)"`)
+
+// TestReasonsAreDocumented holds that docs/observe.md explains each reason that a session may end with.
+func TestReasonsAreDocumented(t *testing.T) {
+	t.Parallel()
+	data, err := os.ReadFile(filepath.Join(checkout, "docs", "observe.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	reasons := reason.FindAllStringSubmatch(sourceOfModules(t), -1)
+	for _, found := range reasons {
+		if !strings.Contains(string(data), "`"+found[1]+"`") {
+			t.Errorf("docs/observe.md does not explain the reason %q", found[1])
+		}
+	}
+	if len(reasons) < 8 {
+		t.Errorf("found %d reasons: the search is broken", len(reasons))
 	}
 }
