@@ -116,7 +116,6 @@ type stage struct {
 	listen   string
 	upstream string
 	dead     string
-	loaded   int
 }
 
 func (s *stage) start() {
