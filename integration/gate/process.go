@@ -287,15 +287,16 @@ func Run(tb testing.TB, flavour Flavour, args ...string) (stdout, stderr string,
 
 // splitLog parts the access log from the other output, and leaves out the tests' own requests.
 func splitLog(output string) (log, access string) {
+	var logLines, accessLines strings.Builder
 	for line := range strings.Lines(output) {
 		switch {
 		case strings.Contains(line, accessLogger):
-			access += line
+			accessLines.WriteString(line)
 		case !strings.Contains(line, `"logger":"admin.api","msg":"received request"`):
-			log += line
+			logLines.WriteString(line)
 		}
 	}
-	return log, access
+	return logLines.String(), accessLines.String()
 }
 
 func head(text string, lines int) string {
