@@ -49,10 +49,10 @@ type Handler struct {
 	// their client is denied now, or `new`, only those that come from now on. Default: `all`.
 	Enforce string `json:"enforce,omitempty"`
 
-	rules  rules
-	onDeny refusal.Way
-	scope  *session.Scope
-	gate   gate
+	rules    rules
+	onDeny   refusal.Way
+	scope    *session.Scope
+	enforced enforced
 
 	canonical string // the JSON that this handler was made of
 }
@@ -87,7 +87,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if h.Enforce != enforceNew {
-		h.gate.open(ctx, &h.rules, placement.Places(ctx, "acl", h.canonical))
+		h.enforced.open(ctx, &h.rules, placement.Places(ctx, "acl", h.canonical))
 	}
 	fastpath.Offer(ctx, h.canonical, h)
 	return nil
@@ -114,11 +114,11 @@ func (h *Handler) Serve(a *session.Arrival) (next bool) {
 
 // judge returns the rule that decides about the client. The session of one that is let through will know by whom.
 func (h *Handler) judge(a *session.Arrival) *rule {
-	edition := h.gate.edition()
+	edition := h.enforced.edition()
 	r := h.rules.judge(a.Client.Addr())
 	collectors.decisions.WithLabelValues(a.Listener, r.label, r.action()).Inc()
 	if r.allow {
-		h.gate.letThrough(a, edition)
+		h.enforced.admit(a, edition)
 	}
 	return r
 }
@@ -132,7 +132,7 @@ func (h *Handler) deny(a *session.Arrival, r *rule) *refusal.Held {
 
 // Cleanup gives the lists back.
 func (h *Handler) Cleanup() error {
-	h.gate.close()
+	h.enforced.close()
 	if h.scope != nil {
 		h.scope.Replaced()
 	}

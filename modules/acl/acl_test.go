@@ -247,9 +247,9 @@ func TestEnforceOnSessionsThatBeginLate(t *testing.T) {
 	if !h.Serve(a) {
 		t.Fatal("not let in")
 	}
-	edition := h.gate.Edition()
+	edition := h.enforced.Edition()
 	must(t, findList(name).add(newTestEntry("192.0.2.1/32", 0)))
-	eventually(t, "the round", func() bool { return h.gate.Edition() > edition })
+	eventually(t, "the round", func() bool { return h.enforced.Edition() > edition })
 	late := begin(t, a, scope(t))
 	eventually(t, "the late one", func() bool { return late.reason.Load() == session.ReasonListChanged })
 }

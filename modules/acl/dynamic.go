@@ -151,18 +151,19 @@ func (d *dynamic) expireSome() (more bool) {
 		return false
 	}
 	now, set := time.Now(), d.set.Load()
-	gone := 0
-	for ; gone < expiryRound && len(d.queue) > 0 && d.queue[0].expired(now); gone++ {
+	var gone []netip.Prefix
+	for len(gone) < expiryRound && len(d.queue) > 0 && d.queue[0].expired(now) {
 		t := heap.Pop(&d.queue).(*timed)
 		delete(d.entries, t.Prefix)
 		set = set.Without(t.Prefix)
+		gone = append(gone, t.Prefix)
 	}
-	if gone > 0 {
-		d.replace(set)
+	if len(gone) > 0 {
+		d.change(set, gone)
 	}
 	d.next = time.Time{}
 	d.schedule()
-	return gone == expiryRound
+	return len(gone) == expiryRound
 }
 
 // add puts an entry in, in place of one with the same prefix, and returns when it is stored.
@@ -177,7 +178,7 @@ func (d *dynamic) add(e entry) error {
 		return errFull
 	}
 	d.insert(e)
-	d.replace(d.set.Load().With(e.Prefix))
+	d.change(d.set.Load().With(e.Prefix), []netip.Prefix{e.Prefix})
 	d.schedule()
 	number := d.note(line)
 	d.editing.Unlock()
@@ -198,7 +199,7 @@ func (d *dynamic) remove(prefix netip.Prefix) (bool, error) {
 	}
 	d.queue.remove(t)
 	delete(d.entries, prefix)
-	d.replace(d.set.Load().Without(prefix))
+	d.change(d.set.Load().Without(prefix), []netip.Prefix{prefix})
 	d.schedule()
 	number := d.note(line)
 	d.editing.Unlock()

@@ -3,6 +3,8 @@ package acl
 import (
 	"context"
 	"net/netip"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -12,25 +14,25 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
-// enforcePause is the least time between two rounds through all living sessions.
-const enforcePause = 100 * time.Millisecond
+const (
+	// enforcePause is the least time between two looks at living sessions.
+	enforcePause = 100 * time.Millisecond
+	// maxChanges is how many changed prefixes are looked up one by one. Where there are more, all sessions are looked at.
+	maxChanges = 4096
+)
 
-// gate closes living sessions whose client is denied when a list has changed or a config was replaced. The zero gate
-// leaves them alone.
-type gate struct {
+// enforced is an acl that closes living sessions whose client it denies when a list has changed or a config was
+// replaced. The zero value leaves them alone.
+type enforced struct {
 	*recheck.Admission // apart, because sessions keep it, and should not keep all of a config that was replaced
 	rules              *rules
 	places             []placement.Place
 	names              []string // of the places
 	running            func() bool
-
-	due    chan struct{}
-	stop   context.CancelFunc
-	closed chan struct{}
 }
 
 // open begins to watch the lists.
-func (g *gate) open(ctx caddy.Context, rs *rules, places []placement.Place) {
+func (g *enforced) open(ctx caddy.Context, rs *rules, places []placement.Place) {
 	g.Admission, g.rules, g.places = new(recheck.Admission), rs, places
 	for _, place := range places {
 		g.names = append(g.names, place.Path)
@@ -42,35 +44,152 @@ func (g *gate) open(ctx caddy.Context, rs *rules, places []placement.Place) {
 		active := caddy.ActiveContext()
 		return active.GetMetricsRegistry() == registry
 	}
-	g.due, g.closed = make(chan struct{}, 1), make(chan struct{})
-	var background context.Context
-	background, g.stop = context.WithCancel(context.Background())
-	end := recheck.Watch(g.due)
+	enforcing.add(g)
 	for _, r := range rs.all {
-		r.list.watch(g.due)
+		r.list.watch(g.Admission)
 	}
+}
+
+// close ends the watching: when it returns, the lists are not used any more. It may be called for one that was not opened.
+func (g *enforced) close() {
+	if g.rules == nil {
+		return
+	}
+	for _, r := range g.rules.all {
+		r.list.unwatch(g.Admission)
+	}
+	enforcing.remove(g)
+	g.Changed() // what was admitted and has not begun is for the next config to judge
+	g.rules = nil
+}
+
+// edition is to be read before a client is judged.
+func (g *enforced) edition() int64 {
+	if g.Admission == nil {
+		return 0
+	}
+	return g.Edition()
+}
+
+// admit notes that the client was judged in this edition.
+func (g *enforced) admit(a *session.Arrival, edition int64) {
+	if g.Admission != nil {
+		a.Admit(recheck.Pass{Admission: g.Admission, Edition: edition, Client: a.Client.Addr(), Places: g.names})
+	}
+}
+
+// succeeds tells whether g may close a session of a config that was replaced, and which address decides: the session is on
+// a listener of g, and has passed an acl that stood in the same place, or would have passed g in any case.
+func (g *enforced) succeeds(s *session.Session) (client netip.Addr, ok bool) {
+	for _, place := range g.places {
+		if place.Network != s.Network || place.Listener != s.Listener {
+			continue
+		}
+		for _, pass := range s.Passes() {
+			if slices.Contains(pass.Places, place.Path) {
+				return pass.Client, true
+			}
+		}
+		if place.Always {
+			return s.Client.Addr(), true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// deny closes the session if the client is denied now.
+func (g *enforced) deny(s *session.Session, client netip.Addr) bool {
+	r := g.rules.judge(client)
+	if !r.allow {
+		s.SetRule(r.label)
+		s.Close(session.ReasonListChanged)
+	}
+	return !r.allow
+}
+
+// enforcer looks at living sessions for all acls: at those that a change concerns, each once, in a goroutine that is there as
+// long as there is an acl.
+type enforcer struct {
+	round  sync.Mutex // held while sessions are judged
+	acls   map[*recheck.Admission]*enforced
+	end    func() // the watching for other reasons than lists
+	stop   context.CancelFunc
+	closed chan struct{}
+
+	mu       sync.Mutex
+	all      bool // all sessions are to be judged
+	prefixes map[netip.Prefix]struct{}
+	due      chan struct{}
+}
+
+var enforcing = &enforcer{
+	acls:     make(map[*recheck.Admission]*enforced),
+	prefixes: make(map[netip.Prefix]struct{}),
+	due:      make(chan struct{}, 1),
+}
+
+func (e *enforcer) add(g *enforced) {
+	e.round.Lock()
+	defer e.round.Unlock()
+	e.acls[g.Admission] = g
+	if len(e.acls) > 1 {
+		return
+	}
+	e.end = recheck.Watch(e)
+	var ctx context.Context
+	ctx, e.stop = context.WithCancel(context.Background())
+	closed := make(chan struct{})
+	e.closed = closed
 	go func() {
-		defer close(g.closed)
-		defer end()
-		g.watch(background)
+		defer close(closed)
+		e.enforce(ctx)
 	}()
 }
 
-// close ends the watching. It may be called for a gate that was not opened.
-func (g *gate) close() {
-	if g.stop == nil {
-		return
+func (e *enforcer) remove(g *enforced) {
+	e.round.Lock()
+	delete(e.acls, g.Admission)
+	var closed chan struct{}
+	if len(e.acls) == 0 {
+		e.end()
+		e.stop()
+		closed = e.closed
 	}
-	g.stop()
-	<-g.closed
-	for _, r := range g.rules.all {
-		r.list.unwatch(g.due)
+	e.round.Unlock()
+	if closed != nil {
+		<-closed
 	}
-	g.Changed() // what was let through and has not begun is for the next config to judge
-	g.stop = nil
 }
 
-func (g *gate) watch(ctx context.Context) {
+// RecheckAll has all sessions judged. It is part of [recheck.Watcher].
+func (e *enforcer) RecheckAll() { e.request(nil) }
+
+// RecheckClient has the sessions of a client judged. It is part of [recheck.Watcher].
+func (e *enforcer) RecheckClient(client netip.Addr) {
+	if client.IsValid() {
+		client = client.Unmap()
+		e.request([]netip.Prefix{netip.PrefixFrom(client, client.BitLen())})
+	}
+}
+
+// request has the sessions of the clients in these prefixes judged; nil: all sessions. It does not wait.
+func (e *enforcer) request(prefixes []netip.Prefix) {
+	e.mu.Lock()
+	if e.all = e.all || prefixes == nil || len(e.prefixes)+len(prefixes) > maxChanges; e.all {
+		clear(e.prefixes)
+	} else {
+		for _, prefix := range prefixes {
+			e.prefixes[prefix] = struct{}{}
+		}
+	}
+	e.mu.Unlock()
+	select {
+	case e.due <- struct{}{}:
+	default: // it is due already
+	}
+}
+
+func (e *enforcer) enforce(ctx context.Context) {
 	pause := time.NewTimer(0)
 	defer pause.Stop()
 	for {
@@ -82,70 +201,82 @@ func (g *gate) watch(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-g.due:
+		case <-e.due:
 		}
-		g.enforce()
+		e.judgeLiving()
 		pause.Reset(enforcePause)
 	}
 }
 
-// edition is to be read before a client is judged.
-func (g *gate) edition() int64 {
-	if g.Admission == nil {
-		return 0
+// judgeLiving judges the sessions that the changes since the last time concern, and returns how many these are.
+func (e *enforcer) judgeLiving() int {
+	e.round.Lock()
+	defer e.round.Unlock()
+	e.mu.Lock()
+	all, prefixes := e.all, e.prefixes
+	e.all, e.prefixes = false, make(map[netip.Prefix]struct{})
+	e.mu.Unlock()
+	j := judges{enforcer: e}
+	if all {
+		session.EachLiving(j.judge)
 	}
-	return g.Edition()
+	for prefix := range prefixes {
+		session.EachLivingOf(prefix, j.judge)
+	}
+	return j.sessions
 }
 
-// letThrough notes that the client was judged in this edition.
-func (g *gate) letThrough(a *session.Arrival, edition int64) {
-	if g.Admission != nil {
-		a.Admit(recheck.Pass{Admission: g.Admission, Edition: edition, Client: a.Client.Addr(), Places: g.names})
-	}
+// listener is where acls stand.
+type listener struct{ network, address string }
+
+// judges are the acls of one round.
+type judges struct {
+	*enforcer
+	running  map[listener][]*enforced // those of the running config; made when they are needed
+	sessions int                      // judged so far
 }
 
-// enforce closes the sessions of clients that are denied now.
-func (g *gate) enforce() {
-	g.Changed()
-	running := g.running()
-	for _, s := range session.Living() {
-		client, mine := g.governs(s, running)
-		if !mine {
-			continue
-		}
-		if r := g.rules.judge(client); !r.allow {
-			s.SetRule(r.label)
-			s.Close(session.ReasonListChanged)
-		}
-	}
-}
-
-// governs tells whether the session is this gate's to close, and which address decides. It is if it has passed this
-// gate. One that was let through by a config which was replaced since is, where it is on a listener of this gate and
-// has passed a gate that stood in the same place, or would have passed this one in any case.
-func (g *gate) governs(s *session.Session, running bool) (client netip.Addr, mine bool) {
+// judge closes the session if its client is denied now by an acl that has admitted it, or by one that stands in the place
+// of that since its config was replaced.
+func (j *judges) judge(s *session.Session) {
+	j.sessions++
 	for _, pass := range s.Passes() {
-		if pass.Admission == g.Admission {
-			return pass.Client, true
+		if g := j.acls[pass.Admission]; g != nil && g.deny(s, pass.Client) {
+			return
 		}
 	}
-	if !running || !s.Replaced() {
-		return netip.Addr{}, false
+	if !s.Replaced() {
+		return
 	}
-	for _, place := range g.places {
-		if place.Network != s.Network || place.Listener != s.Listener {
+	if j.running == nil {
+		j.findRunning()
+	}
+	for _, g := range j.running[listener{s.Network, s.Listener}] {
+		client, ok := g.succeeds(s)
+		if !ok {
 			continue
 		}
-		for _, pass := range s.Passes() {
-			for _, path := range pass.Places {
-				if path == place.Path {
-					return pass.Client, true
-				}
+		s.Index() // from now on the changes of its lists concern it
+		if g.deny(s, client) {
+			return
+		}
+	}
+}
+
+func (j *judges) findRunning() {
+	j.running = make(map[listener][]*enforced)
+	for _, g := range j.acls {
+		if !g.running() {
+			continue
+		}
+		for _, place := range g.places {
+			at := listener{place.Network, place.Listener}
+			if !slices.Contains(j.running[at], g) {
+				j.running[at] = append(j.running[at], g)
 			}
 		}
-		if place.Always {
-			return s.Client.Addr(), true
-		}
 	}
-	return netip.Addr{}, false
 }
+
+// Interface guard
+var _ recheck.Watcher = (*enforcer)(nil)

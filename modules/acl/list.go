@@ -13,6 +13,7 @@ import (
 
 	"github.com/portgate/caddy-portgate/modules/acl/ipset"
 	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
+	"github.com/portgate/caddy-portgate/modules/internal/recheck"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
 )
 
@@ -21,42 +22,46 @@ type list struct {
 	name string // what it is called in logs and metrics, such as "file /etc/portgate/bad"
 	set  atomic.Pointer[ipset.Set]
 
-	mu      sync.Mutex
-	waiting map[chan<- struct{}]int // by how many rules of one acl
-	failed  string                  // what was wrong when it was last loaded
+	mu         sync.Mutex
+	admissions map[*recheck.Admission]int // by how many rules of one acl
+	failed     string                     // what was wrong when it was last loaded
 }
 
 func (l *list) contains(addr netip.Addr) bool { return l.set.Load().Contains(addr) }
 
-// replace gives the list a new content, which every lookup from now on finds, and tells those who wait for it.
-func (l *list) replace(set *ipset.Set) {
+// replace gives the list a new content, which every lookup from now on finds, and has all living sessions judged by it.
+func (l *list) replace(set *ipset.Set) { l.change(set, nil) }
+
+// change is replace for where only the addresses in these prefixes have come or gone; nil: all may have.
+func (l *list) change(set *ipset.Set, prefixes []netip.Prefix) {
 	l.set.Store(set)
 	collectors.entries.WithLabelValues(l.name).Set(float64(set.Len()))
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	for changed := range l.waiting {
-		select {
-		case changed <- struct{}{}:
-		default: // it has been told and did not look yet
-		}
+	for admission := range l.admissions {
+		admission.Changed()
+	}
+	concerned := len(l.admissions) > 0
+	l.mu.Unlock()
+	if concerned {
+		enforcing.request(prefixes)
 	}
 }
 
-// watch has changed told when the content changes. Its capacity must be 1.
-func (l *list) watch(changed chan<- struct{}) {
+// watch has the admission know when the content changes, and living sessions be judged then.
+func (l *list) watch(admission *recheck.Admission) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.waiting == nil {
-		l.waiting = make(map[chan<- struct{}]int)
+	if l.admissions == nil {
+		l.admissions = make(map[*recheck.Admission]int)
 	}
-	l.waiting[changed]++
+	l.admissions[admission]++
 }
 
-func (l *list) unwatch(changed chan<- struct{}) {
+func (l *list) unwatch(admission *recheck.Admission) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.waiting[changed]--; l.waiting[changed] == 0 {
-		delete(l.waiting, changed)
+	if l.admissions[admission]--; l.admissions[admission] == 0 {
+		delete(l.admissions, admission)
 	}
 }
 

@@ -33,34 +33,43 @@ type Pass struct {
 // Outdated reports whether the rules have changed since.
 func (p *Pass) Outdated() bool { return p.Admission.Edition() != p.Edition }
 
-// watchers are those who judge living sessions.
+// Watcher is who judges living sessions again for another reason than a changed list. Its methods must not block.
+type Watcher interface {
+	// RecheckAll is called when a config was replaced.
+	RecheckAll()
+	// RecheckClient is called when a session has begun whose client was admitted by outdated rules.
+	RecheckClient(netip.Addr)
+}
+
 var watchers = struct {
 	sync.Mutex
-	due map[chan<- struct{}]struct{}
-}{due: make(map[chan<- struct{}]struct{})}
+	all map[Watcher]struct{}
+}{all: make(map[Watcher]struct{})}
 
-// Watch signals due when living sessions have to be judged again for another reason than a changed list: a config was
-// replaced, or a session began that was admitted by outdated rules. The capacity of due must be 1. The function that is
-// returned ends the watch.
-func Watch(due chan<- struct{}) (end func()) {
+// Watch has the watcher called until end is.
+func Watch(w Watcher) (end func()) {
 	watchers.Lock()
 	defer watchers.Unlock()
-	watchers.due[due] = struct{}{}
+	watchers.all[w] = struct{}{}
 	return func() {
 		watchers.Lock()
 		defer watchers.Unlock()
-		delete(watchers.due, due)
+		delete(watchers.all, w)
 	}
 }
 
-// Request signals all watchers. It does not block.
-func Request() {
+// RequestAll calls all watchers because a config was replaced.
+func RequestAll() { request(Watcher.RecheckAll) }
+
+// RequestClient calls all watchers because a client was admitted by outdated rules.
+func RequestClient(client netip.Addr) {
+	request(func(w Watcher) { w.RecheckClient(client) })
+}
+
+func request(call func(Watcher)) {
 	watchers.Lock()
 	defer watchers.Unlock()
-	for due := range watchers.due {
-		select {
-		case due <- struct{}{}:
-		default: // it is due already
-		}
+	for w := range watchers.all {
+		call(w)
 	}
 }

@@ -2,6 +2,7 @@ package session
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"go.uber.org/zap/zaptest/observer"
@@ -35,36 +36,36 @@ func TestSessionKnowsItsPasses(t *testing.T) {
 	}
 }
 
-// told reports whether somebody was told to judge the living sessions.
-func told(due <-chan struct{}) bool {
-	select {
-	case <-due:
-		return true
-	default:
-		return false
-	}
+// watcher notes what it is asked for.
+type watcher struct {
+	all     int
+	clients []netip.Addr
 }
+
+func (w *watcher) RecheckAll()                     { w.all++ }
+func (w *watcher) RecheckClient(client netip.Addr) { w.clients = append(w.clients, client) }
 
 // Those who judge living sessions are told when a config was replaced, and when a session begins that was judged before a
 // change. These tests are not parallel, because all are told.
 func TestWatchersAreTold(t *testing.T) {
 	sc, _, unload := newScope(t, 0, 0)
-	due := make(chan struct{}, 1)
-	end := recheck.Watch(due)
+	w := new(watcher)
+	end := recheck.Watch(w)
+	client := netip.MustParseAddr("192.0.2.1")
 	admission := new(recheck.Admission)
 	arrival := func() *Arrival {
 		a := &Arrival{Network: "tcp", Listener: newLabel()}
-		a.Admit(recheck.Pass{Admission: admission, Edition: admission.Edition()})
+		a.Admit(recheck.Pass{Admission: admission, Edition: admission.Edition(), Client: client})
 		return a
 	}
 	arrival().Begin(sc).End(End{})
-	if told(due) {
+	if len(w.clients) > 0 {
 		t.Error("told of a session that was judged by the lists of now")
 	}
 	late := arrival()
 	admission.Changed()
 	s := late.Begin(sc)
-	if !told(due) {
+	if !slices.Equal(w.clients, []netip.Addr{client}) {
 		t.Error("not told of a session that was judged before the change")
 	}
 	if s.Replaced() {
@@ -72,13 +73,13 @@ func TestWatchersAreTold(t *testing.T) {
 	}
 	unload()
 	sc.Replaced()
-	if !told(due) || !s.Replaced() {
+	if w.all != 1 || !s.Replaced() {
 		t.Error("not told of a config that was replaced")
 	}
 	s.End(End{})
 	end()
 	sc.Replaced()
-	if told(due) {
+	if w.all != 1 {
 		t.Error("told after the end")
 	}
 }

@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -10,44 +11,99 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 )
 
-// registry holds the living sessions. It is bounded by the descriptors that they hold.
-type registry struct {
+// registry holds the living sessions, in parts with a lock each: whoever looks at all of them holds up a few sessions that
+// begin or end meanwhile, and not all. It is bounded by the descriptors that they hold. The zero registry is empty.
+type registry struct{ shards [64]shard }
+
+type shard struct {
 	mu       sync.Mutex
 	sessions map[*Session]struct{}
+	clients  clientIndex
 }
 
-var living = registry{sessions: make(map[*Session]struct{})}
+var living registry
+
+func (r *registry) shardOf(s *Session) *shard { return &r.shards[uint64(s.ID)%uint64(len(r.shards))] }
 
 func (r *registry) add(s *Session) {
-	r.mu.Lock()
-	r.sessions[s] = struct{}{}
-	r.mu.Unlock()
+	sh := r.shardOf(s)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if sh.sessions == nil {
+		sh.sessions = make(map[*Session]struct{})
+	}
+	sh.sessions[s] = struct{}{}
 }
 
 func (r *registry) remove(s *Session) {
-	r.mu.Lock()
-	delete(r.sessions, s)
-	r.mu.Unlock()
+	sh := r.shardOf(s)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	delete(sh.sessions, s)
+	sh.clients.remove(s)
 }
 
-func (r *registry) list() []*Session {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	all := make([]*Session, 0, len(r.sessions))
-	for s := range r.sessions {
-		all = append(all, s)
+// index adds a living session to the index by clients.
+func (r *registry) index(s *Session) {
+	sh := r.shardOf(s)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if _, ok := sh.sessions[s]; ok {
+		sh.clients.add(s)
 	}
+}
+
+// each calls f with every living session, without a lock.
+func (r *registry) each(f func(*Session)) {
+	var some []*Session
+	for i := range r.shards {
+		sh := &r.shards[i]
+		some = some[:0]
+		sh.mu.Lock()
+		for s := range sh.sessions {
+			some = append(some, s)
+		}
+		sh.mu.Unlock()
+		for _, s := range some {
+			f(s)
+		}
+	}
+}
+
+// of calls f with the sessions in the index whose client is in the prefix, without a lock.
+func (r *registry) of(clients netip.Prefix, f func(*Session)) {
+	var some []*Session
+	for i := range r.shards {
+		sh := &r.shards[i]
+		sh.mu.Lock()
+		some = sh.clients.appendTo(some[:0], clients)
+		sh.mu.Unlock()
+		for _, s := range some {
+			f(s)
+		}
+	}
+}
+
+func (r *registry) list() (all []*Session) {
+	r.each(func(s *Session) { all = append(all, s) })
 	return all
 }
 
-// Living returns the sessions that have begun and not ended.
-func Living() []*Session { return living.list() }
+// EachLiving calls f with the sessions that have begun and not ended.
+func EachLiving(f func(*Session)) { living.each(f) }
+
+// EachLivingOf calls f with the living sessions whose client is in the prefix, as far as an admission is concerned with
+// them: those that have passed one, those that have begun after their config was replaced, and those of which
+// [Session.Index] was called.
+func EachLivingOf(clients netip.Prefix, f func(*Session)) { living.of(clients, f) }
+
+// Index has the session found by [EachLivingOf]. Sessions that no admission is concerned with do without, so that they
+// cost nothing for it.
+func (s *Session) Index() { living.index(s) }
 
 // count brings what is counted of living sessions up to date.
 func (r *registry) count() {
-	for _, s := range r.list() {
-		s.count()
-	}
+	r.each((*Session).count)
 }
 
 // idleAtStop is how long a session must have been silent to be closed at once when the process stops.

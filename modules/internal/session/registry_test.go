@@ -18,7 +18,7 @@ type stopping struct {
 }
 
 func newStopping() *stopping {
-	return &stopping{registry: registry{sessions: make(map[*Session]struct{})}, start: time.Now()}
+	return &stopping{start: time.Now()}
 }
 
 // relayed is a session in a stopping process.

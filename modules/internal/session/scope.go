@@ -66,18 +66,18 @@ func (sc *Scope) Replaced() {
 	if sc.DrainTimeout > 0 {
 		time.AfterFunc(sc.DrainTimeout, sc.drain)
 	}
-	recheck.Request() // by what the running config has
+	recheck.RequestAll() // by what the running config has
 }
 
 // drain closes the sessions, and has those closed that begin from now on: their connections were accepted
 // before the config was replaced, and have waited for a matcher since.
 func (sc *Scope) drain() {
 	sc.drained.Store(true)
-	for _, s := range living.list() {
+	living.each(func(s *Session) {
 		if s.scope == sc {
 			s.Close(ReasonDrain)
 		}
-	}
+	})
 }
 
 // accessLog returns the access log of a config. It never blocks.

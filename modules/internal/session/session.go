@@ -73,6 +73,7 @@ type Session struct {
 	limits    throttle.Limits
 	throttles []*throttle.Throttle
 	passes    []recheck.Pass
+	indexed   bool // guarded by the registry
 
 	mu       sync.Mutex
 	mover    Mover
@@ -123,13 +124,15 @@ func newSession(scope *Scope, a *Arrival) *Session {
 	}
 	scope.metrics.active.WithLabelValues(s.Listener).Inc()
 	living.add(s)
+	if len(s.passes) > 0 || s.Replaced() { // else no change of a list can concern it
+		living.index(s)
+	}
 	if scope.drained.Load() {
 		s.Close(ReasonDrain)
 	}
 	for i := range s.passes {
 		if s.passes[i].Outdated() {
-			recheck.Request()
-			break
+			recheck.RequestClient(s.passes[i].Client)
 		}
 	}
 	return s
