@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -21,8 +22,11 @@ func (h *Handler) datagrams(sess *session.Session, client net.Conn, walk func() 
 	line, counts := h.succession.of(client)
 	next := &datagramUpstreams{sess: sess, begin: walk, walk: walk()}
 	cfg := relay.PacketConfig{
-		Client:        client,
-		Next:          next.next,
+		Client: client,
+		Next:   next.next,
+		Attempt: func(addr net.Addr, _ time.Duration, err error) {
+			h.watch.attempted(sess, *next.current.Load(), addr, err)
+		},
 		Limits:        h.datagramLimits,
 		MaxReplies:    int64(h.maxReplies),
 		MaxReplyRatio: h.maxReplyRatio,
@@ -60,6 +64,8 @@ type datagramUpstreams struct {
 	sess  *session.Session
 	begin func() *upstream.Walk
 	walk  *upstream.Walk
+
+	current atomic.Pointer[string] // the name of the upstream that has the session
 }
 
 func (u *datagramUpstreams) next(ctx context.Context, failed error) (net.Addr, error) {
@@ -68,7 +74,12 @@ func (u *datagramUpstreams) next(ctx context.Context, failed error) (net.Addr, e
 		u.walk = u.begin()
 		addr, err = u.walk.Next(ctx, nil)
 	}
-	u.sess.SetUpstream(u.walk.Current())
+	name, _ := u.walk.Current()
+	if err != nil && u.current.Load() != nil {
+		return nil, err // the session keeps its upstream
+	}
+	u.current.Store(&name)
+	u.sess.SetUpstream(name, addr)
 	return addr, err
 }
 

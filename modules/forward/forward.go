@@ -58,6 +58,15 @@ type Handler struct {
 	// From 0 to 100. Default: 2.
 	Retries *int `json:"retries,omitempty"`
 
+	// MaxFails is how many attempts to reach an upstream have to fail within FailDuration, until sessions try all others before
+	// it. For UDP an attempt has failed when the upstream refuses a datagram. What has failed is known to all handlers with
+	// the same MaxFails and FailDuration, and over reloads. From 0 to 1000. 0: each session finds out by itself. Default: 3.
+	MaxFails *int `json:"max_fails,omitempty"`
+
+	// FailDuration is how long an upstream that has failed MaxFails times is tried last. After that one session tries it: where
+	// that fails, too, the time is doubled, up to 5m. More than 0. Default: 10s.
+	FailDuration *caddy.Duration `json:"fail_duration,omitempty"`
+
 	// KeepAlive is the silence after which a peer is asked whether it is still there (TCP keepalive);
 	// it has gone when it leaves three such questions, a sixth of that time apart, unanswered.
 	// 0: never. Default: 1m.
@@ -88,10 +97,12 @@ type Handler struct {
 
 	keepAlive    time.Duration
 	retries      int
+	policy       upstream.Policy
 	drainTimeout time.Duration
 	gracePeriod  time.Duration
 
 	pool  *upstream.Pool
+	watch watch
 	ports []portRange // of the listen addresses; nil where no upstream is a range
 	scope *session.Scope
 
@@ -128,6 +139,10 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("to: %w", err)
 	}
 	h.pool = upstream.NewPool(upstreams)
+	if err := h.watch.begin(ctx, h.policy, upstreams); err != nil {
+		return err
+	}
+	h.pool.Failures = h.watch.failures()
 	if h.scope, err = session.NewScope(ctx, h.gracePeriod, h.drainTimeout); err != nil {
 		return err
 	}
@@ -200,6 +215,7 @@ func (h *Handler) Serve(a *session.Arrival) (next bool) {
 func (h *Handler) walk(sess *session.Session, accepted net.Conn) *upstream.Walk {
 	walk := h.pool.Walk()
 	walk.Retries = h.retries
+	walk.Unresolved = func(name string, err error) { h.watch.unresolved(sess, name) }
 	walk.LookupTimeout = h.limits.Connect
 	walk.Datagrams = gate.Datagrams(sess.Network)
 	if h.ports != nil {
@@ -219,6 +235,15 @@ func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, client net.C
 			addr, err := walk.Next(ctx, failed)
 			sess.SetUpstream(walk.Current())
 			return addr, err
+		},
+		Attempt: func(addr net.Addr, took time.Duration, err error) {
+			name, _ := walk.Current()
+			if err != nil {
+				sess.DialFailed(name, took)
+			} else {
+				sess.Dialed(took)
+			}
+			h.watch.attempted(sess, name, addr, err)
 		},
 		Limits:    h.limits,
 		KeepAlive: h.keepAlive,
@@ -292,6 +317,7 @@ func ended(reason relay.Reason, connect time.Duration, err error) session.End {
 // a successor.
 func (h *Handler) Cleanup() error {
 	h.succession.end()
+	h.watch.end()
 	if h.scope != nil {
 		h.scope.Replaced()
 	}

@@ -257,7 +257,8 @@ func TestPlaceholdersThatExpandToNothing(t *testing.T) {
 		want := entry{
 			Network: "tcp", Listener: got.Listener, ClientIP: "127.0.0.1", ClientPort: got.ClientPort,
 			Upstream: "127.0.0.1:{l4.vars.nothing}", Duration: got.Duration, ConnectDuration: got.ConnectDuration, Status: 502, Reason: "connect_failed",
-			Error: `upstream "127.0.0.1:{l4.vars.nothing}": "127.0.0.1:": port "": expected a number from 1 to 65535`,
+			Error:  `upstream "127.0.0.1:{l4.vars.nothing}": "127.0.0.1:": port "": expected a number from 1 to 65535`,
+			Failed: "127.0.0.1:{l4.vars.nothing}",
 		}
 		if got != want {
 			t.Errorf("got  %+v\nwant %+v", got, want)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -85,11 +86,11 @@ func to(upstreams []string, options ...object) object {
 
 var lastHost atomic.Uint32
 
-// newHost returns an address of this machine on which all ports are free: no other test has it, and clients
-// have ports of 127.0.0.1.
+// newHost returns an address of this machine on which all ports are free: no other test has it, also where several processes
+// test at the same time, and clients have ports of 127.0.0.1.
 func newHost() string {
 	n := lastHost.Add(1)
-	return netip.AddrFrom4([4]byte{127, 2, byte(n >> 8), byte(n)}).String()
+	return netip.AddrFrom4([4]byte{127, byte(2 + os.Getpid()%250), byte(n >> 8), byte(n)}).String()
 }
 
 // provision makes a handler of a config of its own. unload replaces that config.
@@ -271,6 +272,17 @@ type entry struct {
 	Status          int
 	Reason          string
 	Error           string
+	Failed          joined `json:"failed_upstreams"`
+}
+
+// joined is a list of strings that can be compared.
+type joined string
+
+func (j *joined) UnmarshalJSON(data []byte) error {
+	var all []string
+	err := json.Unmarshal(data, &all)
+	*j = joined(strings.Join(all, " "))
+	return err
 }
 
 // memory is the access log.

@@ -27,12 +27,15 @@ const (
 	defaultIdleTimeout    = 10 * time.Minute
 	defaultDatagramIdle   = 60 * time.Second
 	defaultRetries        = 2
+	defaultMaxFails       = 3
+	defaultFailDuration   = 10 * time.Second
 	defaultKeepAlive      = time.Minute
 	defaultGracePeriod    = 10 * time.Second
 )
 
 const (
 	maxRetries    = 100
+	maxMaxFails   = 1000
 	maxMaxReplies = 1_000_000_000
 )
 
@@ -55,7 +58,7 @@ func (h *Handler) applyDefaults() error {
 		}
 	}
 	if h.ConnectTimeout != nil && *h.ConnectTimeout == 0 {
-		return fmt.Errorf("connect_timeout: %w", errNoConnectTimeout("0s"))
+		return fmt.Errorf("connect_timeout: %w", errNoTime("0s"))
 	}
 	limits := presets[h.Timeouts]
 	override(&limits.Connect, h.ConnectTimeout)
@@ -76,10 +79,28 @@ func (h *Handler) applyDefaults() error {
 	if h.retries < 0 || h.retries > maxRetries {
 		return fmt.Errorf(`retries: "%d": expected a whole number from 0 to %d`, h.retries, maxRetries)
 	}
+	if err := h.applyPolicy(); err != nil {
+		return err
+	}
 	h.keepAlive = defaultKeepAlive
 	override(&h.keepAlive, h.KeepAlive)
 	override(&h.gracePeriod, h.GracePeriod)
 	override(&h.drainTimeout, h.DrainTimeout)
+	return nil
+}
+
+func (h *Handler) applyPolicy() error {
+	h.policy = upstream.Policy{MaxFails: defaultMaxFails, FailDuration: defaultFailDuration}
+	if h.MaxFails != nil {
+		h.policy.MaxFails = *h.MaxFails
+	}
+	if h.policy.MaxFails < 0 || h.policy.MaxFails > maxMaxFails {
+		return fmt.Errorf(`max_fails: "%d": expected a whole number from 0 to %d`, h.policy.MaxFails, maxMaxFails)
+	}
+	override(&h.policy.FailDuration, h.FailDuration)
+	if h.policy.FailDuration == 0 {
+		return fmt.Errorf("fail_duration: %w", errNoTime("0s"))
+	}
 	return nil
 }
 
@@ -131,6 +152,8 @@ func override(limit *time.Duration, option *caddy.Duration) {
 //		max_lifetime       <duration>
 //		timeouts           strict
 //		retries            <count>
+//		max_fails          <count>
+//		fail_duration      <duration>
 //		keepalive          <duration>
 //		max_replies        <count>
 //		max_reply_ratio    <ratio>
@@ -144,14 +167,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 	}
 	err := caddyfile.Unmarshal(d, upstreams,
 		caddyfile.Option{Name: "to", Min: 1, Max: -1, Repeat: true, Set: upstreams},
-		value("connect_timeout", func(arg string) error {
-			parsed, err := caddyfile.ParseDuration(arg)
-			h.ConnectTimeout = &parsed
-			if err == nil && parsed == 0 {
-				err = errNoConnectTimeout(arg)
-			}
-			return err
-		}),
+		positive("connect_timeout", &h.ConnectTimeout),
 		duration("idle_timeout", &h.IdleTimeout),
 		duration("half_close_timeout", &h.HalfCloseTimeout),
 		duration("max_lifetime", &h.MaxLifetime),
@@ -164,6 +180,12 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 			h.Retries = &n
 			return err
 		}),
+		value("max_fails", func(arg string) error {
+			n, err := caddyfile.ParseCount(arg, 0, maxMaxFails)
+			h.MaxFails = &n
+			return err
+		}),
+		positive("fail_duration", &h.FailDuration),
 		duration("keepalive", &h.KeepAlive),
 		value("max_replies", func(arg string) error {
 			n, err := caddyfile.ParseCount(arg, 0, maxMaxReplies)
@@ -195,6 +217,18 @@ func duration(name string, to **caddy.Duration) caddyfile.Option {
 	return value(name, func(arg string) error {
 		parsed, err := caddyfile.ParseDuration(arg)
 		*to = &parsed
+		return err
+	})
+}
+
+// positive is a duration that must not be 0.
+func positive(name string, to **caddy.Duration) caddyfile.Option {
+	return value(name, func(arg string) error {
+		parsed, err := caddyfile.ParseDuration(arg)
+		*to = &parsed
+		if err == nil && parsed == 0 {
+			err = errNoTime(arg)
+		}
 		return err
 	})
 }
@@ -231,8 +265,8 @@ func errNoRatio(value string) error {
 	return fmt.Errorf("%q: expected a number such as 3 or 1.5", value)
 }
 
-// errNoConnectTimeout: every wait for a server has to end.
-func errNoConnectTimeout(value string) error {
+// errNoTime: every wait for a server has to end, and what failed in no time is nothing.
+func errNoTime(value string) error {
 	return fmt.Errorf("%q: expected a duration of more than 0", value)
 }
 

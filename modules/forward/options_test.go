@@ -10,6 +10,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/portgate/caddy-portgate/modules/forward/relay"
+	"github.com/portgate/caddy-portgate/modules/forward/upstream"
 )
 
 // settings are what the options of a handler come to.
@@ -22,12 +23,13 @@ type settings struct {
 	retries       int
 	drainTimeout  time.Duration
 	gracePeriod   time.Duration
+	policy        upstream.Policy
 }
 
 func (h *Handler) settings() settings {
 	return settings{
 		h.limits, h.datagramLimits.Idle, h.maxReplies, h.maxReplyRatio,
-		h.keepAlive, h.retries, h.scope.DrainTimeout, h.scope.GracePeriod,
+		h.keepAlive, h.retries, h.scope.DrainTimeout, h.scope.GracePeriod, h.policy,
 	}
 }
 
@@ -35,7 +37,7 @@ func TestDefaultsAndPresets(t *testing.T) {
 	t.Parallel()
 	defaults := settings{
 		Limits: relay.Limits{Connect: 3 * time.Second, Idle: 10 * time.Minute}, datagrams: time.Minute,
-		keepAlive: time.Minute, retries: 2, gracePeriod: 10 * time.Second,
+		keepAlive: time.Minute, retries: 2, gracePeriod: 10 * time.Second, policy: upstream.Policy{MaxFails: 3, FailDuration: 10 * time.Second},
 	}
 	strict := defaults
 	strict.Limits = relay.Limits{Connect: 3 * time.Second, Idle: time.Minute, HalfClose: 15 * time.Second, Lifetime: 5 * time.Minute}
@@ -56,6 +58,8 @@ func TestDefaultsAndPresets(t *testing.T) {
 		`"max_lifetime": "1h"`:       with(defaults, func(s *settings) { s.Lifetime = time.Hour }),
 		`"retries": 0`:               with(defaults, func(s *settings) { s.retries = 0 }),
 		`"retries": 100`:             with(defaults, func(s *settings) { s.retries = 100 }),
+		`"max_fails": 0`:             with(defaults, func(s *settings) { s.policy.MaxFails = 0 }),
+		`"fail_duration": "1m"`:      with(defaults, func(s *settings) { s.policy.FailDuration = time.Minute }),
 		`"max_replies": 1`:           with(defaults, func(s *settings) { s.maxReplies = 1 }),
 		`"max_reply_ratio": 2.5`:     with(defaults, func(s *settings) { s.maxReplyRatio = 2.5 }),
 		`"keepalive": "15s"`:         with(defaults, func(s *settings) { s.keepAlive = 15 * time.Second }),
@@ -91,7 +95,7 @@ func TestPresetsStayAsTheyAre(t *testing.T) {
 	}
 }
 
-const optionNames = "to, connect_timeout, idle_timeout, half_close_timeout, max_lifetime, timeouts, retries, keepalive, max_replies, max_reply_ratio, drain_timeout, grace_period"
+const optionNames = "to, connect_timeout, idle_timeout, half_close_timeout, max_lifetime, timeouts, retries, max_fails, fail_duration, keepalive, max_replies, max_reply_ratio, drain_timeout, grace_period"
 
 func TestJSONErrors(t *testing.T) {
 	t.Parallel()
@@ -120,6 +124,9 @@ func TestJSONErrors(t *testing.T) {
 		`{"to": ["a:1"], "max_replies": -1}`:          `max_replies: "-1": expected a whole number from 0 to 1000000000`,
 		`{"to": ["a:1"], "max_replies": 1000000001}`:  `max_replies: "1000000001": expected a whole number from 0 to 1000000000`,
 		`{"to": ["a:1"], "max_reply_ratio": -0.5}`:    `max_reply_ratio: "-0.5": expected a number such as 3 or 1.5`,
+		`{"to": ["a:1"], "max_fails": -1}`:            `max_fails: "-1": expected a whole number from 0 to 1000`,
+		`{"to": ["a:1"], "max_fails": 1001}`:          `max_fails: "1001": expected a whole number from 0 to 1000`,
+		`{"to": ["a:1"], "fail_duration": 0}`:         `fail_duration: "0s": expected a duration of more than 0`,
 		`{"to": ["a:1"], "retries": -1}`:              `retries: "-1": expected a whole number from 0 to 100`,
 		`{"to": ["a:1"], "retries": 101}`:             `retries: "101": expected a whole number from 0 to 100`,
 		`{"to": ["a:1"], "retries": 1.5}`:             `retries: "1.5": expected a whole number`,
@@ -227,14 +234,14 @@ func TestCaddyfileErrors(t *testing.T) {
 func TestCaddyfileAndBack(t *testing.T) {
 	t.Parallel()
 	config, err := parse("forward a:1 {\n to b:2\n timeouts strict\n connect_timeout 1s\n idle_timeout 2s\n half_close_timeout 3s\n" +
-		" max_lifetime 4s\n retries 5\n keepalive 6s\n drain_timeout 7s\n grace_period 8s\n max_replies 9\n max_reply_ratio 10\n}")
+		" max_lifetime 4s\n retries 5\n keepalive 6s\n drain_timeout 7s\n grace_period 8s\n max_replies 9\n max_reply_ratio 10\n max_fails 11\n fail_duration 12s\n}")
 	if err != nil {
 		t.Fatal(err)
 	}
 	h, _, _ := provision(t, config)
 	want := settings{
 		relay.Limits{Connect: time.Second, Idle: 2 * time.Second, HalfClose: 3 * time.Second, Lifetime: 4 * time.Second},
-		2 * time.Second, 9, 10, 6 * time.Second, 5, 7 * time.Second, 8 * time.Second,
+		2 * time.Second, 9, 10, 6 * time.Second, 5, 7 * time.Second, 8 * time.Second, upstream.Policy{MaxFails: 11, FailDuration: 12 * time.Second},
 	}
 	if got := h.settings(); got != want {
 		t.Errorf("got  %+v\nwant %+v", got, want)

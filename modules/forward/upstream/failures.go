@@ -88,9 +88,10 @@ type record struct {
 // until is when it may be tried again.
 func (r *record) until() time.Time { return r.at.Add(r.length) }
 
-// Failed notes an attempt that has failed because of the upstream. name is the upstream as configured.
-func (f *Failures) Failed(name string, addr net.Addr, err error) {
-	f.report(func(now time.Time) Change {
+// Failed notes an attempt that has failed because of the upstream. name is the upstream as configured. It reports whether
+// the address was taken out for that.
+func (f *Failures) Failed(name string, addr net.Addr, err error) (takenOut bool) {
+	return f.report(func(now time.Time) Change {
 		r := f.record(name, addr, now)
 		switch {
 		case r == nil || r.out && now.Before(r.until()):
@@ -122,9 +123,9 @@ func (f *Failures) Works(addr net.Addr) {
 	})
 }
 
-func (f *Failures) report(note func(now time.Time) Change) {
+func (f *Failures) report(note func(now time.Time) Change) (takenOut bool) {
 	if f == nil {
-		return
+		return false
 	}
 	now := f.now()
 	f.mu.Lock()
@@ -134,13 +135,15 @@ func (f *Failures) report(note func(now time.Time) Change) {
 	if change.Addr != nil && f.tell != nil {
 		f.tell(change)
 	}
+	return change.Out
 }
 
 // takeOut takes an address out, for twice as long as last time unless it has worked for so long since.
 func (f *Failures) takeOut(r *record, fails int, now time.Time, err error) Change {
 	length := f.policy.FailDuration
 	if r.length > 0 && (r.out || now.Before(r.until())) {
-		length = min(2*r.length, max(maxOut, length))
+		longest := max(maxOut, length)
+		length = min(r.length, longest/2) * 2
 	}
 	r.out, r.at, r.length, r.trial, r.fails = true, now, length, time.Time{}, nil
 	return Change{Name: r.name, Addr: r.addr, Out: true, Fails: fails, For: length, Err: err}

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"strconv"
 	"time"
 
@@ -35,7 +36,7 @@ var collectors = &metrics{
 	active:    meter.Gauge("sessions_active", "Sessions under way.", "listener"),
 	bytes:     bytesMoved{meter.Counter("bytes_total", "Bytes moved by sessions: up from the client, down to it.", "listener", "upstream", "direction")},
 	duration:  meter.Histogram("session_duration_seconds", "How long sessions lasted.", durationBuckets, "listener"),
-	connect:   meter.Histogram("connect_duration_seconds", "Time until an upstream was connected, attempts that failed included.", connectBuckets, "upstream"),
+	connect:   meter.Histogram("connect_duration_seconds", "What attempts to connect to an upstream took, those that failed included.", connectBuckets, "upstream"),
 	datagrams: datagramsMoved{listeners.NewCollector()},
 }
 
@@ -90,6 +91,6 @@ func (m *metrics) count(s *Session, e *End, duration time.Duration) {
 	m.sessions.WithLabelValues(s.Listener, s.label, strconv.Itoa(e.Status)).Inc()
 	m.duration.WithLabelValues(s.Listener).Observe(duration.Seconds())
 	if e.Connected {
-		m.connect.WithLabelValues(s.label).Observe(e.Connect.Seconds())
+		m.connect.WithLabelValues(s.label).Observe(cmp.Or(s.dialed, e.Connect).Seconds())
 	}
 }

@@ -141,6 +141,9 @@ func (sc *Scope) logEnd(s *Session, e *End, duration time.Duration) {
 		zap.Int("status", e.Status),
 		zap.String("reason", e.Reason),
 	)
+	if len(s.failed) > 0 {
+		fields = append(fields, zap.Strings("failed_upstreams", s.failed))
+	}
 	if s.rule != "" {
 		fields = append(fields, zap.String("rule", s.rule))
 	}

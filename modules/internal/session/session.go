@@ -77,10 +77,12 @@ type Session struct {
 
 	mu       sync.Mutex
 	mover    Mover
-	rule     string   // that has denied the client
-	closing  string   // why to close the mover when there is one
-	label    string   // the upstream as configured
-	upstream net.Addr // nil where it could not be resolved
+	rule     string        // that has denied the client
+	closing  string        // why to close the mover when there is one
+	label    string        // the upstream as configured
+	upstream net.Addr      // nil where it could not be resolved
+	failed   []string      // addresses of upstreams that have failed, oldest first
+	dialed   time.Duration // what the attempt took that has succeeded; 0 where nobody tells
 	up, down traffic
 	ended    bool // from then on nothing here changes
 
@@ -176,6 +178,36 @@ func (s *Session) SetUpstream(label string, addr net.Addr) {
 		s.up.total, s.down.total = s.scope.metrics.traffic(s.Listener, label)
 	}
 	s.upstream = addr
+}
+
+// maxFailed bounds the upstreams of a session that have failed and are in its access log entry: one of datagrams may go on
+// for days.
+const maxFailed = 8
+
+// UpstreamFailed notes that an upstream could not be reached, or refuses what is sent to it: as it is configured, and its
+// address, nil where its name has none.
+func (s *Session) UpstreamFailed(label string, addr net.Addr) {
+	if addr != nil {
+		label = addr.String()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.failed); !s.ended && n < maxFailed && (n == 0 || s.failed[n-1] != label) {
+		s.failed = append(s.failed, label)
+	}
+}
+
+// Dialed notes what it took to connect to the upstream. Without it that is the time until there was one, which other
+// upstreams may have a part in.
+func (s *Session) Dialed(took time.Duration) {
+	s.mu.Lock()
+	s.dialed = took
+	s.mu.Unlock()
+}
+
+// DialFailed counts an attempt that has failed among those of its upstream.
+func (s *Session) DialFailed(label string, took time.Duration) {
+	s.scope.metrics.connect.WithLabelValues(label).Observe(took.Seconds())
 }
 
 // SetRule says which rule denies the client.
