@@ -129,3 +129,40 @@ func TestGuidesShowTheirExample(t *testing.T) {
 		}
 	}
 }
+
+var (
+	namedExample = regexp.MustCompile(`examples/[a-z0-9-]+\.[A-Za-z]+`)
+	subcommand   = regexp.MustCompile(`(?m)^(?:bin/)?caddy ([a-z-]+)`)
+)
+
+// What a page has its reader type is there: the examples, and the commands of the binary.
+func TestCommandsInDocs(t *testing.T) {
+	t.Parallel()
+	help, _, code := gate.Run(t, gate.Plain, "help")
+	if code != 0 {
+		t.Fatalf("caddy help: exit code %d", code)
+	}
+	found := 0
+	for _, page := range pagesOfDocs(t) {
+		for _, b := range blocksOf(t, page) {
+			if b.language != "sh" {
+				continue
+			}
+			for _, example := range namedExample.FindAllString(b.code, -1) {
+				found++
+				if _, err := os.Stat(filepath.Join("..", example)); err != nil {
+					t.Errorf("%s: %v", page, err)
+				}
+			}
+			for _, command := range subcommand.FindAllStringSubmatch(b.code, -1) {
+				found++
+				if !regexp.MustCompile(`(?m)^  ` + command[1] + ` `).MatchString(help) {
+					t.Errorf("%s: the binary has no command %q", page, command[1])
+				}
+			}
+		}
+	}
+	if found < 10 {
+		t.Errorf("found %d commands: the search is broken", found)
+	}
+}
