@@ -27,6 +27,14 @@ type Option struct {
 	Block []Option
 }
 
+// Flag is an option without values, which sets what to points to.
+func Flag(name string, to *bool) Option {
+	return Option{Name: name, Set: func([]string) error {
+		*to = true
+		return nil
+	}}
+}
+
 // Unmarshal reads one directive from d: its name, the values on the same line, which go to inline, and a
 // block of options. A nil inline means that no values may stand beside the name.
 func Unmarshal(d *caddyfile.Dispenser, inline func(args []string) error, options ...Option) error {

@@ -74,6 +74,7 @@ var errorOrigins = []string{
 	"loading module 'subroute': ", "provision layer4.handlers.subroute: ", "setting up subroutes: route 0: position 1: ",
 	"loading module 'forward': ", "decoding module config: layer4.handlers.forward: ", "provision layer4.handlers.forward: ",
 	"loading module 'rate_limit': ", "decoding module config: layer4.handlers.rate_limit: ", "provision layer4.handlers.rate_limit: ",
+	"loading module 'accept_proxy': ", "decoding module config: layer4.handlers.accept_proxy: ", "provision layer4.handlers.accept_proxy: ",
 	"loading module 'acl': ", "decoding module config: layer4.handlers.acl: ", "provision layer4.handlers.acl: ",
 }
 

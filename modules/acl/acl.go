@@ -49,6 +49,11 @@ type Handler struct {
 	// their client is denied now, or `new`, only those that come from now on. Default: `all`.
 	Enforce string `json:"enforce,omitempty"`
 
+	// TrustLayer4ProxyProtocol lets the handler stand behind caddy-l4's handler proxy_protocol, which believes a header from
+	// anybody in v0.1.2: a client then chooses the address that it is judged by. It is for networks in which nobody but
+	// load balancers can connect. Default: such a config is refused.
+	TrustLayer4ProxyProtocol bool `json:"trust_layer4_proxy_protocol,omitempty"`
+
 	rules    rules
 	onDeny   refusal.Way
 	scope    *session.Scope
@@ -67,7 +72,7 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 
 // Provision loads the lists, and begins to watch over living sessions.
 func (h *Handler) Provision(ctx caddy.Context) error {
-	if err := placement.CheckGuard(ctx, "acl", h.canonical); err != nil {
+	if err := placement.CheckGuard(ctx, "acl", h.canonical, h.TrustLayer4ProxyProtocol); err != nil {
 		return err
 	}
 	if err := collectors.register(ctx.GetMetricsRegistry()); err != nil {

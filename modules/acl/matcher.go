@@ -5,6 +5,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/mholt/caddy-l4/layer4"
+
+	"github.com/portgate/caddy-portgate/modules/internal/placement"
 )
 
 func init() {
@@ -26,6 +28,11 @@ type Matcher struct {
 	// ASNDatabase is the path of a database in MaxMind's format that has autonomous systems.
 	ASNDatabase string `json:"asn_database,omitempty"`
 
+	// TrustLayer4ProxyProtocol lets the matcher stand behind caddy-l4's handler proxy_protocol, which believes a header from
+	// anybody in v0.1.2: a client then chooses the address that it is judged by. It is for networks in which nobody but
+	// load balancers can connect. Default: such a config is refused.
+	TrustLayer4ProxyProtocol bool `json:"trust_layer4_proxy_protocol,omitempty"`
+
 	rules rules
 }
 
@@ -40,6 +47,9 @@ func (*Matcher) CaddyModule() caddy.ModuleInfo {
 // Provision loads the lists.
 func (m *Matcher) Provision(ctx caddy.Context) error {
 	if err := collectors.register(ctx.GetMetricsRegistry()); err != nil {
+		return err
+	}
+	if err := placement.CheckMatcher(ctx, "acl", m.TrustLayer4ProxyProtocol); err != nil {
 		return err
 	}
 	return m.rules.compile(ctx, config{m.Rules, m.Default, m.CountryDatabase, m.ASNDatabase})

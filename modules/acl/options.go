@@ -27,9 +27,10 @@ import (
 //		asn_database     <path>
 //		on_deny          close|reset|drop|tarpit <duration>|respond <text>
 //		enforce          all|new
+//		trust_layer4_proxy_protocol
 //	}
 func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
-	options := append(judgeOptions(&h.Rules, &h.Default, &h.CountryDatabase, &h.ASNDatabase),
+	options := append(judgeOptions(&h.Rules, &h.Default, &h.CountryDatabase, &h.ASNDatabase, &h.TrustLayer4ProxyProtocol),
 		caddyfile.Option{Name: "on_deny", Min: 1, Max: 2, Set: func(args []string) error {
 			h.OnDeny = args
 			_, err := parseOnDeny(args)
@@ -48,7 +49,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 
 // UnmarshalCaddyfile sets up the matcher from Caddyfile tokens. Syntax: that of the handler, without on_deny and enforce.
 func (m *Matcher) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
-	err := caddyfile.Unmarshal(d, nil, judgeOptions(&m.Rules, &m.Default, &m.CountryDatabase, &m.ASNDatabase)...)
+	err := caddyfile.Unmarshal(d, nil, judgeOptions(&m.Rules, &m.Default, &m.CountryDatabase, &m.ASNDatabase, &m.TrustLayer4ProxyProtocol)...)
 	if err != nil {
 		return err
 	}
@@ -56,7 +57,7 @@ func (m *Matcher) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 }
 
 // judgeOptions are those by which a client is judged.
-func judgeOptions(rules *[]Rule, fallback, countryDatabase, asnDatabase *string) []caddyfile.Option {
+func judgeOptions(rules *[]Rule, fallback, countryDatabase, asnDatabase *string, trust *bool) []caddyfile.Option {
 	path := func(name string, to *string) caddyfile.Option {
 		return value(name, func(arg string) error {
 			*to = arg
@@ -78,6 +79,7 @@ func judgeOptions(rules *[]Rule, fallback, countryDatabase, asnDatabase *string)
 		}),
 		path("country_database", countryDatabase),
 		path("asn_database", asnDatabase),
+		caddyfile.Flag("trust_layer4_proxy_protocol", trust),
 	}
 }
 

@@ -121,6 +121,7 @@ type Store struct {
 //			on_error local|allow|deny
 //		}
 //		dry_run
+//		trust_layer4_proxy_protocol
 //	}
 func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 	name := func(args []string) error {
@@ -142,10 +143,8 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 		}},
 		count("ipv6_prefix", &h.IPv6Prefix, 1, 128),
 		count("max_keys", &h.MaxKeys, 1, maxMaxKeys),
-		caddyfile.Option{Name: "dry_run", Set: func([]string) error {
-			h.DryRun = true
-			return nil
-		}},
+		caddyfile.Flag("dry_run", &h.DryRun),
+		caddyfile.Flag("trust_layer4_proxy_protocol", &h.TrustLayer4ProxyProtocol),
 	)
 	if err := caddyfile.Unmarshal(d, name, options...); err != nil {
 		return err

@@ -74,6 +74,11 @@ type Handler struct {
 	// DryRun has everything decided, counted and logged, and nobody refused or held.
 	DryRun bool `json:"dry_run,omitempty"`
 
+	// TrustLayer4ProxyProtocol lets the handler stand behind caddy-l4's handler proxy_protocol, which believes a header from
+	// anybody in v0.1.2: a client then chooses the address that it is judged by. It is for networks in which nobody but
+	// load balancers can connect. Default: such a config is refused.
+	TrustLayer4ProxyProtocol bool `json:"trust_layer4_proxy_protocol,omitempty"`
+
 	limits     limits
 	ipv6Prefix int
 	maxKeys    int
@@ -108,7 +113,7 @@ func (h *Handler) provision(ctx caddy.Context) error {
 	if err := h.check(); err != nil {
 		return err
 	}
-	if err := placement.CheckGuard(ctx, "rate_limit", h.canonical); err != nil {
+	if err := placement.CheckGuard(ctx, "rate_limit", h.canonical, h.TrustLayer4ProxyProtocol); err != nil {
 		return err
 	}
 	if err := collectors.register(ctx.GetMetricsRegistry()); err != nil {

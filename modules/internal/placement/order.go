@@ -3,6 +3,7 @@ package placement
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/mholt/caddy-l4/layer4"
 )
@@ -16,11 +17,19 @@ type standing struct {
 	wrong string
 	// ended tells that no connection which the handler passes on leaves the route list: a later handler ends it.
 	ended bool
+	// proxied says where caddy-l4's proxy_protocol stands that may have named the client by then; empty where none does.
+	proxied string
 }
+
+// proxyProtocol is caddy-l4's handler. In v0.1.2 it believes the header of anybody.
+const proxyProtocol = "proxy_protocol"
 
 // order finds out how handlers stand to each other.
 type order struct {
 	of map[string]standing // by the path that leads to a handler from the route list
+
+	// proxied is the same as in standing for matchers, by their names.
+	proxied map[string]string
 }
 
 // orderOf looks at routes whose handlers have not been provisioned yet. where names the list in errors.
@@ -35,23 +44,34 @@ func orderOf(where string, routes layer4.RouteList) order {
 			_ = json.Unmarshal(raw, &handlers[j]) // what is no JSON is not loaded either
 		}
 		matchers := make([]any, 0, 1)
-		if len(route.MatcherSetsRaw) > 0 || !unmatched(route) {
-			matchers = append(matchers, nil)
+		for _, set := range route.MatcherSetsRaw {
+			named := make(map[string]any, len(set))
+			for name, raw := range set {
+				var matcher any
+				_ = json.Unmarshal(raw, &matcher)
+				named[name] = matcher
+			}
+			matchers = append(matchers, named)
+		}
+		if len(matchers) == 0 && !unmatched(route) {
+			matchers = append(matchers, nil) // they are provisioned
 		}
 		list[i] = map[string]any{"match": matchers, "handle": handlers}
 	}
-	o := order{of: make(map[string]standing)}
+	o := order{of: make(map[string]standing), proxied: make(map[string]string)}
 	o.routes(list, "%d/%d", where, standing{})
 	return o
 }
 
 // routes looks at a list of routes. path is that of a handler, by the numbers of its route and its own, and around is
-// the standing of the handler that has the list.
-func (o order) routes(list []any, path, where string, around standing) {
+// the standing of the handler that has the list. It returns what proxied is behind the list.
+func (o order) routes(list []any, path, where string, around standing) (proxied string) {
+	proxied = around.proxied
 	first := len(list) > 0 && takesAll(list[0])
 	for i, entry := range list {
 		route, _ := entry.(map[string]any)
 		inside := around
+		inside.proxied = proxied
 		if first && i > 0 && inside.wrong == "" {
 			inside.wrong = fmt.Sprintf("%s route %d: no connection gets here, because route 0 has no matcher and ends all: expected "+
 				"a matcher in route 0, or route %d before it", where, i, i)
@@ -59,17 +79,40 @@ func (o order) routes(list []any, path, where string, around standing) {
 		for _, later := range list[i+1:] {
 			inside.ended = inside.ended || takesAll(later)
 		}
+		here := fmt.Sprintf("%s route %d", where, i)
+		o.matchers(route["match"], here, proxied)
 		handlers, _ := route["handle"].([]any)
-		o.handlers(handlers, func(j int) string { return fmt.Sprintf(path, i, j) }, fmt.Sprintf("%s route %d", where, i), inside)
+		behind := o.handlers(handlers, func(j int) string { return fmt.Sprintf(path, i, j) }, here, inside)
+		if !slices.ContainsFunc(handlers, endsRoute) {
+			proxied = behind // the next route may be for the same connection
+		}
 	}
+	return proxied
 }
 
-// handlers looks at the handlers of a route, or of a branch.
-func (o order) handlers(list []any, path func(int) string, where string, around standing) {
+// matchers notes for the names of a route's matchers what may have named the client by then.
+func (o order) matchers(match any, where, proxied string) {
+	if proxied == "" {
+		return
+	}
+	walk(match, "", func(_ string, set map[string]any) {
+		for name := range set {
+			o.proxied[name] = fmt.Sprintf("%s: matcher %s %s", where, name, proxied)
+		}
+	})
+}
+
+// handlers looks at the handlers of a route, or of a branch. It returns what proxied is behind them.
+func (o order) handlers(list []any, path func(int) string, where string, around standing) (proxied string) {
+	proxied = around.proxied
 	last := -1 // the first one that ends the route
 	for i, entry := range list {
 		handler, _ := entry.(map[string]any)
 		here := around
+		here.proxied = proxied
+		if proxied != "" {
+			here.proxied = fmt.Sprintf("%s: %s %s", where, nameOf(entry), proxied)
+		}
 		if last >= 0 && here.wrong == "" {
 			here.wrong = wrongOrder(where, list[last], entry)
 		}
@@ -83,14 +126,18 @@ func (o order) handlers(list []any, path func(int) string, where string, around 
 		}
 		at := path(i)
 		o.of[at] = here
+		if here.proxied = proxied; nameOf(entry) == proxyProtocol && proxied == "" {
+			proxied = "stands behind caddy-l4's " + proxyProtocol + " in " + where
+		}
 		if routes, ok := handler["routes"].([]any); ok {
-			o.routes(routes, at+"/routes/%d/handle/%d", where+" "+nameOf(entry), here)
+			proxied = o.routes(routes, at+"/routes/%d/handle/%d", where+" "+nameOf(entry), here)
 		}
 		if branch, ok := handler["branch"].([]any); ok {
 			here.ended = true // what leaves a branch goes nowhere
 			o.handlers(branch, func(j int) string { return fmt.Sprintf("%s/branch/%d", at, j) }, where+" "+nameOf(entry), here)
 		}
 	}
+	return proxied
 }
 
 func wrongOrder(where string, ends, behind any) string {

@@ -11,6 +11,7 @@ import (
 	_ "github.com/mholt/caddy-l4/modules/l4close"
 	_ "github.com/mholt/caddy-l4/modules/l4echo"
 	_ "github.com/mholt/caddy-l4/modules/l4proxy"
+	_ "github.com/mholt/caddy-l4/modules/l4proxyprotocol"
 	_ "github.com/mholt/caddy-l4/modules/l4tee"
 	_ "github.com/mholt/caddy-l4/modules/l4throttle"
 
@@ -46,7 +47,12 @@ func (*guard) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "layer4.handlers.test_guard", New: func() caddy.Module { return new(guard) }}
 }
 
-func (g *guard) Provision(ctx caddy.Context) error { return CheckGuard(ctx, "test_guard", g.canonical) }
+func (g *guard) Provision(ctx caddy.Context) error {
+	return CheckGuard(ctx, "test_guard", g.canonical, g.ID == trusting)
+}
+
+// trusting is the id of a guard that trusts caddy-l4's proxy_protocol.
+const trusting = 8
 
 func (*guard) Handle(cx *layer4.Connection, next layer4.Handler) error { return next.Handle(cx) }
 
@@ -109,6 +115,7 @@ func TestOrder(t *testing.T) {
 		{"in a branch", route(`{"handler":"tee","branch":[` + echo + `,` + aGuard + `]}`), "@ route 0 tee: test_guard stands behind echo, which ends the route: expected test_guard before echo"},
 		{"beside a branch that ends", route(`{"handler":"tee","branch":[`+echo+`]}`, aGuard), ""},
 		{"behind a route for all", route(forward) + "," + route(aGuard), "@ route 1: no connection gets here, because route 0 has no matcher and ends all: expected a matcher in route 0, or route 1 before it"},
+		{"behind a route of somebody else's for all", route(echo) + "," + route(aGuard), "@ route 1: no connection gets here, because route 0 has no matcher and ends all: expected a matcher in route 0, or route 1 before it"},
 		{"behind a route for some", matched(forward) + "," + route(aGuard), ""},
 		{"behind a route that goes on", route(aGuard) + "," + route(forward), ""},
 	} {
@@ -130,12 +137,62 @@ func TestOrder(t *testing.T) {
 	}
 }
 
-// null in place of a route is layer4's to refuse, not Portgate's to panic about.
-func TestNullRoutes(t *testing.T) {
-	if orderOf("", layer4.RouteList{nil}).of == nil {
-		t.Error("no order")
+// Where caddy-l4's proxy_protocol may have named the client, a guard is refused unless it says that it trusts that.
+func TestProxyProtocolBeforeAGuard(t *testing.T) {
+	const pp, trusts = `{"handler":"proxy_protocol","allow":["10.0.0.0/8"]}`, `{"handler":"test_guard","id":8}`
+	const matcher = `{"match":[{"test_judge":{}}],"handle":[` + echo + `]}`
+	for _, c := range []struct{ name, routes, want string }{
+		{"before it", route(pp, aGuard), "@ route 0: test_guard stands behind caddy-l4's proxy_protocol in @ route 0"},
+		{"not next to it", route(pp, `{"handler":"throttle"}`, aGuard), "@ route 0: test_guard stands behind caddy-l4's proxy_protocol in @ route 0"},
+		{"trusted", route(pp, trusts), ""},
+		{"behind it", route(aGuard, pp, echo), ""},
+		{"in an earlier route", matched(pp) + "," + route(aGuard), "@ route 1: test_guard stands behind caddy-l4's proxy_protocol in @ route 0"},
+		{"in an earlier route that ends", matched(pp, echo) + "," + route(aGuard), ""},
+		{"in a subroute before it", route(sub(matched(pp)), aGuard), "@ route 0: test_guard stands behind caddy-l4's proxy_protocol in @ route 0 subroute route 0"},
+		{"before its subroute", route(pp, sub(matched(aGuard))), "@ route 0 subroute route 0: test_guard stands behind caddy-l4's proxy_protocol in @ route 0"},
+		{"in a branch beside it", route(`{"handler":"tee","branch":[`+pp+`]}`, aGuard), ""},
+		{"before a matcher", matched(pp) + "," + matcher, "@ route 1: matcher test_judge stands behind caddy-l4's proxy_protocol in @ route 0"},
+		{"before a matcher in a subroute", route(pp, sub(`{"match":[{"not":[{"test_judge":{}}]}],"handle":[`+echo+`]}`)),
+			"@ route 0 subroute route 0: matcher test_judge stands behind caddy-l4's proxy_protocol in @ route 0"},
+		{"behind a matcher", `{"match":[{"test_judge":{}}],"handle":[` + pp + `,` + echo + `]}`, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for where, apps := range map[string]string{
+				`layer4 server "a"`:                   `{"layer4":{"servers":{"a":{"listen":["127.0.0.1:1"],"routes":[%s]}}}}`,
+				`listener wrapper of http server "a"`: `{"http":{"servers":{"a":{"listen":["127.0.0.1:1"],"listener_wrappers":[{"wrapper":"layer4","routes":[%s]}]}}}}`,
+			} {
+				err := tryValidate(fmt.Sprintf(apps, c.routes))
+				want := strings.ReplaceAll(c.want, "@", where)
+				if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), ": "+want+", which believes anybody")) {
+					t.Errorf("%s: got %v, want %s", where, err, want)
+				}
+			}
+		})
 	}
-	new(layout).noteRoutes(nil, "", layer4.RouteList{nil})
+}
+
+// judge is a matcher that judges clients by their address, as that of acl does.
+type judge struct{ matcher }
+
+func init() { caddy.RegisterModule(new(judge)) }
+
+func (*judge) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "layer4.matchers.test_judge", New: func() caddy.Module { return new(judge) }}
+}
+
+func (*judge) Provision(ctx caddy.Context) error { return CheckMatcher(ctx, "test_judge", false) }
+
+// layer4 panics about null in place of a route. Where a handler is provisioned before that, it refuses the config.
+func TestNullRoutes(t *testing.T) {
+	for where, apps := range map[string]string{
+		`layer4 server "a"`:                   `{"layer4":{"servers":{"a":{"listen":["127.0.0.1:1"],"routes":[%s]}}}}`,
+		`listener wrapper of http server "a"`: `{"http":{"servers":{"a":{"listen":["127.0.0.1:1"],"listener_wrappers":[{"wrapper":"layer4","routes":[%s]}]}}}}`,
+	} {
+		err := tryValidate(fmt.Sprintf(apps, route(aGuard)+",null"))
+		if want := where + ` route 1: "null": expected a route`; err == nil || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	}
 }
 
 // A guard in front of a site that Caddy serves over HTTP/3, too, would keep nobody out.

@@ -45,22 +45,43 @@ func Listens(ctx caddy.Context, name, canonical string) []caddy.NetworkAddress {
 // Check returns an error for a handler that is being provisioned where no connection gets to it, or past it to the handler
 // behind it, because of a handler that ends the route. It holds in front of HTTP sites, too.
 func Check(ctx caddy.Context, name, canonical string) error {
+	if l := layoutOf(ctx); l != nil && l.null != "" {
+		return errors.New(l.null)
+	}
 	if wrong := findingOf(ctx, name, canonical).wrong; wrong != "" {
 		return errors.New(wrong)
 	}
 	return nil
 }
 
-// CheckGuard is [Check] for a handler that keeps clients out. In front of an HTTP site it returns an error where Caddy
+// CheckGuard is [Check] for a handler that judges clients by their address. It returns an error where caddy-l4's handler
+// proxy_protocol may have named the client, unless the config trusts that; and in front of an HTTP site where Caddy
 // serves the site over HTTP/3 as well, because no listener wrapper sees those connections.
-func CheckGuard(ctx caddy.Context, name, canonical string) error {
+func CheckGuard(ctx caddy.Context, name, canonical string, trust bool) error {
 	if err := Check(ctx, name, canonical); err != nil {
 		return err
+	}
+	if proxied := findingOf(ctx, name, canonical).proxied; proxied != "" && !trust {
+		return errProxied(proxied)
 	}
 	if site := siteOf(ctx); site != nil && findingOf(ctx, name, canonical).leadsOn {
 		return site.checkHTTP3(name)
 	}
 	return nil
+}
+
+// CheckMatcher is the part of [CheckGuard] about proxy_protocol for matchers with this name.
+func CheckMatcher(ctx caddy.Context, name string, trust bool) error {
+	l := layoutOf(ctx)
+	if l == nil || l.proxied[name] == "" || trust {
+		return nil
+	}
+	return errProxied(l.proxied[name])
+}
+
+func errProxied(where string) error {
+	return fmt.Errorf("%s, which believes anybody who sends a PROXY protocol header: expected accept_proxy in its place, or the "+
+		"option trust_layer4_proxy_protocol", where)
 }
 
 // finding is where all handlers with one name and JSON stand.
@@ -70,30 +91,42 @@ type finding struct {
 	last    *layer4.Server // of listen
 	wrong   string         // what is wrong with their order, see standing
 	leadsOn bool           // connections that one of them passes on may leave the routes
+	proxied string         // see standing
 }
 
 // layout is what is known of the handlers of one layer4 app or listener wrapper, while its config lives.
 type layout struct {
-	once  sync.Once
-	found map[string]*finding // by findKey
+	once    sync.Once
+	found   map[string]*finding // by findKey
+	proxied map[string]string   // of matchers, see order
+	null    string              // says where null is in place of a route, about which layer4 panics
 }
 
 // layouts are found by their *layer4.App or *layer4.ListenerWrapper. Each goes with its config.
 var layouts sync.Map
 
-func findingOf(ctx caddy.Context, name, canonical string) finding {
+// layoutOf returns the layout of what is being provisioned, nil outside of layer4.
+func layoutOf(ctx caddy.Context) *layout {
 	root := rootOf(ctx)
 	if root == nil {
-		return finding{}
+		return nil
 	}
-	known, loaded := layouts.LoadOrStore(root, &layout{found: make(map[string]*finding)})
+	known, loaded := layouts.LoadOrStore(root, &layout{found: make(map[string]*finding), proxied: make(map[string]string)})
 	if !loaded {
 		context.AfterFunc(ctx, func() { layouts.Delete(root) })
 	}
 	l := known.(*layout)
 	l.once.Do(func() { l.note(ctx, root) })
+	return l
+}
+
+func findingOf(ctx caddy.Context, name, canonical string) finding {
+	l := layoutOf(ctx)
+	if l == nil {
+		return finding{}
+	}
 	if f := l.found[findKey(name, canonical)]; f != nil {
-		return finding{slices.Clone(f.places), slices.Clone(f.listen), nil, f.wrong, f.leadsOn}
+		return finding{slices.Clone(f.places), slices.Clone(f.listen), nil, f.wrong, f.leadsOn, f.proxied}
 	}
 	return finding{}
 }
@@ -115,30 +148,32 @@ func AppOf(ctx caddy.Context) *layer4.App {
 	return app
 }
 
-// note remembers where all handlers stand that are to ask. None of them has been provisioned when the first one asks, so
-// their JSON is still there.
+// note remembers where all handlers stand.
 func (l *layout) note(ctx caddy.Context, root caddy.Module) {
 	switch root := root.(type) {
 	case *layer4.App:
 		for _, name := range slices.Sorted(maps.Keys(root.Servers)) {
 			if server := root.Servers[name]; server != nil {
-				l.noteRoutes(server, fmt.Sprintf("layer4 server %q", name), server.Routes)
+				l.noteRoutes(server, fmt.Sprintf("layer4 server %q", name), writtenRoutes(ctx, name, server))
 			}
 		}
 	case *layer4.ListenerWrapper:
-		where := "layer4 listener wrapper"
+		where, routes := "layer4 listener wrapper", root.Routes
 		if site := siteOf(ctx); site != nil {
 			where = fmt.Sprintf("listener wrapper of http server %q", site.server.Name())
+			routes = writtenWrapper(ctx, site.server.Name(), root)
 		}
-		l.noteRoutes(nil, where, root.Routes)
+		l.noteRoutes(nil, where, routes)
 	}
 }
 
 // noteRoutes remembers where the handlers of a server stand, which is nil for a listener wrapper.
 func (l *layout) noteRoutes(server *layer4.Server, where string, routes layer4.RouteList) {
 	order := orderOf(where, routes)
+	maps.Copy(l.proxied, order.proxied)
 	for i, route := range routes {
 		if route == nil {
+			l.null = fmt.Sprintf(`%s route %d: "null": expected a route`, where, i)
 			continue
 		}
 		always := i == 0 && len(route.MatcherSetsRaw) == 0 && Unconditional(route, 0)
@@ -176,6 +211,9 @@ func (l *layout) of(handler map[string]any) *finding {
 func (f *finding) stands(s standing) {
 	if f.wrong == "" {
 		f.wrong = s.wrong
+	}
+	if f.proxied == "" {
+		f.proxied = s.proxied
 	}
 	f.leadsOn = f.leadsOn || !s.ended
 }
