@@ -69,14 +69,14 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 // Provision sets up the handler.
 func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.check(); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return err
 	}
 	if err := placement.Check(ctx, name, h.canonical); err != nil {
 		return err
 	}
 	for _, addr := range placement.Listens(ctx, name, h.canonical) {
 		if strings.Contains(addr.Network, "udp") {
-			return fmt.Errorf("%s: listen address %q: expected one for TCP", name, addr.String())
+			return fmt.Errorf("listen address %q: expected one for TCP", addr.String())
 		}
 	}
 	var err error
