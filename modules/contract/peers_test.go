@@ -2,6 +2,7 @@ package contract
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -129,6 +130,7 @@ func answering(to func([]byte) [][]byte) upstream {
 type actor struct {
 	*stage
 	conn  net.Conn // nil where connecting has ended in a reset
+	began time.Time
 	seen  []string
 	later []func()
 }
@@ -156,6 +158,7 @@ func connectFrom(ip string) play {
 		if a.contract.network == "udp" {
 			local = &net.UDPAddr{IP: net.ParseIP(ip)}
 		}
+		a.began = time.Now()
 		conn, err := (&net.Dialer{LocalAddr: local, Timeout: patience}).Dial(a.contract.network, a.listen)
 		if isReset(err) { // so early
 			a.conn = nil
@@ -240,6 +243,15 @@ func hearNothing(a *actor) {
 	a.note(make([]byte, n), err)
 }
 
+// notBefore requires that so much time has passed since the client has connected.
+func notBefore(least time.Duration) play {
+	return func(a *actor) {
+		if took := time.Since(a.began); took < least {
+			a.t.Errorf("the end came after %v, want at least %v", took, least)
+		}
+	}
+}
+
 // finish ends the client's side.
 func finish(a *actor) {
 	if tcp, ok := a.conn.(*net.TCPConn); ok {
@@ -262,6 +274,20 @@ func until(entries int) play {
 		a.eventually(func() error {
 			if got := a.entriesNow(); len(got) < entries {
 				return errors.New("an entry is missing in the access log")
+			}
+			return nil
+		})
+	}
+}
+
+// untilDropped waits until a datagram is counted as dropped for this reason.
+func untilDropped(reason string) play {
+	return func(a *actor) {
+		a.t.Helper()
+		sample := fmt.Sprintf("caddy_portgate_datagrams_dropped_total listener=%q reason=%q", a.listen, reason)
+		a.eventually(func() error {
+			if metrics(a.t)[sample] == 0 {
+				return fmt.Errorf("%s is 0", sample)
 			}
 			return nil
 		})

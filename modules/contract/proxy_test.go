@@ -13,7 +13,7 @@ var proxyContracts = []contract{
 		entries: []string{"200 client_fin, from 192.0.2.7:4321, to UPSTREAM, up 1, down 1"},
 	},
 	{
-		name: "accept_proxy waits for the rest of a header", handlers: []object{behindBalancer, toUpstream},
+		name: "accept_proxy waits for the rest of a header", handlers: []object{with(behindBalancer, "timeout", "1m"), toUpstream},
 		clients: []play{plays(connect, say(header[:9]), hearNothing, say(header[9:]), say("x"), hear(1), finish, hearAll)}, seen: []string{"nothing, x, end"},
 		entries: []string{"200 client_fin, from 192.0.2.7:4321, to UPSTREAM, up 1, down 1"},
 	},
