@@ -13,12 +13,11 @@ import (
 	"github.com/caddyserver/caddy/v2"
 )
 
-// UnmarshalJSON decodes a JSON object into the struct that v points to, as encoding/json does, but refuses
-// unknown names and negative durations, and names the option that is at fault. Embedded structs are not
-// looked into.
+// UnmarshalJSON decodes a JSON object into the struct that v points to, as encoding/json does. It refuses unknown names and negative
+// durations, and its errors name the option. It does not look into embedded structs.
 //
-// A module calls it from its own UnmarshalJSON. A value whose type has such a method too reports its errors
-// in full: they are passed on with the name of the outer option before them.
+// A module calls it from its own UnmarshalJSON. If the type of a field has such a method too, its errors are returned with the name of
+// the outer option in front.
 func UnmarshalJSON(data []byte, v any) error {
 	var object map[string]json.RawMessage
 	if err := json.Unmarshal(data, &object); err != nil {
@@ -103,8 +102,8 @@ func expectation(t reflect.Type) string {
 	}
 }
 
-// CanonicalJSON returns the same string for two objects that differ only in layout and order, and in the fields to
-// leave out.
+// CanonicalJSON returns the same string for objects that differ only in layout, in the order of their fields, and in the fields that
+// leaveOut names.
 func CanonicalJSON(data []byte, leaveOut ...string) (string, error) {
 	var document any
 	if err := json.Unmarshal(data, &document); err != nil {
