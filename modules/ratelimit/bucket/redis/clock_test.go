@@ -98,7 +98,7 @@ func TestClockStepsAndRates(t *testing.T) {
 			}
 			start := time.Now()
 			eventually(t, func() error { return admits(store, text(quick, "x")) })
-			if took := time.Since(start); took > 2*time.Second { // it fills in one
+			if took := time.Since(start); took > time.Second+late { // it fills in one
 				t.Errorf("kept out for %v", took)
 			}
 			server.expires(store.key(slow.ForText("x")), 181*time.Second)
@@ -127,11 +127,11 @@ func TestClockStepsAndCounts(t *testing.T) {
 				t.Error("admitted where 4 are counted")
 			}
 			eventually(t, func() error { return server.knows(lives, count, 3) })
-			if took := time.Since(start); took > heartbeat+2*time.Second {
+			if took := time.Since(start); took > heartbeat+late {
 				t.Errorf("what a living node holds was not known for %v", took)
 			}
 			eventually(t, func() error { return admits(asks, count) })
-			if took := time.Since(start); took > leaseTime+2*time.Second {
+			if took := time.Since(start); took > leaseTime+late {
 				t.Errorf("what a killed node held came back after %v, want at most %v", took, leaseTime)
 			}
 			for ; time.Since(start) < 2*leaseTime; time.Sleep(50 * time.Millisecond) { // leases end, and are renewed
@@ -212,7 +212,7 @@ func TestLeaseIsCutUnasked(t *testing.T) {
 		}
 		return nil
 	})
-	if took := time.Since(start); took > heartbeat+2*time.Second {
+	if took := time.Since(start); took > heartbeat+late {
 		t.Errorf("took %v", took)
 	}
 }

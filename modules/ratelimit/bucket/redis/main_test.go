@@ -174,6 +174,9 @@ func (s *Store) disconnected() error {
 	return nil
 }
 
+// late is what a busy machine may add to a time. What is never done takes a minute and more.
+const late = 10 * time.Second
+
 // eventually waits until there is no error any more.
 func eventually(t testing.TB, check func() error) {
 	t.Helper()
