@@ -81,10 +81,10 @@ func TestACLStorageThatFailsForAWhile(t *testing.T) {
 		}
 		mustLetIn(t, addr, false, client)
 	}
-	must(t, equal(p.Metrics(), "caddy_portgate_acl_list_failing", 1, label("operation", "store")))
+	must(t, equal(p.Metrics(), "caddy_portgate_degraded", 1, label("what", "list_store")))
 	must(t, os.Remove(folder))
 	gate.Eventually(t, peerTimeout, func() error {
-		return equal(p.Metrics(), "caddy_portgate_acl_list_failing", 0, label("operation", "store"))
+		return equal(p.Metrics(), "caddy_portgate_degraded", 0, label("what", "list_store"))
 	})
 	for _, said := range []string{"list can't be stored", "list is stored again"} {
 		if n := strings.Count(p.Output(), said); n != 1 {

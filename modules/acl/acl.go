@@ -8,6 +8,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/mholt/caddy-l4/layer4"
 
+	"github.com/portgate/caddy-portgate/modules/internal/degraded"
 	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
 	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 	"github.com/portgate/caddy-portgate/modules/internal/placement"
@@ -54,10 +55,11 @@ type Handler struct {
 	// load balancers can connect. Default: such a config is refused.
 	TrustLayer4ProxyProtocol bool `json:"trust_layer4_proxy_protocol,omitempty"`
 
-	rules    rules
-	onDeny   refusal.Way
-	scope    *session.Scope
-	enforced enforced
+	rules     rules
+	onDeny    refusal.Way
+	scope     *session.Scope
+	enforced  enforced
+	undropped *degraded.Part // nil: drop is possible, or not wanted
 
 	canonical string // the JSON that this handler was made of
 }
@@ -83,7 +85,8 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("on_deny: %w", err)
 	}
 	if h.onDeny.Action == refusal.Drop && !refusal.CanDrop() {
-		logqueue.Logger(ctx).Warn("on_deny drop needs the capability CAP_NET_ADMIN for TCP, denied clients are reset instead")
+		h.undropped = degraded.New("acl_drop")
+		h.undropped.Begin(logqueue.Logger(ctx), "on_deny drop needs the capability CAP_NET_ADMIN for TCP, denied clients are reset instead")
 	}
 	if err := h.rules.compile(ctx, config{h.Rules, h.Default, h.CountryDatabase, h.ASNDatabase}); err != nil {
 		return err
@@ -138,6 +141,7 @@ func (h *Handler) deny(a *session.Arrival, r *rule) *refusal.Held {
 // Cleanup gives the lists back.
 func (h *Handler) Cleanup() error {
 	h.enforced.close()
+	h.undropped.Close()
 	if h.scope != nil {
 		h.scope.Replaced()
 	}

@@ -58,7 +58,7 @@ var errFull = fmt.Errorf("expected at most %d entries in a list", maxEntries)
 // openDynamic brings a list back as it was stored. One that was never stored is empty.
 func openDynamic(name string, storage certmagic.Storage) (*dynamic, error) {
 	d := new(dynamic)
-	d.name = "list " + name
+	d.init("list " + name)
 	d.journal.name = listsFolder + "/" + name
 	d.storage.use(storage)
 	removeLeftovers(storage, listsFolder, d.journal.name)

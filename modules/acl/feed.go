@@ -19,7 +19,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/portgate/caddy-portgate/modules/acl/ipset"
-	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
+	"github.com/portgate/caddy-portgate/modules/internal/degraded"
 )
 
 const (
@@ -47,6 +47,8 @@ type feed struct {
 	stop context.CancelFunc
 	done chan struct{}
 
+	uncopied *degraded.Part
+
 	have feedCopy // belongs to the goroutine
 }
 
@@ -62,9 +64,10 @@ type feedCopy struct {
 // openFeed begins with the last good copy, or else with what the server sends now, and then follows the feed.
 func openFeed(name, location string, interval time.Duration, storage certmagic.Storage) (*feed, error) {
 	ctx, cancel := context.WithCancel(context.Background())
-	f := &feed{url: location, interval: interval, stop: cancel, done: make(chan struct{})}
-	f.name = name
+	f := &feed{url: location, interval: interval, stop: cancel, done: make(chan struct{}), uncopied: degraded.New("list_copy")}
+	f.init(name)
 	f.storage.use(storage)
+	removeLeftovers(storage, feedsFolder)
 	wait := time.Duration(0)
 	if !f.restore(ctx) {
 		if err := f.fetch(ctx, firstFetchTimeout); err != nil {
@@ -84,6 +87,7 @@ func (f *feed) content() *list { return &f.list }
 func (f *feed) Destruct() error {
 	f.stop()
 	<-f.done
+	f.uncopied.Close()
 	f.forget()
 	return nil
 }
@@ -185,8 +189,9 @@ func (f *feed) take(ctx context.Context, resp *http.Response) error {
 	}
 	f.loaded(set, report)
 	if err := f.save(ctx, body.Bytes()); err != nil {
-		logqueue.Default("acl").Error("list can't be stored, so a restart will need the server of it",
-			zap.String("list", f.name), zap.Error(err))
+		f.uncopied.Begin(f.log(), "the copy of a list can't be stored, so a restart will need the server of it", zap.Error(err))
+	} else {
+		f.uncopied.End(f.log(), "the copy of a list is stored again")
 	}
 	return nil
 }
@@ -194,7 +199,7 @@ func (f *feed) take(ctx context.Context, resp *http.Response) error {
 // key is where the storage has the last good copy.
 func (f *feed) key() string {
 	sum := sha256.Sum256([]byte(f.url))
-	return "portgate/feeds/" + hex.EncodeToString(sum[:16])
+	return feedsFolder + "/" + hex.EncodeToString(sum[:16])
 }
 
 func (f *feed) save(ctx context.Context, body []byte) error {
@@ -224,8 +229,7 @@ func (f *feed) restore(ctx context.Context) bool {
 		}
 	}
 	if err != nil {
-		logqueue.Default("acl").Error("the stored copy of a list can't be used",
-			zap.String("list", f.name), zap.Error(err))
+		f.log().Warn("the stored copy of a list can't be used, so its server is asked first", zap.Error(err))
 		return false
 	}
 	f.have = have

@@ -16,7 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/portgate/caddy-portgate/modules/acl/ipset"
-	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
+	"github.com/portgate/caddy-portgate/modules/internal/degraded"
 )
 
 const (
@@ -44,6 +44,8 @@ type file struct {
 	stop context.CancelFunc
 	done chan struct{}
 
+	unwatched *degraded.Part
+
 	// These belong to the goroutine.
 	watcher *fsnotify.Watcher // nil where the system has no more of them
 	watched []string          // directories
@@ -59,8 +61,8 @@ func readList(data []byte) (*ipset.Set, ipset.Report, error) {
 
 // openFile reads a list for the first time, where every error is fatal, and then follows its changes.
 func openFile(name, path string, most int64, parse func([]byte) (*ipset.Set, ipset.Report, error)) (*file, error) {
-	f := &file{path: path, most: most, parse: parse, done: make(chan struct{})}
-	f.name = name
+	f := &file{path: path, most: most, parse: parse, done: make(chan struct{}), unwatched: degraded.New("list_watch")}
+	f.init(name)
 	data, info, err := f.read()
 	if err != nil {
 		return nil, err
@@ -73,8 +75,7 @@ func openFile(name, path string, most int64, parse func([]byte) (*ipset.Set, ips
 	f.loaded(set, report)
 	f.opened()
 	if f.watcher, err = fsnotify.NewWatcher(); err != nil {
-		logqueue.Default("acl").Warn("can't watch, the file is looked at every few seconds instead",
-			zap.String("list", name), zap.Duration("interval", filePoll), zap.Error(err))
+		f.unwatched.Begin(f.log(), "can't watch, the file is looked at every few seconds instead", zap.Duration("interval", filePoll), zap.Error(err))
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	f.stop = cancel
@@ -88,6 +89,7 @@ func (f *file) content() *list { return &f.list }
 func (f *file) Destruct() error {
 	f.stop()
 	<-f.done
+	f.unwatched.Close()
 	f.forget()
 	return nil
 }
@@ -118,7 +120,7 @@ func (f *file) follow(ctx context.Context) {
 				events, failures = nil, nil // from now on only the poll is left
 			}
 		case err := <-failures: // too many events at once: some are lost, and this stands for them
-			logqueue.Default("acl").Debug("watching a file", zap.String("list", f.name), zap.Error(err))
+			f.log().Debug("watching a file", zap.Error(err))
 		}
 		// Other files of the directory may change all the time: the look that is due soon is for all events until then.
 		if !soon {

@@ -321,7 +321,7 @@ func TestWhatCouldNotBeStoredIsStoredLater(t *testing.T) {
 		d.editing.Unlock()
 		m.breakDown(false)
 		eventually(t, "all is stored", func() bool { return storedLen(t, m) == edits+1 })
-		eventually(t, "it is said", func() bool { return !d.unstored.isOn() })
+		eventually(t, "it is said", func() bool { return !d.unstored.Is() })
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/portgate/caddy-portgate/modules/acl/ipset"
+	"github.com/portgate/caddy-portgate/modules/internal/degraded"
 	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 	"github.com/portgate/caddy-portgate/modules/internal/recheck"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
@@ -25,7 +26,18 @@ type list struct {
 	mu         sync.Mutex
 	admissions map[*recheck.Admission]int // by how many rules of one acl
 	failed     string                     // what was wrong when it was last loaded
+
+	loading, lines *degraded.Part
 }
+
+// init gives a list its name. A list that is in the config itself needs none.
+func (l *list) init(name string) {
+	l.name = name
+	l.loading, l.lines = degraded.New("list_load"), degraded.New("list_lines")
+}
+
+// log is where everything about the list is written.
+func (l *list) log() *zap.Logger { return logqueue.Default("acl").With(zap.String("list", l.name)) }
 
 func (l *list) contains(addr netip.Addr) bool { return l.set.Load().Contains(addr) }
 
@@ -69,49 +81,61 @@ func (l *list) unwatch(admission *recheck.Admission) {
 func (l *list) loaded(set *ipset.Set, report ipset.Report) {
 	collectors.loaded.WithLabelValues(l.name).Set(float64(time.Now().UnixMilli()) / 1000)
 	l.succeeded()
-	l.logBadLines(report)
-	logqueue.Default("acl").Info("list loaded", zap.String("list", l.name), zap.Int("entries", set.Len()))
+	l.noteBadLines(report)
+	l.log().Info("list loaded", zap.Int("entries", set.Len()))
 	l.replace(set)
 }
 
-// succeeded ends a failure: the next one is logged again.
+// succeeded ends a failure.
 func (l *list) succeeded() {
 	l.mu.Lock()
 	l.failed = ""
 	l.mu.Unlock()
+	l.loading.End(l.log(), "list is loaded again")
 }
 
-func (l *list) logBadLines(report ipset.Report) {
+// noteBadLines says what was left out, of each content anew.
+func (l *list) noteBadLines(report ipset.Report) {
+	collectors.badLines.WithLabelValues(l.name).Set(float64(report.Bad))
 	if report.Bad == 0 {
+		l.lines.End(l.log(), "list has no bad lines any more")
 		return
 	}
 	first := make([]string, len(report.First))
 	for i, bad := range report.First {
 		first[i] = bad.Error()
 	}
-	logqueue.Default("acl").Warn("list has bad lines, which are left out", zap.String("list", l.name),
-		zap.Int("bad", report.Bad), zap.Int("lines", report.Lines), zap.Strings("first", first))
+	message := "list has bad lines, which are left out"
+	fields := []zap.Field{zap.Int("bad", report.Bad), zap.Int("lines", report.Lines), zap.Strings("first", first)}
+	if l.lines.Is() {
+		l.log().Info(message, fields...)
+	}
+	l.lines.Begin(l.log(), message, fields...)
 }
 
-// keep is called when the list can't be loaded: what it has stays. A failure that goes on is logged once.
+// keep is called when the list can't be loaded: what it has stays. It is said once, and again only if the reason is another.
 func (l *list) keep(err error) {
 	collectors.loadErrors.WithLabelValues(l.name).Inc()
 	l.mu.Lock()
-	again := l.failed == err.Error()
+	another := l.failed != "" && l.failed != err.Error()
 	l.failed = err.Error()
 	l.mu.Unlock()
-	if again {
-		return
+	if another {
+		l.log().Info("list still can't be loaded", zap.Error(err))
 	}
-	logqueue.Default("acl").Error("list can't be loaded, its last good content stays in use",
-		zap.String("list", l.name), zap.Int("entries", l.set.Load().Len()), zap.Error(err))
+	l.loading.Begin(l.log(), "list can't be loaded, its last good content stays in use",
+		zap.Int("entries", l.set.Load().Len()), zap.Error(err))
 }
 
 // opened is called once the list has its first content.
 func (l *list) opened() { collectors.use(l.name) }
 
 // forget removes the list from the metrics.
-func (l *list) forget() { collectors.forget(l.name) }
+func (l *list) forget() {
+	l.loading.Close()
+	l.lines.Close()
+	collectors.forget(l.name)
+}
 
 // storages are those of the configs that use a list. The youngest one is in use: that of the running config, once a younger
 // one was rejected. The one that the list was opened with stays, for what is still to be stored when nobody uses it.

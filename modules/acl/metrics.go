@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/portgate/caddy-portgate/modules/internal/degraded"
 	"github.com/portgate/caddy-portgate/modules/internal/meter"
 )
 
@@ -15,7 +16,7 @@ type metrics struct {
 	loaded      *prometheus.GaugeVec
 	loadErrors  *prometheus.CounterVec
 	storeErrors *prometheus.CounterVec
-	failing     *prometheus.GaugeVec
+	badLines    *prometheus.GaugeVec
 
 	mu    sync.Mutex
 	lists map[string]int // how many there are of a name
@@ -27,12 +28,15 @@ var collectors = &metrics{
 	loaded:      meter.Gauge("acl_list_last_success_timestamp_seconds", "When a list was last loaded, or found to be unchanged.", "list"),
 	loadErrors:  meter.Counter("acl_list_load_errors_total", "How often a list could not be loaded, so that its last good content stayed in use.", "list"),
 	storeErrors: meter.Counter("acl_list_store_errors_total", "How often a list could not be stored. It was in force all the same.", "list"),
-	failing:     meter.Gauge("acl_list_failing", "1 while the last attempt to load a list, or to do another thing with it, has failed.", "list", "operation"),
+	badLines:    meter.Gauge("acl_list_bad_lines", "Lines of a list that are not understood, and left out.", "list"),
 	lists:       make(map[string]int),
 }
 
 func (m *metrics) register(registry *prometheus.Registry) error {
-	return meter.Register(registry, m.decisions, m.entries, m.loaded, m.loadErrors, m.storeErrors, m.failing)
+	if err := degraded.Register(registry); err != nil {
+		return err
+	}
+	return meter.Register(registry, m.decisions, m.entries, m.loaded, m.loadErrors, m.storeErrors, m.badLines)
 }
 
 // use is called for each list. Some have one name: that of a URL does not have its query, and when a reload changes
@@ -55,5 +59,5 @@ func (m *metrics) forget(list string) {
 	m.loaded.DeleteLabelValues(list)
 	m.loadErrors.DeleteLabelValues(list)
 	m.storeErrors.DeleteLabelValues(list)
-	m.failing.DeletePartialMatch(prometheus.Labels{"list": list})
+	m.badLines.DeleteLabelValues(list)
 }

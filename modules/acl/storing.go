@@ -7,6 +7,9 @@ import (
 	"time"
 
 	"github.com/caddyserver/certmagic"
+	"go.uber.org/zap"
+
+	"github.com/portgate/caddy-portgate/modules/internal/degraded"
 )
 
 // storing is the part of a dynamic list that brings edits into the storage. Whoever edits the list waits until that is
@@ -20,8 +23,8 @@ type storing struct {
 	saved     int64      // the edits that the storage has
 	rewriting bool       // the goroutine stores all entries, without holding saving
 	rewritten *sync.Cond // no longer
-	unstored  trouble
-	long      trouble // the journal
+	unstored  *degraded.Part
+	long      *degraded.Part // the journal
 
 	due  chan struct{} // wakes the goroutine
 	stop context.CancelFunc
@@ -38,8 +41,7 @@ const (
 )
 
 func (d *dynamic) startStoring() {
-	d.unstored.opened(d.name, opStore)
-	d.long.opened(d.name, opCompact)
+	d.unstored, d.long = degraded.New("list_store"), degraded.New("list_compaction")
 	d.rewritten = sync.NewCond(&d.saving)
 	d.due, d.done = make(chan struct{}, 1), make(chan struct{})
 	var ctx context.Context
@@ -59,8 +61,8 @@ func (d *dynamic) stopStoring() {
 	case <-d.done:
 	case <-timeout.C:
 	}
-	d.unstored.forget()
-	d.long.forget()
+	d.unstored.Close()
+	d.long.Close()
 }
 
 func (d *dynamic) keepStored(ctx context.Context) {
@@ -161,7 +163,7 @@ func (d *dynamic) store() error {
 		d.saved = number
 	}
 	d.noteStored(err)
-	if d.journal.isLong(d.set.Load().Len()) && !d.rewriting && !d.long.isOn() {
+	if d.journal.isLong(d.set.Load().Len()) && !d.rewriting && !d.long.Is() {
 		d.wake()
 	}
 	return err
@@ -217,20 +219,22 @@ func (d *dynamic) shorten() error {
 	}
 	if err != nil {
 		collectors.storeErrors.WithLabelValues(d.name).Inc()
+		d.long.Begin(d.log(), "the entries of a list can't be stored anew: its edits are stored, and take more and more room", zap.Error(err))
+	} else {
+		d.long.End(d.log(), "the entries of a list are stored anew")
 	}
-	d.long.note(err, "the entries of a list can't be stored anew: its edits are stored, and take more and more room",
-		"the entries of a list are stored anew")
 	return err
 }
 
 // noteStored says once that the list can't be stored, and once that it can again.
 func (d *dynamic) noteStored(err error) {
-	if err != nil {
-		collectors.storeErrors.WithLabelValues(d.name).Inc()
-		if !d.unstored.isOn() {
-			d.wake()
-		}
+	if err == nil {
+		d.unstored.End(d.log(), "list is stored again, with all that has changed meanwhile")
+		return
 	}
-	d.unstored.note(err, "list can't be stored: it is in force, and is stored as soon as that is possible",
-		"list is stored again, with all that has changed meanwhile")
+	collectors.storeErrors.WithLabelValues(d.name).Inc()
+	if !d.unstored.Is() {
+		d.wake()
+	}
+	d.unstored.Begin(d.log(), "list can't be stored: it is in force, and is stored as soon as that is possible", zap.Error(err))
 }
