@@ -68,33 +68,12 @@ func resolve(n gate.Network, address string) (netip.AddrPort, error) {
 		}
 		addr = resolved.AddrPort()
 	}
-	return canonical(n.Family, addr), nil
-}
-
-// canonical returns the same for all spellings of an address. Without a host it is the zero address for both families, 0.0.0.0 for
-// IPv4 alone and :: for IPv6 alone. "[::]" without a family is both, as in package net; "0.0.0.0" is IPv4 alone, which it is not there.
-func canonical(family string, addr netip.AddrPort) netip.AddrPort {
-	ip := addr.Addr().Unmap()
-	switch {
-	case ip.IsValid() && !ip.IsUnspecified():
-	case family == "4" || ip.Is4():
-		ip = netip.IPv4Unspecified()
-	case family == "6":
-		ip = netip.IPv6Unspecified()
-	default:
-		ip = netip.Addr{}
-	}
-	return netip.AddrPortFrom(ip, addr.Port())
+	return netip.AddrPortFrom(gate.Canonical(n.Family, addr.Addr()), addr.Port()), nil
 }
 
 // overlap reports whether a system refuses to bind two sockets of one transport to these addresses.
 func overlap(a, b netip.AddrPort) bool {
-	return a.Port() == b.Port() && a.Port() != 0 && (covers(a.Addr(), b.Addr()) || covers(b.Addr(), a.Addr()))
-}
-
-// covers reports whether what is sent to b would reach a socket that is bound to a, both as canonical has them.
-func covers(a, b netip.Addr) bool {
-	return a == b || !a.IsValid() || a.IsUnspecified() && a.Is4() == b.Is4() && b.IsValid()
+	return a.Port() == b.Port() && a.Port() != 0 && gate.Overlap(a.Addr(), b.Addr())
 }
 
 // forNet returns the network and the address as package net takes them to bind to nothing but this.

@@ -42,7 +42,7 @@ var sockets = state.NewPool[socketKey, shared]()
 // socketKey is the same for all spellings of an address.
 type socketKey struct {
 	transport  string
-	addr       netip.AddrPort // as canonical has it
+	addr       netip.AddrPort // as gate.Canonical has it
 	descriptor int            // of an inherited socket, which has no addr here
 	own        *generation    // set for port 0, where every call gets a socket and a port of its own
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/portgate/caddy-portgate/caddyfile"
 	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
+	"github.com/portgate/caddy-portgate/modules/internal/gate"
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/refusal"
@@ -75,7 +76,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	for _, addr := range placement.Listens(ctx, name, h.canonical) {
-		if strings.Contains(addr.Network, "udp") {
+		if gate.Datagrams(addr.Network) {
 			return fmt.Errorf("listen address %q: expected one for TCP", addr.String())
 		}
 	}

@@ -44,9 +44,15 @@ func Listens(ctx caddy.Context, name, canonical string) []caddy.NetworkAddress {
 
 // Check returns an error for a handler that is being provisioned where no connection gets to it, or past it to the handler
 // behind it, because of a handler that ends the route. It holds in front of HTTP sites, too.
+//
+// It returns an error for any listen address of the app that can't be right, too: layer4 itself does not look at them before the app
+// starts, which is too late for `caddy validate`.
 func Check(ctx caddy.Context, name, canonical string) error {
 	if l := layoutOf(ctx); l != nil && l.null != "" {
 		return errors.New(l.null)
+	}
+	if l := layoutOf(ctx); l != nil && l.listen != nil {
+		return l.listen
 	}
 	if wrong := findingOf(ctx, name, canonical).wrong; wrong != "" {
 		return errors.New(wrong)
@@ -100,6 +106,7 @@ type layout struct {
 	found   map[string]*finding // by findKey
 	proxied map[string]string   // of matchers, see order
 	null    string              // says where null is in place of a route, about which layer4 panics
+	listen  error               // what is wrong with a listen address
 }
 
 // layouts are found by their *layer4.App or *layer4.ListenerWrapper. Each goes with its config.
@@ -152,6 +159,7 @@ func AppOf(ctx caddy.Context) *layer4.App {
 func (l *layout) note(ctx caddy.Context, root caddy.Module) {
 	switch root := root.(type) {
 	case *layer4.App:
+		l.listen = checkListen(root)
 		for _, name := range slices.Sorted(maps.Keys(root.Servers)) {
 			if server := root.Servers[name]; server != nil {
 				l.noteRoutes(server, fmt.Sprintf("layer4 server %q", name), writtenRoutes(ctx, name, server))

@@ -2,9 +2,10 @@ package throttle
 
 import (
 	"net"
-	"strings"
 	"sync"
 	"time"
+
+	"github.com/portgate/caddy-portgate/modules/internal/gate"
 )
 
 // Conn is a connection whose Read and Write keep to a throttle, for handlers that know nothing of throttles. Once the
@@ -29,7 +30,7 @@ type side struct {
 
 // Wrap returns the connection with the throttle. The network tells whether it carries datagrams.
 func Wrap(conn net.Conn, network string, t *Throttle) *Conn {
-	c := &Conn{Conn: conn, throttle: t, datagrams: strings.Contains(network, "udp"), closed: make(chan struct{})}
+	c := &Conn{Conn: conn, throttle: t, datagrams: gate.Datagrams(network), closed: make(chan struct{})}
 	c.reading.pacer, c.writing.pacer = t.PaceUp, t.PaceDown
 	c.close = sync.OnceValue(func() error {
 		close(c.closed)

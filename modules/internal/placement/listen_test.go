@@ -1,0 +1,130 @@
+package placement
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mholt/caddy-l4/layer4"
+
+	"github.com/portgate/caddy-portgate/modules/internal/gate"
+)
+
+func appWith(servers map[string][]string) *layer4.App {
+	app := &layer4.App{Servers: make(map[string]*layer4.Server)}
+	for name, listen := range servers {
+		app.Servers[name] = &layer4.Server{Listen: listen}
+	}
+	return app
+}
+
+func TestCheckListen(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ first, second, want string }{ // each the address of a server; want is empty where they are right
+		{"gate+upd/:53", "", `listen address "gate+upd/:53" of server "a": unknown network "gate+upd": expected gate+udp`},
+		{"gate+tpc/:53", "", `listen address "gate+tpc/:53" of server "a": unknown network "gate+tpc": expected gate+tcp`},
+		{"gate-tcp/:53", "", `listen address "gate-tcp/:53" of server "a": unknown network "gate-tcp": expected gate+tcp`},
+		{"gate+tcp5/:53", "", `listen address "gate+tcp5/:53" of server "a": unknown network "gate+tcp5": expected gate+tcp`},
+		{"gate/:53", "", `listen address "gate/:53" of server "a": unknown network "gate": expected `},
+		{"tpc/:53", "", `listen address "tpc/:53" of server "a": unknown network "tpc": expected tcp`},
+		{"upd/:53", "", `listen address "upd/:53" of server "a": unknown network "upd": expected udp`},
+		{"unx//run/s", "", `listen address "unx//run/s" of server "a": unknown network "unx": expected unix`},
+		{"made-up/nowhere", "", ``},
+		{"tailscale/:80", "", ``},
+
+		{"gate+tcp/127.0.0.1", "", `listen address "gate+tcp/127.0.0.1" of server "a": expected a port, as in gate+tcp/127.0.0.1:8080`},
+		{"gate+udp6/", "", `listen address "gate+udp6/" of server "a": expected a port, as in gate+udp6/:8080`},
+		{"127.0.0.1", "", `listen address "127.0.0.1" of server "a": expected a port, as in tcp/127.0.0.1:8080`},
+		{"[::1]", "", `listen address "[::1]" of server "a": expected a port, as in tcp/[::1]:8080`},
+		{"udp/localhost", "", `listen address "udp/localhost" of server "a": expected a port, as in udp/localhost:8080`},
+		{"gate+tcp/:0", "gate+tcp/:0", ``},
+		{"gate+fd/3", "gate+fdgram/4", ``},
+		{"ip4:1/127.0.0.1", "", ``},
+
+		{"unix/run/gate.sock", "", `listen address "unix/run/gate.sock" of server "a": expected a path from the root, with two slashes: unix//run/gate.sock`},
+		{"unixgram/", "", `listen address "unixgram/" of server "a": expected a path, as in unixgram//run/gate.sock`},
+		{"unix//run/gate.sock|0222", "unix/@abstract", ``},
+		{"unix/./gate.sock", "", ``},
+
+		{":80", ":80", `listen address ":80" of server "b": expected each address once, but listen address ":80" of server "a" is the same or overlaps`},
+		{"gate+tcp/:80", "gate+tcp/[::]:80", `listen address "gate+tcp/[::]:80" of server "b": expected each address once, but listen address "gate+tcp/:80" of server "a" is the same or overlaps`},
+		{"gate+tcp/:80", "gate+tcp/0.0.0.0:80", `same or overlaps`},
+		{"gate+tcp/:80", "gate+tcp/127.0.0.1:80", `same or overlaps`},
+		{"gate+tcp/:80", "tcp/127.0.0.1:80", `same or overlaps`},
+		{"gate+tcp/127.0.0.1:80", "gate+tcp4/127.0.0.1:80", `same or overlaps`},
+		{"gate+tcp/localhost:80", "gate+tcp/LocalHost:80", `same or overlaps`},
+		{"gate+tcp/:70-90", "gate+tcp/127.0.0.1:80", `same or overlaps`},
+		{"gate+tcp/:70-90", "gate+tcp/:90-99", `same or overlaps`},
+		{"gate+udp/:53", "udp/:53", `same or overlaps`},
+		{"0.0.0.0:80", "tcp/:80", `same or overlaps`},
+		{"gate+fd/3", "fd/3", `same or overlaps`},
+		{"unix//run/s", "unix//run/s|0222", `same or overlaps`},
+
+		{":80", "127.0.0.1:80", ``}, // as Caddy's own networks may
+		{"gate+tcp/:80", "gate+udp/:80", ``},
+		{"gate+tcp/:80", "gate+tcp/:81", ``},
+		{"gate+tcp4/:80", "gate+tcp6/:80", ``},
+		{"gate+tcp/0.0.0.0:80", "gate+tcp/[::1]:80", ``},
+		{"gate+tcp/127.0.0.1:80", "gate+tcp/127.0.0.2:80", ``},
+		{"gate+tcp/:70-80", "gate+tcp/:81-90", ``},
+		{"gate+fd/3", "gate+fd/4", ``},
+	} {
+		servers := map[string][]string{"a": {c.first}}
+		if c.second != "" {
+			servers["b"] = []string{c.second}
+		}
+		err := checkListen(appWith(servers))
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s and %s:\ngot  %v\nwant %s", c.first, c.second, err, c.want)
+		}
+		if c.second == "" {
+			continue
+		}
+		if err := checkListen(appWith(map[string][]string{"a": {c.first, c.second}})); (err != nil) != (c.want != "") {
+			t.Errorf("%s and %s in one server: %v", c.first, c.second, err)
+		}
+	}
+}
+
+// Thousands of servers are looked at as fast as they are sorted.
+func TestCheckListenOfMany(t *testing.T) {
+	t.Parallel()
+	servers := make(map[string][]string)
+	for i := range 20_000 {
+		servers[fmt.Sprint(i)] = []string{fmt.Sprintf("gate+tcp/:%d", 1000+i), fmt.Sprintf("gate+udp/:%d", 1000+i)}
+	}
+	start := time.Now()
+	if err := checkListen(appWith(servers)); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("took %v", took)
+	}
+}
+
+// What a test of the addresses says is what the system says.
+func TestOverlap(t *testing.T) {
+	t.Parallel()
+	addrs := []netip.Addr{
+		{},
+		netip.IPv4Unspecified(), netip.IPv6Unspecified(), netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2"),
+		netip.MustParseAddr("::1"),
+	}
+	want := [][]int{ // as bind(2) has it
+		{1, 1, 1, 1, 1, 1},
+		{1, 1, 0, 1, 1, 0},
+		{1, 0, 1, 0, 0, 1},
+		{1, 1, 0, 1, 0, 0},
+		{1, 1, 0, 0, 1, 0},
+		{1, 0, 1, 0, 0, 1},
+	}
+	for i, a := range addrs {
+		for j, b := range addrs {
+			if got := gate.Overlap(a, b); got != (want[i][j] == 1) {
+				t.Errorf("%v and %v: %t", a, b, got)
+			}
+		}
+	}
+}
