@@ -2,10 +2,12 @@ package integration
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/portgate/caddy-portgate/integration/gate"
 )
@@ -33,3 +35,66 @@ func TestValidateLooksAtListenAddresses(t *testing.T) {
 		}
 	}
 }
+
+// Sockets that the process was started with serve through all handlers, over reloads, by the gate networks and by Caddy's own. Sessions of
+// TCP go on meanwhile.
+func TestInheritedSockets(t *testing.T) {
+	t.Parallel()
+	upstream := serve(t, echo)
+	udpUpstream := serveUDP(t, echoUDP)
+	var sockets []*os.File
+	var addrs []string
+	for i := range 4 {
+		var socket interface{ File() (*os.File, error) }
+		if i%2 == 0 {
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			must(t, err)
+			defer ln.Close()
+			socket = ln.(*net.TCPListener)
+			addrs = append(addrs, ln.Addr().String())
+		} else {
+			conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+			must(t, err)
+			defer conn.Close()
+			socket = conn.(*net.UDPConn)
+			addrs = append(addrs, conn.LocalAddr().String())
+		}
+		file, err := socket.File()
+		must(t, err)
+		defer file.Close()
+		sockets = append(sockets, file)
+	}
+	config := func(rate string) gate.JSON {
+		var servers []gate.Server
+		for i, network := range []string{"gate+fd", "gate+fdgram", "fd", "fdgram"} {
+			to := upstream
+			if i%2 == 1 {
+				to = "udp/" + udpUpstream
+			}
+			servers = append(servers, gate.Listen(fmt.Sprintf("%s/%d", network, 3+i), acl("deny 192.0.2.1"),
+				gate.JSON{"handler": "rate_limit", "connections": []gate.JSON{{"rate": rate}}}, gate.Forward(to)))
+		}
+		return gate.Layer4(servers...)
+	}
+	p := gate.Start(t, config("1000/s"), gate.WithSockets(sockets...))
+	living := []net.Conn{dial(t, addrs[0]), dial(t, addrs[2])}
+	for i := range 10 {
+		for j, addr := range addrs {
+			if j%2 == 0 {
+				must(t, oneRequest(addr))
+				continue
+			}
+			mustAnswerUDP(t, addr, 10*time.Second)
+		}
+		for _, conn := range living {
+			conn.SetDeadline(time.Now().Add(10 * time.Second))
+			must(t, exchange(conn))
+		}
+		p.Load(config(fmt.Sprintf("%d/s", 1001+i)))
+	}
+	for i, want := range []string{"fd/3", "fdgram/4", ":" + portOf(addrs[2]), ":" + portOf(addrs[3])} {
+		p.WaitSessions(1, func(s gate.Session) bool { return s.Listener == want && s.Network == []string{"tcp", "udp"}[i%2] })
+	}
+}
+
+func portOf(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:] }
