@@ -22,15 +22,16 @@ type held struct {
 
 // A session keeps at most heldMax datagrams of heldMaxBytes together, and all sessions heldTotalMax bytes: a flood of forged
 // addresses would else take much memory. A client sends some questions in pairs (A and AAAA), few more before the first answer.
-// What is older than heldFor is not sent again: the client has asked again, or does not wait any more.
 const (
 	heldMax      = 4
 	heldMaxBytes = 4 << 10
 	heldMinBytes = 128
 	heldTotalMax = 32 << 20
-	heldFor      = time.Second
 	refusersMax  = 16
 )
+
+// heldFor is how old a datagram may be that is sent again: a client that waits for longer has asked again. Only tests change it.
+var heldFor = time.Second
 
 // heldTotal is how many bytes all sessions have reserved.
 var heldTotal atomic.Int64

@@ -21,6 +21,7 @@ import (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	heldFor = 5 * time.Second // for a busy machine
 	// Most tests wait more than they compute, so more of them run at once than there are cores.
 	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
 		_ = f.Value.Set("8")
