@@ -165,10 +165,10 @@ func exampleSystemd(t *testing.T, start func(...gate.Option) *gate.Process, addr
 	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	must(t, err)
 	defer systemd.Close()
-	systemd.SetReadDeadline(time.Now().Add(peerTimeout))
 	p := start(gate.WithEnv("NOTIFY_SOCKET", path))
 	mustHear := func(state string) {
 		t.Helper()
+		systemd.SetReadDeadline(time.Now().Add(peerTimeout))
 		for message := make([]byte, 100); ; {
 			n, err := systemd.Read(message)
 			if err != nil {
