@@ -41,13 +41,14 @@ type Handler struct {
 	//
 	//   - `"close"`: it is closed
 	//   - `"reset"`: it is reset
-	//   - `"drop"`: the client is told nothing. On TCP this takes the capability CAP_NET_ADMIN; without it, it is `reset`
+	//   - `"drop"`: it is closed without a word to the client. On TCP this needs the capability CAP_NET_ADMIN; without it, the
+	//     connection is reset
 	//   - `"tarpit", "30s"`: it is left open for so long without an answer, and then closed
 	//   - `"respond", "text"`: the client is sent the text, of at most 1,024 bytes, and the connection is closed
 	OnDeny []string `json:"on_deny,omitempty"`
 
-	// Enforce says whom a change of a list concerns: `all`, living sessions too, which are closed within a second where
-	// their client is denied now, or `new`, only those that come from now on. Default: `all`.
+	// Enforce says which sessions a change of a list closes: `all` closes living sessions within a second if their client
+	// is denied now; `new` judges only clients that connect from now on. Default: `all`.
 	Enforce string `json:"enforce,omitempty"`
 
 	// TrustLayer4ProxyProtocol lets the handler stand behind caddy-l4's handler proxy_protocol, which believes a header from
@@ -72,7 +73,7 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision loads the lists, and begins to watch over living sessions.
+// Provision loads the lists, and begins to watch them for changes.
 func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := placement.CheckGuard(ctx, "acl", h.canonical, h.TrustLayer4ProxyProtocol); err != nil {
 		return err
@@ -120,7 +121,7 @@ func (h *Handler) Serve(a *session.Arrival) (next bool) {
 	return r.allow
 }
 
-// judge returns the rule that decides about the client. The session of one that is let through will know by whom.
+// judge returns the rule that decides about the client. If the client is allowed, its session will know this handler.
 func (h *Handler) judge(a *session.Arrival) *rule {
 	edition := h.enforced.edition()
 	r := h.rules.judge(a.Client.Addr())

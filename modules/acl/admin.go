@@ -87,8 +87,8 @@ type place struct{ list, prefix string }
 
 var errPath = errors.New("expected " + listsPath + "/{name} or " + listsPath + "/{name}/entries/{prefix}")
 
-// parsePath knows the three forms of a path and no others: what a script sends whose variable is empty must not come to
-// mean another thing, such as a list instead of an entry. The slash in a prefix may be escaped or not.
+// parsePath accepts the three forms of a path and no others. A script with an empty variable sends a path that is too
+// short: it must not name a whole list where an entry was meant. The slash in a prefix may be escaped or not.
 func parsePath(escaped string) (place, error) {
 	unknown := fmt.Errorf("%q: %w", escaped, errPath)
 	rest, known := strings.CutPrefix(escaped+"/", listsPath+"/")

@@ -37,8 +37,8 @@ func (g *enforced) open(ctx caddy.Context, rs *rules, places []placement.Place) 
 	for _, place := range places {
 		g.names = append(g.names, place.Path)
 	}
-	// A config that is rejected is never the running one, and a handler is told neither. The metrics registry tells them
-	// apart: each config has its own.
+	// A handler can't ask whether its config is the running one; a rejected config never is. Each config has a metrics
+	// registry of its own, so that shows it.
 	registry := ctx.GetMetricsRegistry()
 	g.running = func() bool {
 		active := caddy.ActiveContext()

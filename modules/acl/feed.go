@@ -166,7 +166,7 @@ func (f *feed) fetch(ctx context.Context, timeout time.Duration) error {
 	return f.take(ctx, resp)
 }
 
-// unchanged notes that what is in use is what the server has.
+// unchanged is called when the server still has the list that is in use.
 func (f *feed) unchanged() {
 	f.succeeded()
 	collectors.loaded.WithLabelValues(f.name).SetToCurrentTime()

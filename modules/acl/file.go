@@ -242,7 +242,8 @@ var errChanging = errors.New("it changes while it is read")
 // readAttempts bounds how often a file is looked at that is being written: in all for settledOpen.
 const readAttempts = int(settledOpen / settled)
 
-// read waits for what a writer may have begun, and is for the first time only: a config that is loaded has to wait.
+// read reads the file for the first time, while a config that is loaded waits. If somebody writes the file, it waits until
+// that is done.
 func (f *file) read() ([]byte, os.FileInfo, error) {
 	for attempt := range readAttempts {
 		opened, info, err := openRegular(f.path)

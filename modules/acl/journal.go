@@ -21,17 +21,18 @@ import (
 	"github.com/portgate/caddy-portgate/modules/acl/ipset"
 )
 
-// journal keeps a dynamic list in Caddy's storage: all entries as they once were, and segments with the edits since.
+// journal keeps a dynamic list in Caddy's storage: all entries at some time, and segments with the edits since then.
 //
 //	portgate/lists/bans.json            {"through": 17} and the entries, after the edits of segment 17
 //	portgate/lists/bans/00000018.json   [{"set": {"prefix": ...}}, {"remove": "192.0.2.7/32"}]
 //
-// The last segment is written again with each edit, until it is long enough, so that an edit costs the same in a list of
-// any size. The storage replaces a value whole or not at all, and a segment is begun when the one before is stored: what
-// a crash leaves is every edit that was acknowledged, in order. The numbers tell the segments that the entries contain
-// already, which are deleted, from those that are to be read.
+// Each edit writes the last segment again until that is full. So an edit costs the same in a list of any size. When there
+// are many segments, all entries are written anew, and the segments that they contain are deleted.
 //
-// Lists of before have no journal: the entries alone, without {"through": ...}.
+// The storage replaces a value as a whole or not at all, and a segment begins after the one before is stored. So a crash
+// loses no edit that was acknowledged. If it comes before segments are deleted, "through" says which ones not to read.
+//
+// Versions without a journal stored the entries alone, without {"through": ...}.
 //
 // A journal does not lock: see [dynamic].
 type journal struct {
@@ -41,7 +42,7 @@ type journal struct {
 	through  int64             // the entries contain the segments up to this one
 	oldest   int64             // lowest number of the segments that are in the storage
 	number   int64             // of the segment that the next edit goes to
-	open     []byte            // that segment as far as it is written, without its end; empty: it is to be begun
+	open     []byte            // that segment without its closing bracket; empty if it has no edit yet
 	lastKey  string            // of the segment that was written last
 	lastPart []byte            // its content
 }
@@ -139,8 +140,8 @@ func (j *journal) segments(storage certmagic.Storage) ([]int64, error) {
 	return numbers, nil
 }
 
-// isIn tells whether the storage has what was written last: the storage of a new config is another one if only in
-// name, and may be a different one indeed.
+// isIn reports whether the storage has the segment that was written last. Each config makes a new instance of its storage,
+// which may lead to the same place or to another one.
 func (j *journal) isIn(storage certmagic.Storage) bool {
 	if reflect.TypeOf(storage) == reflect.TypeOf(j.at) && reflect.TypeOf(storage).Comparable() && storage == j.at {
 		return true
@@ -191,8 +192,8 @@ func (j *journal) isLong(entries int) bool {
 	return j.number-j.through > int64(max(fewSegments, entries/entriesPerSegment))
 }
 
-// moveTo makes another storage the one that is written to. Whatever segments it has are older than the entries that are
-// to be stored next.
+// moveTo makes another storage the one that is written to. If it has segments of this list, they get obsolete when all
+// entries are stored there next.
 func (j *journal) moveTo(storage certmagic.Storage) error {
 	numbers, err := j.segments(storage)
 	if err != nil {

@@ -18,8 +18,8 @@ const (
 // started is when this process has begun.
 var started = time.Now()
 
-// removeLeftovers deletes the files that a process has left that was killed while it stored a list. Caddy's file storage
-// writes a value to a file with a number for a name, and renames it.
+// removeLeftovers deletes temporary files. Caddy's file storage writes a value to a file whose name is a number, and renames
+// it; a process that is killed in between leaves that file.
 func removeLeftovers(storage certmagic.Storage, folders ...string) {
 	if _, ok := storage.(*certmagic.FileStorage); !ok {
 		return

@@ -113,7 +113,8 @@ func (l *list) noteBadLines(report ipset.Report) {
 	l.lines.Begin(l.log(), message, fields...)
 }
 
-// keep is called when the list can't be loaded: what it has stays. It is said once, and again only if the reason is another.
+// keep is called when the list can't be loaded, so that its content stays in use. It logs that once, and again if the reason
+// changes.
 func (l *list) keep(err error) {
 	collectors.loadErrors.WithLabelValues(l.name).Inc()
 	l.mu.Lock()
@@ -144,7 +145,7 @@ type storages struct {
 	all []*certmagic.Storage
 }
 
-// use adds the storage of one more config, until it is told that this has gone.
+// use adds the storage of one more config. The function that is returned removes it.
 func (s *storages) use(storage certmagic.Storage) (gone func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -39,8 +39,8 @@ func (m *metrics) register(registry *prometheus.Registry) error {
 	return meter.Register(registry, m.decisions, m.entries, m.loaded, m.loadErrors, m.storeErrors, m.badLines)
 }
 
-// use is called for each list. Some have one name: that of a URL does not have its query, and when a reload changes
-// the interval, the list of before goes after the new one has come.
+// use is called for each list. Several lists may have one name: URLs that differ in their query, or, during a reload that
+// changes the interval, the old list and the new one.
 func (m *metrics) use(list string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

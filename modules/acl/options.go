@@ -105,7 +105,7 @@ func checkSomething(d *caddycaddyfile.Dispenser, rules []Rule, fallback string) 
 	return nil
 }
 
-// maxText bounds what a client is told, so that it fits into the empty send buffer of a socket, and into a datagram.
+// maxText bounds the text that a client gets, so that it fits into the empty send buffer of a socket, and into a datagram.
 const maxText = 1024
 
 func parseOnDeny(values []string) (refusal.Way, error) {
@@ -139,7 +139,7 @@ func parseOnDeny(values []string) (refusal.Way, error) {
 	return way, err
 }
 
-// Whom a change of a list concerns.
+// Which sessions a change of a list may close.
 const (
 	enforceAll = "all" // living sessions, too
 	enforceNew = "new" // those that come from now on

@@ -172,7 +172,7 @@ func (s *spec) label(action string) string {
 	}
 }
 
-// name is what the source is called. A URL may have a password or a key in it, which is nobody's business there.
+// name is what logs and metrics call the source. Of a URL it leaves out the user and the query, which may be secret.
 func (k *sourceKey) name() string {
 	switch k.kind {
 	case "url":
@@ -281,7 +281,8 @@ func (s *spec) nameDatabase(err error) error {
 	return err
 }
 
-// setDefault says what happens to those whom no rule has: the opposite of what the rules do, unless they do both.
+// setDefault sets the rule for clients that no other rule contains. Without a default in the config it does the opposite of
+// the rules, which must be of one kind then.
 func (rs *rules) setDefault(given string) error {
 	var allows, denies string
 	for _, r := range rs.all {

@@ -12,9 +12,9 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/degraded"
 )
 
-// storing is the part of a dynamic list that brings edits into the storage. Whoever edits the list waits until that is
-// done; of those who wait at the same time, one stores for all. A goroutine stores what could not be stored at first,
-// and keeps the journal short.
+// storing is the part of a dynamic list that writes edits to the storage. A caller who edits the list waits until that is
+// done; if several callers wait, one writes the edits of all. A goroutine writes what could not be written at first, and
+// keeps the journal short.
 type storing struct {
 	storage storages
 
