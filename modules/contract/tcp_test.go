@@ -98,6 +98,12 @@ var tcpContracts = []contract{
 		name: "rate_limit would refuse", handlers: []object{with(once, "dry_run", true), toUpstream},
 		clients: []play{greet, greet}, seen: []string{"x, end", "x, end"}, entries: []string{greeted, greeted},
 	},
+	{ // is no step of the fast path
+		name: "rate_limit does not hold connections for longer than max_delay", only: []entrance{chain, stock},
+		handlers: []object{limit(object{"connections": []object{{"rate": "1/h"}}, "algorithm": "leaky_bucket", "max_delay": "1s"}), toUpstream},
+		clients:  []play{greet, plays(connect, hearAll)}, seen: []string{"x, end", "end"},
+		entries: []string{greeted, "429 limited, rule connections 1/h per ip"},
+	},
 	{
 		name: "rate_limit counts sessions at once", handlers: []object{limit(object{"concurrent": []object{{"max": 1}}}), toUpstream},
 		clients: []play{
