@@ -95,6 +95,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.scope, err = session.NewScope(ctx, 0, 0); err != nil {
 		return err
 	}
+	h.scope.Hold("rule", h.rules.labels()...)
 	if h.Enforce != enforceNew {
 		h.enforced.open(ctx, &h.rules, placement.Places(ctx, "acl", h.canonical))
 	}
@@ -125,6 +126,7 @@ func (h *Handler) Serve(a *session.Arrival) (next bool) {
 func (h *Handler) judge(a *session.Arrival) *rule {
 	edition := h.enforced.edition()
 	r := h.rules.judge(a.Client.Addr())
+	h.scope.Hold("listener", a.Listener)
 	collectors.decisions.WithLabelValues(a.Listener, r.label, r.action()).Inc()
 	if r.allow {
 		h.enforced.admit(a, edition)

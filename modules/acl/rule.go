@@ -209,6 +209,15 @@ type rules struct {
 	release  []func() error
 }
 
+// labels returns what the rules are called in the metrics.
+func (rs *rules) labels() []string {
+	all := []string{rs.fallback.label}
+	for i := range rs.all {
+		all = append(all, rs.all[i].label)
+	}
+	return all
+}
+
 // judge returns the rule that decides about a client. One without an address, as on a unix socket, is in no list.
 func (rs *rules) judge(client netip.Addr) *rule {
 	if client.IsValid() {

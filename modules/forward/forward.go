@@ -146,6 +146,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.scope, err = session.NewScope(ctx, h.gracePeriod, h.drainTimeout); err != nil {
 		return err
 	}
+	for i := range upstreams {
+		h.scope.Hold("upstream", upstreams[i].Name)
+	}
 	if err := h.succession.begin(h.canonical, listen); err != nil {
 		return err
 	}

@@ -85,6 +85,7 @@ func newGeneration(ctx context.Context, ep endpoint) (*generation, error) {
 		if g.scope, err = session.NewScope(config, 0, 0); err != nil { // with the metrics of datagrams
 			return nil, err
 		}
+		g.scope.Hold("listener", ep.listener)
 	}
 	return g, nil
 }

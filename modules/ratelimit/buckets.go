@@ -18,6 +18,7 @@ import (
 
 	"github.com/portgate/caddy-portgate/modules/internal/degraded"
 	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
+	"github.com/portgate/caddy-portgate/modules/internal/meter"
 	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
 	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket"
@@ -39,6 +40,7 @@ type buckets struct {
 	redis    *redis.Store // nil: there is no other store than the memory
 	queue    *queue
 	degraded *degraded.Part // where Redis is not used
+	values   meter.Values   // whose series the metrics have
 	log      atomic.Pointer[zap.Logger]
 
 	mu     sync.Mutex
@@ -141,6 +143,7 @@ func (b *buckets) Destruct() error {
 		b.redis.Close()
 	}
 	b.degraded.Close()
+	b.values.Release()
 	return nil
 }
 
@@ -162,6 +165,7 @@ func (h *Handler) acquire(ctx caddy.Context) (*state.Ref[*buckets], error) {
 			taken:  make(map[uint16]bool),
 			limits: make(map[uint16]limit),
 		}
+		b.values.Hold("name", b.name)
 		b.log.Store(logqueue.Logger(ctx))
 		if !h.onRedis() {
 			return b, nil
@@ -174,6 +178,7 @@ func (h *Handler) acquire(ctx caddy.Context) (*state.Ref[*buckets], error) {
 		store, err := redis.New(options, b.memory)
 		if err != nil {
 			b.degraded.Close()
+			b.values.Release()
 			return nil, fmt.Errorf("store: redis: %w", h.Store.quote(err))
 		}
 		b.redis = store

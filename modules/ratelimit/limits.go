@@ -170,6 +170,14 @@ func (l *limits) all() []limit {
 	return all
 }
 
+// names returns what the limits are called in the metrics.
+func (l *limits) names() (names []string) {
+	for _, limit := range l.all() {
+		names = append(names, limit.name)
+	}
+	return names
+}
+
 func contains(all []limit, wanted *bucket.Limit) bool {
 	for i := range all {
 		if all[i].Limit == wanted {

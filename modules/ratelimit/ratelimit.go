@@ -141,6 +141,7 @@ func (h *Handler) provision(ctx caddy.Context) error {
 	if h.limits, err = h.compile(h.buckets.Value().id); err != nil {
 		return err
 	}
+	h.scope.Hold("limit", h.limits.names()...)
 	h.settings.limits, h.settings.log, h.settings.maxKeys = h.limits, h.log, h.maxKeys
 	h.buckets.Value().use(&h.settings)
 	if h.canServe() {
@@ -271,6 +272,7 @@ func (h *holding) release() {
 
 // count counts the decision: of each limit where all admit, else of the one that refuses.
 func (h *Handler) count(v *visitor, d bucket.Decision) {
+	h.scope.Hold("listener", v.Listener)
 	counter := func(l *limit, result string) {
 		collectors.decisions.WithLabelValues(v.Listener, l.name, result).Inc()
 	}

@@ -55,6 +55,7 @@ func (h *Handler) datagrams(v *visitor) func() bool {
 	if requests == nil {
 		return nil
 	}
+	h.scope.Hold("listener", v.Listener)
 	counter := func(result string) (all []prometheus.Counter) {
 		for i := range h.limits.datagrams {
 			all = append(all, collectors.decisions.WithLabelValues(v.Listener, h.limits.datagrams[i].name, result))

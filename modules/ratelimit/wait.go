@@ -41,8 +41,8 @@ func (h *Handler) wait(cx *layer4.Connection, v *visitor, w *waiter) (reason str
 
 // endWaiting closes a connection that has ended before its turn came.
 func (h *Handler) endWaiting(v *visitor, limit *limit, reason string) {
-	collectors.decisions.WithLabelValues(v.Listener, limit.name, "gone").Inc()
 	s := v.Begin(h.scope)
+	collectors.decisions.WithLabelValues(v.Listener, limit.name, "gone").Inc()
 	s.SetRule(limit.name)
 	_ = v.Accepted().Close()
 	s.End(session.End{Status: session.StatusLimited, Reason: reason})

@@ -50,7 +50,16 @@ var datagrams struct {
 	byListener map[string]*Datagrams
 }
 
-// DatagramsOf returns the counts of a listener, whose address is as the config has it.
+func init() {
+	meter.Forget("listener", func(listener string) {
+		datagrams.mu.Lock()
+		defer datagrams.mu.Unlock()
+		delete(datagrams.byListener, listener)
+	})
+}
+
+// DatagramsOf returns the counts of a listener, whose address is as the config has it. They stay for as long as somebody
+// holds the address, see [meter.Values].
 func DatagramsOf(listener string) *Datagrams {
 	datagrams.mu.Lock()
 	defer datagrams.mu.Unlock()

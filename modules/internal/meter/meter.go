@@ -12,19 +12,25 @@ const namespace, subsystem = "caddy", "portgate"
 
 // Counter returns a counter for each combination of the labels.
 func Counter(name, help string, labels ...string) *prometheus.CounterVec {
-	return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help}, labels)
+	vec := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help}, labels)
+	swept.sweep(vec, labels)
+	return vec
 }
 
 // Gauge returns a gauge for each combination of the labels.
 func Gauge(name, help string, labels ...string) *prometheus.GaugeVec {
-	return prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help}, labels)
+	vec := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help}, labels)
+	swept.sweep(vec, labels)
+	return vec
 }
 
 // Histogram returns a histogram for each combination of the labels. The buckets are upper bounds, in order.
 func Histogram(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
-	return prometheus.NewHistogramVec(prometheus.HistogramOpts{
+	vec := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Namespace: namespace, Subsystem: subsystem, Name: name, Help: help, Buckets: buckets,
 	}, labels)
+	swept.sweep(vec, labels)
+	return vec
 }
 
 // Desc describes a metric of a collector that computes its values when it is scraped.

@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -9,8 +10,11 @@ import (
 	"github.com/mholt/caddy-l4/layer4"
 	"go.uber.org/zap"
 
+	"github.com/portgate/caddy-portgate/modules/internal/gate"
 	"github.com/portgate/caddy-portgate/modules/internal/global"
 	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
+	"github.com/portgate/caddy-portgate/modules/internal/meter"
+	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/recheck"
 )
 
@@ -23,11 +27,16 @@ type Scope struct {
 
 	// config ends with the config. Of its caddy.Context no more is kept: a session that outlives its
 	// config by days would keep all modules of it in memory.
-	config  context.Context
-	log     *zap.Logger
-	metrics *metrics
-	drained atomic.Bool // DrainTimeout has passed
-	queue   int         // entries that may wait for a destination of the log
+	config   context.Context
+	log      *zap.Logger
+	metrics  *metrics
+	drained  atomic.Bool  // DrainTimeout has passed
+	values   meter.Values // that the config or a living session of it has
+	sessions atomic.Int64 // living ones
+	over     atomic.Bool  // the config has ended
+	ending   sync.Mutex
+
+	queue   int // entries that may wait for a destination of the log
 	sampler sampler
 }
 
@@ -40,7 +49,7 @@ func NewScope(ctx caddy.Context, gracePeriod, drainTimeout time.Duration) (*Scop
 	if err != nil {
 		return nil, err
 	}
-	return &Scope{
+	sc := &Scope{
 		GracePeriod:  gracePeriod,
 		DrainTimeout: drainTimeout,
 		config:       ctx.Context,
@@ -48,7 +57,77 @@ func NewScope(ctx caddy.Context, gracePeriod, drainTimeout time.Duration) (*Scop
 		metrics:      collectors,
 		queue:        options.AccessLog.Queue,
 		sampler:      sampler{perSecond: options.AccessLog.Sample},
-	}, nil
+	}
+	sc.values.Hold("listener", listenersOf(ctx)...)
+	context.AfterFunc(ctx.Context, func() {
+		sc.over.Store(true)
+		sc.forgetValues()
+	})
+	return sc, nil
+}
+
+// listenersOf returns the listeners of the app that a handler is provisioned for. Those of gate networks are held by themselves.
+func listenersOf(ctx caddy.Context) (all []string) {
+	add := func(addr caddy.NetworkAddress) {
+		if _, ok := gate.Parse(addr.Network); ok {
+			return
+		}
+		for offset := range addr.PortRangeSize() {
+			_, listener := gate.SessionOf(addr, offset)
+			all = append(all, listener)
+		}
+	}
+	for _, addr := range placement.SiteListens(ctx) {
+		add(addr)
+	}
+	if app := placement.AppOf(ctx); app != nil {
+		repl := caddy.NewReplacer()
+		for _, server := range app.Servers {
+			for _, listen := range server.Listen {
+				if addr, err := caddy.ParseNetworkAddress(repl.ReplaceAll(listen, "")); err == nil { // else it is layer4's to refuse
+					add(addr)
+				}
+			}
+		}
+	}
+	return all
+}
+
+// Hold keeps the series with these values of a label, until the config has ended and its last session too. Whoever counts
+// something by a listener, an upstream, a rule or a limit says so first: in Provision what the config has, so that an
+// idle one keeps its values over reloads, and later what only a connection tells.
+func (sc *Scope) Hold(label string, values ...string) {
+	sc.values.Hold(label, values...)
+	if sc.over.Load() {
+		sc.forgetValues()
+	}
+}
+
+// forgetValues gives back the label values of a config that has ended, unless a session lives.
+func (sc *Scope) forgetValues() {
+	sc.ending.Lock()
+	defer sc.ending.Unlock()
+	if sc.sessions.Load() == 0 {
+		sc.values.Release()
+	}
+}
+
+// begins is called for each session before it counts anything.
+func (sc *Scope) begins(listener string) {
+	sc.sessions.Add(1)
+	sc.values.Hold("listener", listener)
+	if sc.over.Load() { // forgetValues may have found no session just now
+		sc.ending.Lock()
+		defer sc.ending.Unlock()
+		sc.values.Hold("listener", listener)
+	}
+}
+
+// ends is called for each session when it has counted everything.
+func (sc *Scope) ends() {
+	if sc.sessions.Add(-1) == 0 && sc.over.Load() {
+		sc.forgetValues()
+	}
 }
 
 // Register makes the metrics part of the config's registry. NewScope does so too; a listener needs it where

@@ -124,6 +124,7 @@ func newSession(scope *Scope, a *Arrival) *Session {
 	for _, t := range a.throttles {
 		s.limits.Add(t.Take())
 	}
+	scope.begins(s.Listener)
 	scope.metrics.active.WithLabelValues(s.Listener).Inc()
 	living.add(s)
 	if len(s.passes) > 0 || s.Replaced() { // else no change of a list can concern it
@@ -175,6 +176,7 @@ func (s *Session) SetUpstream(label string, addr net.Addr) {
 	if s.label != label || s.up.total == nil {
 		s.countLocked() // for the one before
 		s.label = label
+		s.scope.values.Hold("upstream", label)
 		s.up.total, s.down.total = s.scope.metrics.traffic(s.Listener, label)
 	}
 	s.upstream = addr
@@ -290,6 +292,7 @@ func (s *Session) End(e End) {
 	duration := time.Since(s.Start)
 	s.scope.metrics.count(s, &e, duration)
 	s.scope.logEnd(s, &e, duration)
+	s.scope.ends()
 	living.remove(s) // last, because a process that stops waits for the log entries of what lives
 }
 
