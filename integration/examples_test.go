@@ -86,6 +86,7 @@ var examples = map[string]example{
 		}
 	},
 	"tls":             exampleTLS,
+	"tls-postgres":    exampleTLSPostgres,
 	"sni":             exampleSNI,
 	"dns":             exampleDNS,
 	"port-ranges":     examplePortRanges,

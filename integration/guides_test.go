@@ -65,6 +65,27 @@ func exampleTLS(t *testing.T, start func(...gate.Option) *gate.Process, addr add
 	}
 }
 
+func exampleTLSPostgres(t *testing.T, start func(...gate.Option) *gate.Process, addr addresses) {
+	startPostgresAt(t, addr(5432))
+	start()
+	psql := func(sslmode string) (string, error) {
+		host, port, _ := net.SplitHostPort(addr(5433))
+		where := fmt.Sprintf("host=localhost hostaddr=%s port=%s dbname=postgres user=gate sslmode=%s connect_timeout=30", host, port, sslmode)
+		out, err := exec.Command(program(t, "psql"), where, "-X", "-c", `\conninfo`).CombinedOutput()
+		return string(out), err
+	}
+	gate.Eventually(t, peerTimeout, func() error { // the certificate and the server may take a moment
+		said, err := psql("require")
+		if err != nil || !strings.Contains(said, "protocol: TLSv1.3") {
+			return fmt.Errorf("psql: %w\n%s", err, said)
+		}
+		return nil
+	})
+	if said, err := psql("disable"); err == nil {
+		t.Errorf("psql without TLS: %s", said)
+	}
+}
+
 // openssl makes a TLS connection and returns what openssl says of it.
 func openssl(t *testing.T, addr, serverName string) string {
 	t.Helper()

@@ -213,6 +213,13 @@ func TestProgramsRedis(t *testing.T) {
 // startPostgres makes a cluster as a user who is not root, which PostgreSQL insists on, and starts it.
 func startPostgres(t *testing.T) (addr string) {
 	t.Helper()
+	addr = gate.ReserveAddr(t)
+	startPostgresAt(t, addr)
+	return addr
+}
+
+func startPostgresAt(t *testing.T, addr string) {
+	t.Helper()
 	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
 	if len(found) == 0 {
 		t.Fatal("no /usr/lib/postgresql/*/bin/initdb: this test needs PostgreSQL; `make test` installs it")
@@ -234,13 +241,11 @@ func startPostgres(t *testing.T) (addr string) {
 	initdb := exec.Command(filepath.Join(bin, "initdb"), "-D", data, "-U", "gate", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
 	initdb.Dir, initdb.SysProcAttr = dir, as
 	output(t, initdb)
-	addr = gate.ReserveAddr(t)
 	_, serverPort, _ := net.SplitHostPort(addr)
 	postgres := exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-p", serverPort, "-k", dir, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off")
 	postgres.Dir, postgres.SysProcAttr = dir, as
 	// SIGTERM is PostgreSQL's smart shutdown, which would wait for clients; by then there are none.
 	server(t, addr, postgres)
-	return addr
 }
 
 func TestProgramsPostgres(t *testing.T) {
