@@ -9,21 +9,21 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 )
 
-// Option is one line that a block may contain: a name, and values after it.
+// Option describes a line that a block may contain: a name and values.
 type Option struct {
 	Name string
 
-	// Min and Max bound the number of values. A Max of -1 leaves it open.
+	// Min and Max bound the number of values. A Max of -1 allows any number.
 	Min, Max int
 
 	// Repeat allows the option more than once. Set is then called for each.
 	Repeat bool
 
-	// Set takes the values. Its error needs to say only what is wrong with the values: the name of the
-	// option, the file and the line are added to it.
+	// Set takes the values. Its error says only what is wrong with them; Unmarshal adds the name of the option, the file and the
+	// line.
 	Set func(args []string) error
 
-	// Block are the options of a block that may follow the values. It is read after Set was called.
+	// Block lists the options of a block that may follow the values. It is parsed after the call of Set.
 	Block []Option
 }
 
@@ -35,8 +35,8 @@ func Flag(name string, to *bool) Option {
 	}}
 }
 
-// Unmarshal reads one directive from d: its name, the values on the same line, which go to inline, and a
-// block of options. A nil inline means that no values may stand beside the name.
+// Unmarshal parses one directive of d: its name, the values on the same line, which it passes to inline, and a block of options. If
+// inline is nil, values on the line are an error.
 func Unmarshal(d *caddyfile.Dispenser, inline func(args []string) error, options ...Option) error {
 	d.Next()
 	directive := Option{Name: d.Val(), Max: -1, Set: inline}
@@ -52,7 +52,7 @@ func Unmarshal(d *caddyfile.Dispenser, inline func(args []string) error, options
 	return readBlock(d, options)
 }
 
-// readBlock reads the block that follows, if there is one.
+// readBlock parses the block that follows, if there is one.
 func readBlock(d *caddyfile.Dispenser, options []Option) error {
 	given := make(map[string]bool)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
@@ -140,8 +140,8 @@ func values(n int) string {
 	return fmt.Sprintf("%d values", n)
 }
 
-// opensBlock tells whether a brace follows the values that were just read. Only an unquoted opening brace
-// can be left on their line, because a quoted one counts as a value.
+// opensBlock reports whether a brace follows the values that were just read. A quoted brace was read as a value, so a brace that is left
+// on the line is not quoted.
 func opensBlock(d *caddyfile.Dispenser) bool {
 	if d.NextLine() {
 		d.Prev()

@@ -13,8 +13,7 @@ import (
 
 const aDuration = "a duration such as 30s"
 
-// ParseDuration reads a duration of 0 or more in the units that Caddy knows: those of [time.ParseDuration],
-// and d for days.
+// ParseDuration parses a duration of 0 or more. The units are those of [time.ParseDuration], and d for days.
 func ParseDuration(s string) (caddy.Duration, error) {
 	duration, err := caddy.ParseDuration(s)
 	if err != nil {
@@ -26,7 +25,7 @@ func ParseDuration(s string) (caddy.Duration, error) {
 	return caddy.Duration(duration), nil
 }
 
-// written is what a duration looks like, however long it is.
+// written matches a duration of any length, including those that overflow.
 var written = regexp.MustCompile(`^([0-9]+(\.[0-9]+)?(ns|us|µs|μs|ms|s|m|h|d))+$`)
 
 func errDuration(s string) error {
