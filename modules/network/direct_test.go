@@ -88,25 +88,3 @@ func TestListenerServesWhatNeedsNoLayer4Connection(t *testing.T) {
 		}
 	}
 }
-
-// A listener on an inherited socket serves directly, too.
-func TestInheritedListenerServesDirectly(t *testing.T) {
-	ln, fd := listenTCP(t)
-	t.Cleanup(func() { _ = caddy.Stop() })
-	for range 3 {
-		err := caddy.Load(fmt.Appendf(nil, `{"admin":{"disabled":true,"config":{"persist":false}},"logging":{"logs":{"default":{"writer":{"output":"discard"}}}},
-			"apps":{"layer4":{"servers":{"s":{"listen":["gate+fd/%d"],"routes":[{"handle":[{"handler":"test_greeter"}]}]}}}}}`, fd), true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn, err := net.Dial("tcp", ln.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		got, err := io.ReadAll(conn)
-		if want := fmt.Sprintf("directly: %s on tcp fd/%d", conn.LocalAddr(), fd); string(got) != want || err != nil {
-			t.Errorf("got %q, %v, want %q", got, err, want)
-		}
-		_ = conn.Close()
-	}
-}

@@ -15,7 +15,7 @@ func init() {
 	caddy.RegisterModule(new(adminAPI))
 }
 
-// adminAPI serves GET /portgate/limits: the keys that are nearest to their limits, the nearest first.
+// adminAPI serves GET /portgate/limits: the keys nearest to their limits, the nearest first.
 type adminAPI struct{}
 
 // CaddyModule returns the Caddy module information.

@@ -25,7 +25,7 @@ import (
 	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket/redis"
 )
 
-// now is the clock of all buckets. It does not go back, whatever is done to the system's.
+// now returns the time of all buckets. Setting the system's clock does not change it.
 func now() time.Duration { return time.Since(epoch) }
 
 var epoch = time.Now()
@@ -33,7 +33,7 @@ var epoch = time.Now()
 // kept are the buckets of all handlers, which outlive reloads.
 var kept = state.NewPool[string, *buckets]()
 
-// buckets are those of one handler, and of the handlers that take its place.
+// buckets are the state of one handler and of the handlers that replace it in later configs.
 type buckets struct {
 	name     string // of the handler
 	memory   *bucket.Memory
@@ -50,7 +50,7 @@ type buckets struct {
 	users  []*settings       // in the order in which they came
 }
 
-// store is where it is decided about connections.
+// store returns the store that decides about connections.
 func (b *buckets) store() bucket.Store {
 	if b.redis != nil {
 		return b.redis
@@ -58,9 +58,9 @@ func (b *buckets) store() bucket.Store {
 	return b.memory
 }
 
-// id returns the number of a limit. It does not depend on which limits there were before, because machines that share a
-// Redis have had different ones. Where two have the same hash, which 16 limits have once in 500 configs, the second
-// has the next number that is free.
+// id returns the number of a limit: a hash of its signature, so that machines that share a Redis agree, whatever limits they
+// had before. When two limits have the same hash (once in 500 configs with 16 limits), the second one gets the next free
+// number.
 func (b *buckets) id(signature string) uint16 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -77,7 +77,7 @@ func (b *buckets) id(signature string) uint16 {
 	return id
 }
 
-// settings are what a handler wants of its buckets.
+// settings are the options of a handler that concern its buckets.
 type settings struct {
 	limits  limits
 	log     *zap.Logger
@@ -85,7 +85,7 @@ type settings struct {
 	redis   redis.Options
 }
 
-// use has the settings of one more handler in force.
+// use applies the settings of one more handler.
 func (b *buckets) use(s *settings) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -93,8 +93,8 @@ func (b *buckets) use(s *settings) {
 	b.apply(s)
 }
 
-// leave ends that. Those of the youngest handler that is left are in force then: those of the running config, where a
-// younger one was rejected.
+// leave removes the settings of a handler, and applies those of the youngest handler that is left. When a config was
+// rejected, that is the handler of the running config.
 func (b *buckets) leave(s *settings) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -107,10 +107,10 @@ func (b *buckets) leave(s *settings) {
 	}
 }
 
-// keptIDs is how many limits that were in force once have their numbers kept for when they come back.
+// keptIDs is how many limits keep their numbers, also those that no handler has at the moment.
 const keptIDs = 4096
 
-// forget gives up the numbers of limits that nobody has any more. It needs mu.
+// forget frees the numbers of limits that no handler has. The caller holds mu.
 func (b *buckets) forget() {
 	used := make(map[uint16]bool)
 	for _, user := range b.users {
@@ -137,7 +137,7 @@ func (b *buckets) apply(s *settings) {
 	}
 }
 
-// Destruct closes the store. Sessions that outlive it give back what they hold to nobody.
+// Destruct closes the store. When sessions end later, what they release has no effect.
 func (b *buckets) Destruct() error {
 	if b.redis != nil {
 		b.redis.Close()
@@ -147,7 +147,7 @@ func (b *buckets) Destruct() error {
 	return nil
 }
 
-// acquire returns the buckets of the handler.
+// acquire returns the handler's buckets, and creates them if they do not exist yet.
 func (h *Handler) acquire(ctx caddy.Context) (*state.Ref[*buckets], error) {
 	identity := h.identity(ctx)
 	options := redis.Options{}
@@ -257,14 +257,14 @@ func (b *buckets) badKey(err error) {
 	b.log.Load().Warn("a limit is not shared for one key; on_error decides", zap.String("name", b.name), zap.Error(err))
 }
 
-// quiet lets one of many through a second, so that they can't fill a log.
+// quiet limits log entries of one kind to one a second.
 type quiet struct {
 	mu      sync.Mutex
 	next    time.Time
 	skipped int64
 }
 
-// take tells whether this one may be logged, and how many were not since the last.
+// take reports whether an entry may be logged now, and how many were skipped since the last one.
 func (q *quiet) take() (skipped int64, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -14,7 +14,7 @@ import (
 	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket/redis"
 )
 
-// check finds everything that can be found wrong before the placeholders are known.
+// check returns the first error that can be found before placeholders are known.
 func (h *Handler) check() error {
 	limits := len(h.Connections) + len(h.Datagrams) + len(h.Concurrent) + len(h.Bandwidth)
 	if limits == 0 {

@@ -21,20 +21,20 @@ type limit struct {
 	per  string // or, where that has placeholders, what they are in
 }
 
-// limits are those of a handler, by what they are asked about.
+// limits are those of a handler, grouped by when they are asked.
 type limits struct {
 	arrivals  []limit // connections and concurrent, which the store decides about together
 	datagrams []limit
 	up, down  []limit
 }
 
-// Of each address, subnets have as much as is usually given to one customer.
+// The prefix lengths of `per subnet`: what one customer usually gets.
 const (
 	ipv4Subnet = 24
 	ipv6Subnet = 48
 )
 
-// compile makes the limits. The store says by which number it knows each.
+// compile creates the limits. id returns the number by which the store knows a limit.
 func (h *Handler) compile(id func(signature string) uint16) (l limits, err error) {
 	maxDelay := time.Duration(0)
 	if h.Algorithm == leakyBucket {
@@ -78,7 +78,7 @@ func (h *Handler) compile(id func(signature string) uint16) (l limits, err error
 	return l, nil
 }
 
-// numbering tells limits apart that differ in their numbers only.
+// numbering returns id for limits of one kind: the first, the second, and so on.
 func numbering(id func(string) uint16) func(kind string) uint16 {
 	seen := make(map[string]int)
 	return func(kind string) uint16 {
@@ -133,7 +133,7 @@ func (b *Bandwidth) compile(number func(string) uint16, l *limits) error {
 	return nil
 }
 
-// perOf fills in the default, and those placeholders that are known already.
+// perOf returns per, or the default, with the placeholders replaced that are known when the config is loaded.
 func perOf(per, fallback string) string {
 	if per == "" {
 		return fallback
@@ -141,7 +141,7 @@ func perOf(per, fallback string) string {
 	return caddy.NewReplacer().ReplaceKnown(per, "")
 }
 
-// dynamic reports whether whose bucket it is depends on a placeholder.
+// dynamic reports whether the key of the limit depends on a placeholder.
 func (l *limit) dynamic() bool { return strings.Contains(l.per, "{") }
 
 func (l *limits) dynamic() bool {
@@ -187,7 +187,7 @@ func contains(all []limit, wanted *bucket.Limit) bool {
 	return false
 }
 
-// visitor is a connection as limits see it.
+// visitor is what limits know of a connection.
 type visitor struct {
 	*session.Arrival
 	number string                   // no other connection has it

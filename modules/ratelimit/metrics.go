@@ -33,7 +33,7 @@ func (m *metrics) register(registry *prometheus.Registry) error {
 	return meter.Register(registry, m.decisions, m.storeErrors, m.storeDuration, m.kept)
 }
 
-// keptMetrics are looked up when they are read. Handlers without a name are one.
+// keptMetrics are collected from the buckets when they are read. Handlers without a name are counted together.
 type keptMetrics struct{ keys, open, waiting *prometheus.Desc }
 
 // Describe implements [prometheus.Collector].

@@ -1,5 +1,5 @@
-// Package ratelimit is the handler that holds clients to limits: so many connections in a time and at once, so many
-// datagrams and bytes in a time.
+// Package ratelimit is the handler that limits how many connections a client opens in a time and has at once, and how many
+// datagrams and bytes it moves in a time.
 package ratelimit
 
 import (
@@ -24,12 +24,12 @@ func init() {
 	caddy.RegisterModule(new(Handler))
 }
 
-// Handler holds clients to limits: it calls the next handler for a connection that all of its limits admit. A
-// connection that one of them refuses is charged to none.
+// Handler calls the next handler for a connection that all of its limits admit. A connection that one limit refuses is
+// charged to none.
 type Handler struct {
 	// Name is what metrics and logs call the handler. Handlers with the same name share their limits, across servers and
-	// reloads, and in Redis across machines. Without one, a handler keeps what it has counted when a config is loaded in
-	// which it stands in the same place.
+	// reloads, and in Redis across machines. A handler without a name keeps its counts over a reload if it stays in the same
+	// position.
 	Name string `json:"name,omitempty"`
 
 	// Connections limits how many connections come in a time.
@@ -64,14 +64,14 @@ type Handler struct {
 	// IPv6Prefix is how many bits of an IPv6 address tell clients apart. Default: 64.
 	IPv6Prefix *int `json:"ipv6_prefix,omitempty"`
 
-	// MaxKeys is how many clients are kept apart on this machine; each takes less than 96 bytes. When there are so many that are
-	// not idle, those that come anew share buckets. Default: 1000000.
+	// MaxKeys is how many clients have buckets of their own on this machine; each takes less than 96 bytes. When all buckets
+	// are in use, further clients share some. Default: 1000000.
 	MaxKeys *int `json:"max_keys,omitempty"`
 
 	// Store is where connections and concurrent are kept. Default: in memory.
 	Store *Store `json:"store,omitempty"`
 
-	// DryRun has everything decided, counted and logged, and nobody refused or held.
+	// DryRun decides, counts and logs everything, and refuses and delays nobody. Default: false.
 	DryRun bool `json:"dry_run,omitempty"`
 
 	// TrustLayer4ProxyProtocol lets the handler stand behind caddy-l4's handler proxy_protocol, which believes a header from
@@ -150,12 +150,12 @@ func (h *Handler) provision(ctx caddy.Context) error {
 	return nil
 }
 
-// canServe reports whether all can be decided at once and by addresses.
+// canServe reports whether the handler decides at once, and by addresses alone, as the fast path needs it.
 func (h *Handler) canServe() bool {
 	return h.Algorithm != leakyBucket && !h.onRedis() && !h.limits.dynamic()
 }
 
-// Handle passes the connection on, now or when it is its turn, or refuses it.
+// Handle calls the next handler, at once or when the turn of the connection has come, or refuses the connection.
 func (h *Handler) Handle(cx *layer4.Connection, next layer4.Handler) error {
 	v := &visitor{
 		Arrival: session.ArrivalOf(cx),
@@ -202,8 +202,8 @@ func (h *Handler) Serve(a *session.Arrival) (next bool) {
 	return true
 }
 
-// decide asks the limits on arrivals, and counts what they say. It returns what is to be given back when the connection
-// ends, nil where that is nothing, and who has to wait for its turn, nil where the connection need not.
+// decide asks the limits on arrivals, and counts their decision. The holding is to be released when the connection ends; it
+// is nil if nothing is held. The waiter is nil if the connection need not wait.
 func (h *Handler) decide(v *visitor) (bucket.Decision, *holding, *waiter) {
 	if len(h.limits.arrivals) == 0 {
 		return bucket.Decision{}, nil, nil
@@ -243,10 +243,10 @@ func (h *Handler) decide(v *visitor) (bucket.Decision, *holding, *waiter) {
 	return d, held, w
 }
 
-// questions are used for one decision after the other.
+// questions are reused, so that a decision allocates nothing.
 var questions = sync.Pool{New: func() any { return new([bucket.MaxRequests]bucket.Request) }}
 
-// holding is what a connection is counted for.
+// holding is what the limits on concurrent connections count for one connection.
 type holding struct {
 	store    bucket.Store
 	requests []bucket.Request
@@ -263,14 +263,14 @@ func newHolding(store bucket.Store, requests []bucket.Request, counts int) *hold
 	return h
 }
 
-// release gives it back, once.
+// release ends the counting. It may be called more than once, also of nil.
 func (h *holding) release() {
 	if h != nil {
 		h.once.Do(func() { h.store.Release(now(), h.requests) })
 	}
 }
 
-// count counts the decision: of each limit where all admit, else of the one that refuses.
+// count adds the decision to the metrics: for each limit if all admit, else for the one that refuses.
 func (h *Handler) count(v *visitor, d bucket.Decision) {
 	h.scope.Hold("listener", v.Listener)
 	counter := func(l *limit, result string) {
@@ -294,7 +294,7 @@ func (h *Handler) count(v *visitor, d bucket.Decision) {
 	}
 }
 
-// wouldRefuse logs what dry_run lets pass.
+// wouldRefuse logs a connection that passes because of dry_run.
 func (h *Handler) wouldRefuse(v *visitor, d bucket.Decision) {
 	if skipped, ok := h.wouldLimit.take(); ok {
 		h.log.Info("would refuse", zap.String("limit", h.limits.arrivals[d.Limit].name), zap.String("listener", v.Listener),
@@ -302,7 +302,7 @@ func (h *Handler) wouldRefuse(v *visitor, d bucket.Decision) {
 	}
 }
 
-// Cleanup gives the buckets back, which are kept where the new config has the handler too.
+// Cleanup releases the buckets. They are kept if the new config has the handler too.
 func (h *Handler) Cleanup() error {
 	if h.scope != nil {
 		h.scope.Replaced()

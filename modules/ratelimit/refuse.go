@@ -16,7 +16,7 @@ func (h *Handler) action() refusal.Action {
 	return refusal.Action(h.OnLimit[0])
 }
 
-// refuse does with the connection what on_limit says.
+// refuse ends the connection as on_limit says.
 func (h *Handler) refuse(v *visitor, d bucket.Decision) *refusal.Held {
 	s := v.Begin(h.scope)
 	s.SetRule(h.limits.arrivals[d.Limit].name)
@@ -27,7 +27,7 @@ func (h *Handler) refuse(v *visitor, d bucket.Decision) *refusal.Held {
 	return refusal.Do(way, v.Arrival, s, session.End{Status: session.StatusLimited, Reason: session.ReasonLimited})
 }
 
-// text is what a client is told that may try again after a time.
+// text returns what `respond` sends to a client that may try again after a time.
 func (h *Handler) text(retry time.Duration) []byte {
 	if len(h.OnLimit) > 1 {
 		return []byte(h.OnLimit[1])

@@ -49,7 +49,7 @@ func (h *Handler) requests(limits []limit, v *visitor) []bucket.Request {
 	return requests
 }
 
-// datagrams returns what decides about one more datagram, and counts what it has decided; nil where there is no limit.
+// datagrams returns a function that decides about one datagram and counts the decision, or nil if there is no limit.
 func (h *Handler) datagrams(v *visitor) func() bool {
 	requests := h.requests(h.limits.datagrams, v)
 	if requests == nil {
@@ -77,7 +77,7 @@ func (h *Handler) datagrams(v *visitor) func() bool {
 	}
 }
 
-// pacer is a [throttle.Pacer]. A nil one holds nobody to anything.
+// pacer is a [throttle.Pacer]. A nil pacer limits nothing.
 type pacer struct {
 	*bucket.Pacer
 	asked bool          // allow was called before
@@ -97,14 +97,17 @@ func (p *pacer) Moved(n int) (pause time.Duration) {
 	return max(p.Pacer.Moved(t, n)-t, 0)
 }
 
-// allow decides about a datagram, which can't be held back: it is dropped when it comes in a pause of its session. So the
-// sessions that share a limit take turns as streams do, and one that sends little loses little to those that send much.
-// What others say is asked before it is charged.
+// allow reports whether a datagram may pass. A datagram can't be delayed: it is dropped when it comes in a pause of its
+// session. So sessions that share a limit take turns as streams do, and one that sends little loses little. others is
+// asked first: what it refuses is not charged.
 func (p *pacer) allow(size int, others func() bool) bool {
 	if p == nil {
 		return others == nil || others()
 	}
-	t := now()
+	return p.allowAt(now(), size, others)
+}
+
+func (p *pacer) allowAt(t time.Duration, size int, others func() bool) bool {
 	if !p.asked { // else each session would have its first turn for nothing
 		p.asked, p.until = true, p.Pacer.Moved(t, 0)
 	}

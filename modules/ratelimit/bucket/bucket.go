@@ -1,4 +1,4 @@
-// Package bucket holds clients to limits: so many events in a time, so many at once, so many bytes in a time.
+// Package bucket decides about limits: on events in a time, on how many there are at once, and on bytes in a time.
 //
 // A rate is kept as in the generic cell rate algorithm (ITU-T I.371, "virtual scheduling"): one number per
 // key, the time at which its bucket will be full again. That is all a key needs, adding to it is exact, and a
@@ -32,7 +32,7 @@ const maxRefill = 100 * 24 * time.Hour
 // ErrRefill is returned for a limit whose empty bucket would take too long to fill.
 var ErrRefill = errors.New("expected a burst that is full again within 100 days")
 
-// Limit is what a key is held to. It does not change, and may be used by several goroutines.
+// Limit is one limit. It does not change, and may be used by several goroutines.
 type Limit struct {
 	id   uint16
 	kind Kind
@@ -159,11 +159,11 @@ func (l *Limit) take(now time.Duration, v value) verdict {
 	return verdict{value: value(now + debt), delay: max(early, 0)}
 }
 
-// maxArrears is how far behind a limit in bytes keeps whoever has moved more than it allows.
+// maxArrears bounds the pause after more bytes have moved than a limit allows.
 const maxArrears = time.Minute
 
-// settle returns the value with which l goes on from v, which a stricter limit may have left, before a reload:
-// nobody waits longer than l can make him.
+// settle returns the value with which l goes on from v. A stricter limit may have left v before a reload: it is cut to the
+// longest time that l makes anybody wait.
 func (l *Limit) settle(now time.Duration, v value) value {
 	most := l.tolerance + l.maxDelay
 	switch l.kind {

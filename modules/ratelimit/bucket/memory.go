@@ -136,8 +136,8 @@ func (m *Memory) Cancel(now time.Duration, requests []Request, done func(kept []
 	done(kept)
 }
 
-// Charge tells the bucket of a limit in bytes how many have moved. It returns the time until which whoever
-// has moved them is to pause, which is past where he need not.
+// Charge adds bytes that have moved to the bucket of a limit in bytes. It returns the time until which the sender has to
+// pause; a time in the past is no pause.
 func (m *Memory) Charge(now time.Duration, request *Request, n int) (until time.Duration) {
 	hash := m.hash(request.Key)
 	s := m.shard(hash)
@@ -151,7 +151,7 @@ func (m *Memory) Charge(now time.Duration, request *Request, n int) (until time.
 	return until
 }
 
-// Force charges what was decided elsewhere: limits of a rate are charged although they might refuse.
+// Force charges what another store has admitted, even if this one would refuse it.
 func (m *Memory) Force(now time.Duration, requests []Request) {
 	for i := range requests {
 		limit := requests[i].Limit

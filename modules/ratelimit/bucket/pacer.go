@@ -2,8 +2,8 @@ package bucket
 
 import "time"
 
-// Pacer holds what moves bytes to limits, each with the bucket of one key. It may be used by one goroutine at
-// a time; the buckets may be shared.
+// Pacer says when a session has to pause so that its bytes keep to limits, each with the bucket of one key. It is used by
+// one goroutine at a time; the buckets may be shared.
 //
 // Those who share a bucket take turns, of as many bytes for each: whoever has moved that many pauses until a
 // time that is behind all that was charged before. So each gets the same share, whether it moves much at
@@ -27,8 +27,8 @@ func NewPacer(store *Memory, requests ...Request) *Pacer {
 // Turn is how many bytes may move before Moved is told.
 func (p *Pacer) Turn() int { return p.turn }
 
-// Moved charges n bytes and returns the time until which to pause, which is not after now where there is no
-// need to. With n of 0 it asks whether to pause before anything has moved.
+// Moved charges n bytes and returns the time until which to pause. Without a pause that is now or earlier. With n of 0 it
+// returns the pause before anything has moved.
 func (p *Pacer) Moved(now time.Duration, n int) (until time.Duration) {
 	for i := range p.requests {
 		until = max(until, p.store.Charge(now, &p.requests[i], n))

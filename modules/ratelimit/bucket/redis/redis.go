@@ -96,8 +96,8 @@ func (s *Store) timeout() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), s.policy.Load().timeout)
 }
 
-// Close ends the store, without waiting for Redis. What it has counted is counted no more. Decisions are then those
-// of OnError.
+// Close ends the store, without waiting for Redis. What this node holds is then no longer counted. From then on OnError
+// decides.
 func (s *Store) Close() { s.health.end() }
 
 // Open reports whether the breaker is open: Redis is not asked.

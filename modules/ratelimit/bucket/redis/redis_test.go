@@ -120,9 +120,10 @@ func TestOneRoundTrip(t *testing.T) {
 		return nil
 	})
 	server.do("CONFIG", "RESETSTAT")
+	start := time.Now()
 	store.admitted(100, requests)
 	calls := server.calls()
-	if n := calls["evalsha"]; n < 100 || n > 102 { // a heartbeat may come in between
+	if n, beats := calls["evalsha"], 2+int(time.Since(start)/heartbeat); n < 100 || n > 100+beats {
 		t.Errorf("%d calls for 100 decisions", n)
 	}
 	if calls["eval"] > 0 {
