@@ -62,11 +62,16 @@ func (l *listener) accept() (*Conn, error) {
 	if l.err != nil {
 		return nil, os.NewSyscallError("accept4", l.err)
 	}
+	return l.accepted(), nil
+}
+
+// accepted returns the connection that tryAccept has accepted.
+func (l *listener) accepted() *Conn {
 	conn := &Conn{fd: l.fd, remote: addrPort(&l.peer)}
 	if !l.addr.IP.IsUnspecified() {
 		conn.local = l.addr
 	}
-	return conn, nil
+	return conn
 }
 
 // tryAccept is called by the poller: false waits for a connection.

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddyserver/caddy/v2"
 )
 
 // inherited returns the number of a descriptor that stays open until the test ends, as one that the process was started with.
@@ -166,5 +168,27 @@ func TestDescriptorsThatAreNone(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s/%d: %v, want %q", c.network, c.fd, err, c.want)
 		}
+	}
+}
+
+// A listener on an inherited socket serves directly, too.
+func TestInheritedListenerServesDirectly(t *testing.T) {
+	ln, fd := listenTCP(t)
+	t.Cleanup(func() { _ = caddy.Stop() })
+	for range 3 {
+		err := caddy.Load(fmt.Appendf(nil, `{"admin":{"disabled":true,"config":{"persist":false}},"logging":{"logs":{"default":{"writer":{"output":"discard"}}}},
+			"apps":{"layer4":{"servers":{"s":{"listen":["gate+fd/%d"],"routes":[{"handle":[{"handler":"test_greeter"}]}]}}}}}`, fd), true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(conn)
+		if want := fmt.Sprintf("directly: %s on tcp fd/%d", conn.LocalAddr(), fd); string(got) != want || err != nil {
+			t.Errorf("got %q, %v, want %q", got, err, want)
+		}
+		_ = conn.Close()
 	}
 }

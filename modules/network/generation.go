@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -24,7 +25,17 @@ type shared interface {
 	Addr() net.Addr
 	acceptFor(g *generation) (accepted, error)
 
+	// for an address that is changed to one that overlaps it
+	sharePort(on bool) error
+	hide() bool
+
 	// by embedding a lineage
+	ofConfig(config <-chan struct{}) *generation
+	setMoving()
+	isMoving() bool
+	setHidden()
+	isHidden() bool
+	endsWith(config <-chan struct{}) bool
 	add(g *generation) *generation
 	interrupt(g *generation)
 	remove(g *generation)
@@ -48,6 +59,8 @@ type generation struct {
 	active    chan struct{} // closed when there is no older generation any more
 	accepting sync.Mutex    // held while in accept
 	closed    chan struct{}
+	drained   chan struct{} // closed when Accept has returned for good
+	drain     sync.Once
 
 	steps []fastpath.Step // serve what is accepted; nil where Accept returns it
 
@@ -75,6 +88,7 @@ func newGeneration(ctx context.Context, ep endpoint) (*generation, error) {
 		settings: settings{maxSessions: options.MaxSessions, reserve: options.ReserveDescriptors},
 		active:   make(chan struct{}),
 		closed:   make(chan struct{}),
+		drained:  make(chan struct{}),
 	}
 	if ep.Transport == "udp" {
 		g.settings.packets.total = min(options.UDPMaxSessions, descriptors.DefaultShare(options.ReserveDescriptors)/descriptors.PerDatagrams)
@@ -98,7 +112,11 @@ func (g *generation) join(ctx context.Context, ref *state.Ref[shared]) error {
 		return fmt.Errorf("this config listens there already, as %q: expected each address once", other.listener)
 	}
 	g.close = sync.OnceValue(func() error {
+		moved := g.socket.isMoving() && retire(g)
 		g.socket.interrupt(g)
+		if moved {
+			g.waitUntilDrained()
+		}
 		g.accepting.Lock() // wait until it has left
 		defer g.accepting.Unlock()
 		g.socket.remove(g)
@@ -113,8 +131,12 @@ func (g *generation) join(ctx context.Context, ref *state.Ref[shared]) error {
 func (g *generation) Accept() (net.Conn, error) {
 	select {
 	case <-g.active:
-	case <-g.closed:
-		return nil, net.ErrClosed
+	default:
+		select {
+		case <-g.active:
+		case <-g.closed:
+			return nil, net.ErrClosed
+		}
 	}
 	g.accepting.Lock()
 	defer g.accepting.Unlock()
@@ -122,6 +144,7 @@ func (g *generation) Accept() (net.Conn, error) {
 	for {
 		conn, err := g.socket.acceptFor(g)
 		if err != nil {
+			g.drain.Do(func() { close(g.drained) })
 			return nil, err
 		}
 		if g.steps == nil {
@@ -129,6 +152,17 @@ func (g *generation) Accept() (net.Conn, error) {
 		}
 		*arrival = session.Arrival{Conn: conn, Network: network, Listener: g.listener, Client: conn.client()}
 		fastpath.Serve(g.steps, arrival)
+	}
+}
+
+// waitUntilDrained returns when a server has taken what waits in the accept queue of a socket that goes. layer4 calls Accept again after
+// each connection.
+func (g *generation) waitUntilDrained() {
+	timeout := time.NewTimer(maxDrain)
+	defer timeout.Stop()
+	select {
+	case <-g.drained:
+	case <-timeout.C:
 	}
 }
 

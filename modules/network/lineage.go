@@ -13,6 +13,8 @@ type lineage struct {
 
 	mu          sync.Mutex
 	generations []*generation // oldest first
+	moving      bool          // a socket that overlaps this one was bound beside it
+	hidden      bool          // that socket has the address from now on
 }
 
 // add makes g the youngest generation. If its config has one on this socket already, add returns that one
@@ -20,7 +22,7 @@ type lineage struct {
 func (l *lineage) add(g *generation) *generation {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if other := l.ofConfig(g.config); other != nil {
+	if other := l.find(g.config); other != nil {
 		return other
 	}
 	l.generations = append(l.generations, g)
@@ -32,6 +34,12 @@ func (l *lineage) add(g *generation) *generation {
 
 // ofConfig returns the generation of a config, nil if it has none.
 func (l *lineage) ofConfig(config <-chan struct{}) *generation {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.find(config)
+}
+
+func (l *lineage) find(config <-chan struct{}) *generation {
 	for _, g := range l.generations {
 		if config != nil && g.config == config {
 			return g
@@ -68,4 +76,35 @@ func (l *lineage) activate() {
 		l.activated(g)
 	}
 	close(g.active)
+}
+
+func (l *lineage) setMoving() {
+	l.mu.Lock()
+	l.moving = true
+	l.mu.Unlock()
+}
+
+func (l *lineage) isMoving() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.moving
+}
+
+func (l *lineage) setHidden() {
+	l.mu.Lock()
+	l.hidden = true
+	l.mu.Unlock()
+}
+
+func (l *lineage) isHidden() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.hidden
+}
+
+// endsWith tells whether no other config than this one has the socket.
+func (l *lineage) endsWith(config <-chan struct{}) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.generations) == 1 && l.find(config) != nil
 }

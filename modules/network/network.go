@@ -18,10 +18,12 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -67,12 +69,17 @@ func listenAt(ctx context.Context, ep endpoint, cfg net.ListenConfig) (*generati
 	if err != nil {
 		return nil, err
 	}
-	open := func() (shared, error) { return openSocket(ctx, ep, cfg) }
+	open := func(ctx context.Context, cfg net.ListenConfig) (shared, error) { return openSocket(ctx, ep, cfg) }
 	if ep.Transport == "udp" {
-		open = func() (shared, error) { return openPacketSocket(ctx, ep, cfg, &g.settings) }
+		open = func(ctx context.Context, cfg net.ListenConfig) (shared, error) {
+			return openPacketSocket(ctx, ep, cfg, &g.settings)
+		}
 	}
-	return share(ctx, g, open)
+	return share(ctx, g, cfg, open)
 }
+
+// openFunc opens the socket of an endpoint.
+type openFunc func(ctx context.Context, cfg net.ListenConfig) (shared, error)
 
 // observed is the config for which the open descriptors were counted.
 var observed atomic.Pointer[<-chan struct{}]
@@ -85,12 +92,15 @@ func observe(config <-chan struct{}) {
 }
 
 // share makes g a generation of the socket at its endpoint, which it opens where there is none.
-func share(ctx context.Context, g *generation, open func() (shared, error)) (*generation, error) {
+func share(ctx context.Context, g *generation, cfg net.ListenConfig, open openFunc) (*generation, error) {
 	key := socketKey{transport: g.Transport, addr: g.addr, descriptor: g.descriptor}
 	if !g.Inherited && g.addr.Port() == 0 {
 		key.own = g
 	}
-	ref, err := sockets.Acquire(key, open)
+	ref, err := sockets.Acquire(key, func() (shared, error) { return open(ctx, cfg) })
+	if errors.Is(err, syscall.EADDRINUSE) {
+		ref, err = acquireBeside(ctx, key, g, cfg, open, err)
+	}
 	if err != nil {
 		return nil, err
 	}

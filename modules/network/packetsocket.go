@@ -95,6 +95,11 @@ func (s *packetSocket) Destruct() error {
 	return err
 }
 
+func (s *packetSocket) sharePort(on bool) error { return s.listener.sharePort(on) }
+
+// hide leaves what arrives from now on to a socket that overlaps.
+func (s *packetSocket) hide() bool { return s.listener.hide() }
+
 // loop receives until the socket is destructed. Errors do not end it.
 func (s *packetSocket) loop(receive func() error) {
 	defer close(s.stopped)

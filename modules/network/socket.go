@@ -49,20 +49,40 @@ func (s *socket) acceptFor(g *generation) (accepted, error) {
 	for failures := 0; s.ready(g); failures++ {
 		conn, err := s.accept()
 		if err == nil {
-			conn.listenerAddr = g.listener
-			if s.sessions.Take(g.settings.maxSessions, g.settings.reserve) {
-				conn.descriptors = &s.sessions
+			if s.admit(g, conn) {
 				return conn, nil
 			}
-			g.refuse(conn)
 			failures = -1
 			continue
 		}
 		s.pause(g.closed, failures, "accepting a connection failed, trying again",
 			zap.String("network", g.Name), zap.String("address", g.listener), zap.Error(err))
 	}
+	if s.isHidden() {
+		for conn := s.listener.acceptWaiting(); conn != nil; conn = s.listener.acceptWaiting() {
+			if s.admit(g, conn) {
+				return conn, nil
+			}
+		}
+	}
 	return nil, net.ErrClosed
 }
+
+// admit gives the connection its place in the count, or refuses it.
+func (s *socket) admit(g *generation, conn *Conn) bool {
+	conn.listenerAddr = g.listener
+	if !s.sessions.Take(g.settings.maxSessions, g.settings.reserve) {
+		g.refuse(conn)
+		return false
+	}
+	conn.descriptors = &s.sessions
+	return true
+}
+
+func (s *socket) sharePort(on bool) error { return s.listener.sharePort(on) }
+
+// hide leaves what arrives from now on to a socket that overlaps. The accept queue is served before the active generation ends.
+func (s *socket) hide() bool { return s.listener.hide() }
 
 // ready tells whether g is not closed. Then it takes back the interruption of an older generation, which
 // would keep g from accepting.

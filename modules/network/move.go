@@ -1,0 +1,103 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"syscall"
+	"time"
+
+	"github.com/portgate/caddy-portgate/modules/internal/state"
+)
+
+// An address can change to one that overlaps it, such as 127.0.0.1:80 to :80, within one reload. The sockets of both configs are
+// bound at the same time then, which the system allows while both have SO_REUSEPORT: they have it for this moment only. The kernel
+// gives what arrives to the more specific address. So when the old config closes its socket, that is hidden first, which leaves
+// what arrives from then on to the new one, and closed when what it had received before was served.
+
+// besides returns the sockets whose addresses overlap that of g.
+func besides(g *generation) (others []shared) {
+	sockets.Each(func(key socketKey, s shared) bool {
+		if key.descriptor == 0 && key.transport == g.Transport && s != g.socket && overlap(key.addr, g.addr) {
+			others = append(others, s)
+		}
+		return true
+	})
+	return others
+}
+
+// acquireBeside opens the socket of g beside sockets of the running config that overlap, because of which it could not be bound.
+func acquireBeside(ctx context.Context, key socketKey, g *generation, cfg net.ListenConfig, open openFunc, inUse error) (*state.Ref[shared], error) {
+	others := besides(g)
+	if g.Inherited || len(others) == 0 {
+		return nil, inUse
+	}
+	for _, other := range others {
+		if own := other.ofConfig(g.config); own != nil {
+			return nil, fmt.Errorf("%w: this config listens on %q as well, which overlaps", inUse, own.listener)
+		}
+	}
+	control := cfg.Control
+	cfg.Control = func(network, address string, conn syscall.RawConn) error {
+		if control != nil {
+			if err := control(network, address, conn); err != nil {
+				return err
+			}
+		}
+		return sharePort(conn, true)
+	}
+	for _, other := range others {
+		_ = other.sharePort(true) // where it fails, binding does
+		defer func() { _ = other.sharePort(false) }()
+	}
+	ref, err := sockets.Acquire(key, func() (shared, error) { return open(ctx, cfg) })
+	if err != nil {
+		return nil, fmt.Errorf("%w: another config listens on %q, which overlaps: load a config without that address first, and then this one",
+			err, others[0].Addr())
+	}
+	err = ref.Value().sharePort(false)
+	ref.Value().setMoving()
+	for _, other := range others {
+		other.setMoving()
+	}
+	if err != nil {
+		return nil, errors.Join(err, ref.Release())
+	}
+	return ref, nil
+}
+
+const (
+	// retirement is how long sockets that are hidden are kept: for the last packets of handshakes that had begun, and for answers to
+	// datagrams that were received. It is longer than a packet takes round the world.
+	retirement = 300 * time.Millisecond
+
+	// maxDrain bounds the time that a server takes for what is left in the accept queue then.
+	maxDrain = time.Second
+)
+
+// retire hides the sockets that end with the config of g and that others overlap, all of them at once, and waits until what they have
+// received is served. It tells whether that of g is one of them.
+func retire(g *generation) (moved bool) {
+	if g.socket.isHidden() {
+		return true // together with another one, by an earlier call
+	}
+	var ending []shared
+	sockets.Each(func(_ socketKey, s shared) bool {
+		if s.isMoving() && s.endsWith(g.config) {
+			ending = append(ending, s)
+		}
+		return true
+	})
+	hidden := 0
+	for _, s := range ending {
+		if own := s.ofConfig(g.config); own != nil && len(besides(own)) > 0 && s.hide() {
+			s.setHidden()
+			hidden++
+		}
+	}
+	if hidden > 0 {
+		time.Sleep(retirement)
+	}
+	return g.socket.isHidden()
+}

@@ -1,0 +1,244 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// moves are the addresses between which an operator changes, to and fro.
+var moves = []struct {
+	first, second string
+	reloads       int
+}{
+	{"127.0.0.1:%d", ":%d", 20},
+	{"127.0.0.1:%d", "0.0.0.0:%d", 4},
+	{"0.0.0.0:%d", ":%d", 4},
+}
+
+// pace is what four clients keep to, which are 200 connections or questions a second together.
+const pace = 20 * time.Millisecond
+
+// A reload from an address to one that overlaps, and back, loses no connection and no datagram while clients are at it.
+func TestAddressIsMovedInOneReload(t *testing.T) {
+	for _, move := range moves {
+		onFreePort(t, func(port int) error {
+			first, second := fmt.Sprintf(move.first, port), fmt.Sprintf(move.second, port)
+			current, err := tryListen(config(t), t, first)
+			if err != nil {
+				return err
+			}
+			done := serve(t, current, "here")
+			stop := make(chan struct{})
+			var clients sync.WaitGroup
+			var asked, lost atomic.Int64
+			for range 4 {
+				clients.Go(func() {
+					for {
+						select {
+						case <-stop:
+							return
+						case <-time.After(pace):
+						}
+						asked.Add(1)
+						if got, err := ask(fmt.Sprintf("127.0.0.1:%d", port)); err != nil || got != "here" {
+							lost.Add(1)
+							t.Errorf("%s, %s: got %q, %v", first, second, got, err)
+							return
+						}
+					}
+				})
+			}
+			for i := range move.reloads {
+				address := second
+				if i%2 == 1 {
+					address = first
+				}
+				next, err := tryListen(config(t), t, address)
+				if err != nil {
+					t.Errorf("reload %d to %s: %v", i, address, err)
+					break
+				}
+				nextDone := serve(t, next, "here")
+				if err := current.Close(); err != nil {
+					t.Error(err)
+				}
+				<-done
+				current, done = next, nextDone
+			}
+			close(stop)
+			clients.Wait()
+			t.Logf("%s, %s: %d connections, %d lost", first, second, asked.Load(), lost.Load())
+			return current.Close()
+		})
+	}
+}
+
+// Afterwards nobody else can bind the port, as before.
+func TestMovedPortIsNotShared(t *testing.T) {
+	t.Parallel()
+	for _, network := range []string{"tcp", "udp"} {
+		onFreePort(t, func(port int) error {
+			first, err := tryListen(config(t), t, fmt.Sprintf("gate+%s/127.0.0.1:%d", network, port))
+			if err != nil {
+				return err
+			}
+			second, err := tryListen(config(t), t, fmt.Sprintf("gate+%s/:%d", network, port))
+			if err != nil {
+				return errors.Join(err, first.Close())
+			}
+			for _, host := range []string{"127.0.0.1", "", "127.0.0.9"} {
+				var other io.Closer
+				if network == "tcp" {
+					other, err = net.Listen(network, fmt.Sprintf("%s:%d", host, port))
+				} else {
+					other, err = net.ListenPacket(network, fmt.Sprintf("%s:%d", host, port))
+				}
+				if err == nil {
+					_ = other.Close()
+					t.Errorf("%s: a second process may listen on %q", network, host)
+				}
+			}
+			return errors.Join(first.Close(), second.Close())
+		})
+	}
+}
+
+// Both in one config is a mistake.
+func TestOverlapInOneConfig(t *testing.T) {
+	t.Parallel()
+	onFreePort(t, func(port int) error {
+		ctx := config(t)
+		g, err := tryListen(ctx, t, fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			return err
+		}
+		_, err = tryListen(ctx, t, fmt.Sprintf(":%d", port))
+		want := fmt.Sprintf(`this config listens on "127.0.0.1:%d" as well, which overlaps`, port)
+		if !errors.Is(err, syscall.EADDRINUSE) || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("got  %v\nwant %s", err, want)
+		}
+		return g.Close()
+	})
+}
+
+// A config that is rejected after it has bound an address leaves the running one as it was, and so do the datagrams' sockets.
+func TestRejectedMove(t *testing.T) {
+	t.Parallel()
+	onFreePort(t, func(port int) error {
+		address := fmt.Sprintf("127.0.0.1:%d", port)
+		running, err := tryListen(config(t), t, address)
+		if err != nil {
+			return err
+		}
+		serve(t, running, "running")
+		ctx, reject := caddy.NewContext(caddy.Context{Context: context.Background()})
+		rejected, err := tryListen(ctx, t, fmt.Sprintf(":%d", port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := serve(t, rejected, "rejected")
+		reject()
+		<-done
+		_ = rejected.Close()
+		for range 20 {
+			expectAnswer(t, address, "running")
+		}
+		return running.Close()
+	})
+}
+
+func TestDatagramsAreMovedInOneReload(t *testing.T) {
+	onFreePort(t, func(port int) error {
+		first, second := fmt.Sprintf("gate+udp/127.0.0.1:%d", port), fmt.Sprintf("gate+udp/:%d", port)
+		current, err := tryListen(config(t), t, first)
+		if err != nil {
+			return err
+		}
+		answer := func(g *generation) <-chan struct{} {
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				for {
+					conn, err := g.Accept()
+					if err != nil {
+						return
+					}
+					go func() {
+						b := make([]byte, 100)
+						for {
+							n, err := conn.Read(b)
+							if err != nil {
+								_ = conn.Close()
+								return
+							}
+							_, _ = conn.Write(b[:n])
+						}
+					}()
+				}
+			}()
+			return done
+		}
+		done := answer(current)
+		stop := make(chan struct{})
+		var clients sync.WaitGroup
+		var asked atomic.Int64
+		for range 4 {
+			client, err := net.Dial("udp", fmt.Sprintf("127.0.0.1:%d", port))
+			if err != nil {
+				t.Fatal(err)
+			}
+			clients.Go(func() {
+				defer func() { _ = client.Close() }()
+				b := make([]byte, 100)
+				for n := 0; ; n++ {
+					select {
+					case <-stop:
+						return
+					case <-time.After(pace):
+					}
+					asked.Add(1)
+					question := fmt.Sprint("question ", n)
+					_, _ = io.WriteString(client, question)
+					_ = client.SetReadDeadline(time.Now().Add(10 * time.Second))
+					size, err := client.Read(b)
+					if err != nil || string(b[:size]) != question {
+						t.Errorf("got %q, %v, want %q", b[:size], err, question)
+						return
+					}
+				}
+			})
+		}
+		for i := range 20 {
+			address := second
+			if i%2 == 1 {
+				address = first
+			}
+			next, err := tryListen(config(t), t, address)
+			if err != nil {
+				t.Errorf("reload %d to %s: %v", i, address, err)
+				break
+			}
+			nextDone := answer(next)
+			if err := current.Close(); err != nil {
+				t.Error(err)
+			}
+			<-done
+			current, done = next, nextDone
+		}
+		close(stop)
+		clients.Wait()
+		t.Logf("%d questions", asked.Load())
+		return current.Close()
+	})
+}
