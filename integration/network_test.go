@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -99,3 +101,51 @@ func TestInheritedSockets(t *testing.T) {
 }
 
 func portOf(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:] }
+
+// A reload changes an address to one that overlaps it, and back, while clients of TCP and UDP are at it: nothing is lost.
+func TestReloadChangesAnAddress(t *testing.T) {
+	t.Parallel()
+	addr := gate.ReserveAddr(t)
+	upstream, udpUpstream := serve(t, echo), serveUDP(t, echoUDP)
+	config := func(host string) gate.JSON {
+		listen := net.JoinHostPort(host, portOf(addr))
+		return gate.Layer4(gate.Listen(listen, gate.Forward(upstream)), gate.ListenUDP(listen, gate.Forward("udp/"+udpUpstream)))
+	}
+	p := gate.Start(t, config("127.0.0.1"))
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	var asked atomic.Int64
+	every := func(pause time.Duration, do func() error) {
+		clients.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(pause):
+				}
+				if err := do(); err != nil {
+					t.Errorf("lost: %v", err)
+					return
+				}
+				asked.Add(1)
+			}
+		})
+	}
+	living := dial(t, addr)
+	for range 2 {
+		every(10*time.Millisecond, func() error { return oneRequest(addr) })
+		client := dialUDP(t, addr)
+		every(10*time.Millisecond, func() error {
+			client.SetDeadline(time.Now().Add(10 * time.Second))
+			return exchange(client)
+		})
+	}
+	for i := range 20 {
+		p.Load(config([]string{"", "127.0.0.1"}[i%2]))
+	}
+	close(stop)
+	clients.Wait()
+	living.SetDeadline(time.Now().Add(10 * time.Second))
+	must(t, exchange(living))
+	t.Logf("%d connections and questions", asked.Load())
+}
