@@ -12,13 +12,14 @@ import (
 
 	"github.com/portgate/caddy-portgate/modules/forward/relay"
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
+	"github.com/portgate/caddy-portgate/modules/internal/hops"
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 	"github.com/portgate/caddy-portgate/modules/internal/throttle"
 )
 
 // datagrams prepares what moves a session of datagrams. walk begins a walk through the upstreams.
-func (h *Handler) datagrams(sess *session.Session, client net.Conn, walk func() *upstream.Walk) *relay.PacketRelay {
+func (h *Handler) datagrams(sess *session.Session, client net.Conn, trip *hops.Trip, walk func() *upstream.Walk) *relay.PacketRelay {
 	line, counts := h.succession.of(client)
 	next := &datagramUpstreams{sess: sess, begin: walk, walk: walk()}
 	cfg := relay.PacketConfig{
@@ -27,6 +28,7 @@ func (h *Handler) datagrams(sess *session.Session, client net.Conn, walk func() 
 		Attempt: func(addr net.Addr, _ time.Duration, err error) {
 			h.watch.attempted(sess, *next.current.Load(), addr, err)
 		},
+		Track:         trackerOf(trip),
 		Limits:        h.datagramLimits,
 		MaxReplies:    int64(h.maxReplies),
 		MaxReplyRatio: h.maxReplyRatio,
@@ -35,6 +37,7 @@ func (h *Handler) datagrams(sess *session.Session, client net.Conn, walk func() 
 		Name:          sess.ID,
 		Done: func(result relay.PacketResult) {
 			line.remove(sess)
+			trip.End()
 			sess.End(ended(result.Reason, result.Connect, result.Err))
 		},
 	}

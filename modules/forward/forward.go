@@ -16,6 +16,7 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
 	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
 	"github.com/portgate/caddy-portgate/modules/internal/gate"
+	"github.com/portgate/caddy-portgate/modules/internal/hops"
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
@@ -103,6 +104,7 @@ type Handler struct {
 
 	pool  *upstream.Pool
 	watch watch
+	local hops.Where  // tells whether an upstream is on this machine
 	ports []portRange // of the listen addresses; nil where no upstream is a range
 	scope *session.Scope
 
@@ -136,6 +138,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if h.ports, err = matchAddrs(upstreams, listen); err != nil {
+		return fmt.Errorf("to: %w", err)
+	}
+	if err := checkLoops(upstreams, append(placement.SiteListens(ctx), listen...)); err != nil {
 		return fmt.Errorf("to: %w", err)
 	}
 	h.pool = upstream.NewPool(upstreams)
@@ -186,6 +191,11 @@ func parseUpstreams(to []string) ([]upstream.Upstream, error) {
 // Handle forwards the connection. The session may go on when it has returned.
 func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
 	sess, accepted := session.Begin(cx, h.scope), listeners.Accepted(cx)
+	trip, ok := h.trip(sess, accepted)
+	if !ok {
+		refuseLoop(sess, accepted)
+		return nil
+	}
 	walk := func() *upstream.Walk { return h.walk(sess, accepted) }
 	if h.pool.Dynamic() {
 		walk = func() *upstream.Walk {
@@ -195,21 +205,26 @@ func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
 		}
 	}
 	if gate.Datagrams(sess.Network) {
-		h.datagrams(sess, detach(cx), walk).Run()
+		h.datagrams(sess, detach(cx), trip, walk).Run()
 		return nil
 	}
 	conn, prefetched := unwrap(cx)
-	h.relay(sess, walk(), conn, prefetched).Run()
+	h.relay(sess, walk(), trip, conn, prefetched).Run()
 	return nil
 }
 
 // Serve is Handle for a connection that is only known by its addresses.
 func (h *Handler) Serve(a *session.Arrival) (next bool) {
 	sess, conn := a.Begin(h.scope), a.Conn
+	trip, ok := h.trip(sess, conn)
+	if !ok {
+		refuseLoop(sess, conn)
+		return false
+	}
 	if gate.Datagrams(sess.Network) {
-		h.datagrams(sess, conn, func() *upstream.Walk { return h.walk(sess, conn) }).Start()
+		h.datagrams(sess, conn, trip, func() *upstream.Walk { return h.walk(sess, conn) }).Start()
 	} else {
-		h.relay(sess, h.walk(sess, conn), conn, nil).Start()
+		h.relay(sess, h.walk(sess, conn), trip, conn, nil).Start()
 	}
 	return false
 }
@@ -228,7 +243,7 @@ func (h *Handler) walk(sess *session.Session, accepted net.Conn) *upstream.Walk 
 }
 
 // relay prepares what moves the session's bytes.
-func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, client net.Conn, prefetched []byte) *relay.Relay {
+func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, trip *hops.Trip, client net.Conn, prefetched []byte) *relay.Relay {
 	taken := descriptors.Of(client)
 	r := relay.New(relay.Config{
 		Client:     client,
@@ -248,6 +263,7 @@ func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, client net.C
 			}
 			h.watch.attempted(sess, name, addr, err)
 		},
+		Track:     trackerOf(trip),
 		Limits:    h.limits,
 		KeepAlive: h.keepAlive,
 		PaceUp:    sess.Limits().PaceUp,
@@ -255,6 +271,7 @@ func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, client net.C
 		Name:      sess.ID,
 		Done: func(result relay.Result) {
 			taken.Release()
+			trip.End()
 			sess.End(ended(result.Reason, result.Connect, result.Err))
 		},
 	})
@@ -308,6 +325,8 @@ func ended(reason relay.Reason, connect time.Duration, err error) session.End {
 		Err:       err,
 	}
 	switch {
+	case reason == reasonLoop:
+		end.Status = session.StatusLoop
 	case reason == relay.ConnectTimeout:
 		end.Status = session.StatusConnectTimeout
 	case !end.Connected:

@@ -76,6 +76,15 @@ func (p *Pool) Fixed() bool {
 	return !slices.ContainsFunc(p.upstreams, func(u Upstream) bool { return u.fixed == nil })
 }
 
+// EachIP calls take with the IP addresses of upstreams that need no lookup.
+func (p *Pool) EachIP(take func(netip.Addr)) {
+	for _, u := range p.upstreams {
+		if ip, err := netip.ParseAddr(u.Addr.Host); err == nil && !u.Dynamic {
+			take(ip)
+		}
+	}
+}
+
 // rememberFor is how long what a name was resolved to is used again. Many sessions may begin in a second, or find
 // an upstream gone; and where it has moved, its name says so within a second all the same.
 const rememberFor = time.Second

@@ -29,6 +29,7 @@ const (
 	StatusInternal       = 500
 	StatusNoUpstream     = 502
 	StatusConnectTimeout = 504
+	StatusLoop           = 508
 )
 
 // The reasons that do not come from the relay.
@@ -37,6 +38,7 @@ const (
 	ReasonDrain        = "drain"
 	ReasonLimited      = "limited"
 	ReasonListChanged  = "list_changed"
+	ReasonLoop         = "loop"
 	ReasonSessionLimit = "session_limit"
 	ReasonShutdown     = "shutdown"
 	ReasonProxyHeader  = "proxy_header"

@@ -1,0 +1,220 @@
+package hops
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// conn is a connection by its addresses.
+type conn struct {
+	net.Conn
+	client, listener netip.AddrPort
+}
+
+func (c conn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.client) }
+func (c conn) LocalAddr() net.Addr  { return net.TCPAddrFromAddrPort(c.listener) }
+
+func ap(host string, port int) netip.AddrPort {
+	return netip.AddrPortFrom(netip.MustParseAddr(host), uint16(port))
+}
+
+// loop goes from one listener to itself until it is refused. race has each connection accepted before the socket knows its
+// address.
+func loop(t *testing.T, race bool) (hops int) {
+	t.Helper()
+	listener := ap("127.0.0.1", 80)
+	client := ap("127.0.0.1", 10)
+	closed := -1
+	var trips []*Trip
+	var sockets []*Socket
+	defer func() {
+		for _, s := range sockets {
+			s.Closed()
+		}
+		for _, t := range trips {
+			t.End()
+		}
+	}()
+	var connecting *Socket
+	for n := range 20 {
+		trip, ok := Begin(conn{client: client, listener: listener}, false, func() { closed = n })
+		trips = append(trips, trip)
+		if connecting != nil && race {
+			connecting.Connected(client)
+		}
+		if !ok {
+			closed = n
+		}
+		if closed >= 0 {
+			return closed
+		}
+		s := trip.Connecting(listener)
+		sockets = append(sockets, s)
+		client = ap("127.0.0.1", 1000+n)
+		if connecting = s; !race {
+			s.Connected(client)
+		}
+	}
+	return -1
+}
+
+func mustBeEmpty(t *testing.T) {
+	t.Helper()
+	table.mu.Lock()
+	defer table.mu.Unlock()
+	if len(table.sockets) > 0 || len(table.waiting) > 0 || table.connecting != 0 || table.active.Load() != 0 {
+		t.Errorf("left: %d sockets, %d waiting, %d connecting, %d active", len(table.sockets), len(table.waiting), table.connecting, table.active.Load())
+	}
+}
+
+func TestLoop(t *testing.T) {
+	for _, race := range []bool{false, true} {
+		if n := loop(t, race); n != Max+1 {
+			t.Errorf("race=%t: closed at hop %d", race, n)
+		}
+		mustBeEmpty(t)
+	}
+}
+
+// All connections of a loop are accepted before the first socket knows its address.
+func TestLoopThatIsKnownLate(t *testing.T) {
+	listener := ap("127.0.0.1", 80)
+	var exceeded []int
+	var trips []*Trip
+	var sockets []*Socket
+	for n := range 10 {
+		trip, ok := Begin(conn{client: ap("127.0.0.1", 1000+n), listener: listener}, false, func() { exceeded = append(exceeded, n) })
+		if !ok {
+			t.Fatalf("refused at %d", n)
+		}
+		trips, sockets = append(trips, trip), append(sockets, trip.Connecting(listener))
+	}
+	for n, s := range sockets[:9] {
+		s.Connected(ap("127.0.0.1", 1001+n))
+	}
+	if len(exceeded) == 0 || exceeded[0] != Max+1 {
+		t.Errorf("closed: %v", exceeded)
+	}
+	for _, s := range sockets {
+		s.Closed()
+	}
+	for _, trip := range trips {
+		trip.End()
+	}
+	mustBeEmpty(t)
+}
+
+// Whoever has the address of a socket towards another port, or of one that was closed, is a client like any other.
+func TestInnocentClients(t *testing.T) {
+	own, _ := Begin(conn{client: ap("127.0.0.1", 1), listener: ap("127.0.0.1", 2)}, false, nil)
+	s := own.Connecting(ap("127.0.0.1", 80))
+	s.Connected(ap("127.0.0.1", 1000))
+	for _, c := range []struct {
+		client, listener netip.AddrPort
+		datagrams        bool
+		hops             int
+	}{
+		{ap("127.0.0.1", 1000), ap("127.0.0.1", 80), false, 1},
+		{ap("127.0.0.1", 1000), ap("::ffff:127.0.0.1", 80), false, 1},
+		{ap("127.0.0.1", 1000), ap("0.0.0.0", 80), false, 1},
+		{ap("127.0.0.1", 1000), ap("127.0.0.1", 81), false, 0},
+		{ap("127.0.0.1", 1000), ap("127.0.0.2", 80), false, 0},
+		{ap("127.0.0.1", 1001), ap("127.0.0.1", 80), false, 0},
+		{ap("127.0.0.1", 1000), ap("127.0.0.1", 80), true, 0},
+		{ap("198.51.100.1", 1000), ap("127.0.0.1", 80), false, 0},
+	} {
+		trip, _ := Begin(conn{client: c.client, listener: c.listener}, c.datagrams, nil)
+		if trip.Hops() != c.hops {
+			t.Errorf("%+v: %d hops", c, trip.Hops())
+		}
+		trip.End()
+	}
+	s.Closed()
+	if trip, _ := Begin(conn{client: ap("127.0.0.1", 1000), listener: ap("127.0.0.1", 80)}, false, nil); trip.Hops() != 0 {
+		t.Error("the socket was closed, and its client is known")
+	}
+	if s := own.Connecting(ap("198.51.100.1", 80)); s != nil {
+		t.Error("a socket that leads elsewhere is noted")
+	}
+	own.End()
+	mustBeEmpty(t)
+}
+
+// However sessions and sockets come and go, nothing is left.
+func TestManyAtATime(t *testing.T) {
+	var all sync.WaitGroup
+	for g := range 8 {
+		all.Go(func() {
+			for n := range 500 {
+				client := ap("127.0.0.1", 1+g*1000+n)
+				trip, _ := Begin(conn{client: client, listener: ap("127.0.0.1", 80)}, n%2 == 0, func() {})
+				s := trip.Connecting(ap("127.0.0.1", 80))
+				if n%3 > 0 {
+					s.Connected(ap("127.0.0.1", 1+(g*1000+n+1)%8000))
+				}
+				s.Closed()
+				trip.End()
+			}
+		})
+	}
+	all.Wait()
+	mustBeEmpty(t)
+}
+
+func TestAddressesOfThisMachine(t *testing.T) {
+	found, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, addr := range found {
+		ip, _ := netip.AddrFromSlice(addr.(*net.IPNet).IP)
+		if !IsLocal(ip.Unmap()) || !IsLocal(ip.WithZone("eth0")) && ip.Is6() {
+			t.Errorf("%v is not of this machine", ip)
+		}
+	}
+	for address, want := range map[string]bool{"127.9.9.9": true, "::1": true, "0.0.0.0": true, "::": true, "198.51.100.1": false, "2001:db8::1": false} {
+		if got := IsLocal(netip.MustParseAddr(address)); got != want {
+			t.Errorf("%s: %t", address, got)
+		}
+	}
+	var w Where
+	asked := 0
+	ask := func(ip string) bool {
+		return w.AnyLocal(func(take func(netip.Addr)) {
+			asked++
+			take(netip.MustParseAddr("198.51.100.1"))
+			take(netip.MustParseAddr(ip))
+		})
+	}
+	if !ask("127.0.0.1") || !ask("198.51.100.2") || asked != 1 {
+		t.Errorf("asked %d times", asked)
+	}
+	readAddresses()
+	if ask("198.51.100.2") || asked != 2 {
+		t.Errorf("asked %d times", asked)
+	}
+}
+
+func BenchmarkHop(b *testing.B) {
+	listener := ap("127.0.0.1", 80)
+	for name, remote := range map[string]netip.AddrPort{"here": listener, "elsewhere": ap("198.51.100.1", 80)} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			c := conn{client: ap("127.0.0.1", 1), listener: listener}
+			for b.Loop() {
+				trip, _ := Begin(c, false, nil)
+				if s := trip.Connecting(remote); s != nil {
+					s.Connected(ap("127.0.0.1", 1000))
+					s.Closed()
+				}
+				trip.End()
+			}
+		})
+	}
+}
