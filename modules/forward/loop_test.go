@@ -7,11 +7,14 @@ import (
 	"net"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
 	"github.com/portgate/caddy-portgate/modules/internal/hops"
+	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
+	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
 // ownAddress returns an address of this machine that is not a loopback one.
@@ -81,8 +84,29 @@ func TestForwardToItself(t *testing.T) {
 	}
 }
 
+// forgetSessions waits until no session lives, and takes all entries out of the access log: of the sessions of a chain a test
+// knows the first one's client only.
+func forgetSessions(t *testing.T) {
+	t.Helper()
+	eventually(t, func() error {
+		n := 0
+		session.EachLiving(func(*session.Session) { n++ })
+		if n > 0 {
+			return fmt.Errorf("%d sessions live", n)
+		}
+		return nil
+	})
+	if n := logqueue.Flush(time.Minute); n > 0 {
+		t.Errorf("%d entries are not written", n)
+	}
+	for found := true; found; {
+		_, found, _ = accessLog.take(func(entry) bool { return true })
+	}
+}
+
 // Two ports that lead to each other: whoever connects is turned away, after a few hops.
 func TestLoopOfTwoPorts(t *testing.T) {
+	defer forgetSessions(t)
 	for _, network := range networks {
 		t.Run(network, func(t *testing.T) {
 			one, other := newHost()+":7000", newHost()+":7000"
@@ -109,6 +133,7 @@ func TestLoopOfTwoPorts(t *testing.T) {
 
 // A chain of as many hops as there may be works.
 func TestChainOfHops(t *testing.T) {
+	defer forgetSessions(t)
 	for _, network := range networks {
 		t.Run(network, func(t *testing.T) {
 			servers := make(object)
