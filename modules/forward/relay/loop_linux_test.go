@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-func TestALoopSeesThatAnotherOneIsKeptFromItsTurn(t *testing.T) {
+func TestALoopSeesThatAnotherOneIsStuck(t *testing.T) {
 	const now = time.Minute
 	for name, c := range map[string]struct {
 		own   time.Duration

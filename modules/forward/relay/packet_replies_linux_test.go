@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// still is a loop that does not run: the test takes its turns.
+// still is a loop that does not run: the test calls its rounds.
 func still(t testing.TB) *loop {
 	t.Helper()
 	l, err := newLoop()

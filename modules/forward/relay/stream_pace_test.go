@@ -49,7 +49,7 @@ func TestPaceOfEachDirection(t *testing.T) {
 		both.Go(func() {
 			in := receiver(s.upstream, 1)
 			s.mustRead(in, size)
-			// Two turns may have moved before the first pause, and those that were read before.
+			// Two bursts may have moved before the first pause, and those that were read before.
 			if took := time.Since(start); took < 250*time.Millisecond {
 				t.Errorf("up: took %v", took)
 			}
