@@ -5,7 +5,7 @@ import "time"
 // Messages open and close sockets, which takes far longer than to serve a session. A round handles only some of each kind, so
 // that clients who come and go, such as those of a flood of forged datagrams, do not hold up the sessions that there are, and
 // datagrams do not hold up streams. The rest waits for the next rounds, in order.
-const messagesPerRound = 32
+const messagesPerRound = 16
 
 // inbox is the messages to one kind of session, which any goroutine posts and the loop handles.
 type inbox struct {
@@ -69,7 +69,7 @@ func (l *loop) handleMessages() {
 
 // emptied returns a slice to append to, without the memory that a burst of messages has left.
 func emptied(batch []message) []message {
-	if cap(batch) > 64*messagesPerRound {
+	if cap(batch) > 128*messagesPerRound {
 		return nil
 	}
 	return batch[:0]

@@ -104,7 +104,7 @@ func TestInboxAfterABurst(t *testing.T) {
 		l.round()
 	}
 	in := &l.inbox[inboxStreams]
-	if got := cap(in.posted) + cap(in.batch); len(handled) != 100_003 || got > 2*64*messagesPerRound {
+	if got := cap(in.posted) + cap(in.batch); len(handled) != 100_003 || got > 2*128*messagesPerRound {
 		t.Errorf("%d messages handled, room for %d is kept", len(handled), got)
 	}
 }
