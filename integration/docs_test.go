@@ -2,6 +2,7 @@ package integration
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -70,34 +71,41 @@ func wholeJSON(t *testing.T, code string) (whole string, ok bool) {
 	return string(data), true
 }
 
+// commandFor returns the arguments that check a block which is a config, or nil if it is none.
+func commandFor(t *testing.T, b block) []string {
+	t.Helper()
+	switch b.language {
+	case "caddyfile":
+		return []string{"adapt", "--validate", "--adapter", "caddyfile", "--config", writeFile(t, "Caddyfile", wholeCaddyfile(b.code))}
+	case "caddyfile needs-files":
+		return []string{"adapt", "--adapter", "caddyfile", "--config", writeFile(t, "Caddyfile", wholeCaddyfile(b.code))}
+	case "json":
+		if whole, ok := wholeJSON(t, b.code); ok {
+			return []string{"validate", "--config", writeFile(t, "config.json", whole)}
+		}
+	case "json needs-files":
+		wholeJSON(t, b.code)
+	}
+	return nil
+}
+
 // Every config in the documentation can be loaded. Those that name files which only the reader has can be adapted.
 func TestConfigsInDocs(t *testing.T) {
 	t.Parallel()
 	configs := 0
 	for _, page := range pagesOfDocs(t) {
-		for _, b := range blocksOf(t, page) {
-			var args []string
-			switch b.language {
-			case "caddyfile":
-				args = []string{"adapt", "--validate", "--adapter", "caddyfile", "--config", writeFile(t, "Caddyfile", wholeCaddyfile(b.code))}
-			case "caddyfile needs-files":
-				args = []string{"adapt", "--adapter", "caddyfile", "--config", writeFile(t, "Caddyfile", wholeCaddyfile(b.code))}
-			case "json":
-				whole, ok := wholeJSON(t, b.code)
-				if !ok {
-					continue
-				}
-				args = []string{"validate", "--config", writeFile(t, "config.json", whole)}
-			case "json needs-files":
-				wholeJSON(t, b.code)
-				continue
-			default:
+		for i, b := range blocksOf(t, page) {
+			args := commandFor(t, b)
+			if args == nil {
 				continue
 			}
 			configs++
-			if _, stderr, code := gate.Run(t, gate.Plain, args...); code != 0 {
-				t.Errorf("%s: exit code %d: %s\n%s", page, code, messages(stderr), b.code)
-			}
+			t.Run(fmt.Sprintf("%s block %d", filepath.Base(page), i+1), func(t *testing.T) {
+				t.Parallel()
+				if _, stderr, code := gate.Run(t, gate.Plain, args...); code != 0 {
+					t.Errorf("%s: exit code %d: %s\n%s", page, code, messages(stderr), b.code)
+				}
+			})
 		}
 	}
 	if configs < 10 {

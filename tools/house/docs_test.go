@@ -231,3 +231,21 @@ func TestReasonsAreDocumented(t *testing.T) {
 		t.Errorf("found %d reasons: the search is broken", len(reasons))
 	}
 }
+
+// TestGroundIsDescribed holds that CONTRIBUTING.md says what each folder of the ground is for.
+func TestGroundIsDescribed(t *testing.T) {
+	t.Parallel()
+	data, err := os.ReadFile(filepath.Join(checkout, "CONTRIBUTING.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	folders, err := os.ReadDir(filepath.Join(checkout, "modules", "internal"))
+	if err != nil || len(folders) == 0 {
+		t.Fatalf("no folders (%v)", err)
+	}
+	for _, folder := range folders {
+		if !strings.Contains(string(data), "`"+folder.Name()+"`") {
+			t.Errorf("CONTRIBUTING.md does not say what modules/internal/%s is for", folder.Name())
+		}
+	}
+}
