@@ -79,7 +79,9 @@ func TestAddressIsMovedInOneReload(t *testing.T) {
 			close(stop)
 			clients.Wait()
 			t.Logf("%s, %s: %d connections, %d lost", first, second, asked.Load(), lost.Load())
-			return current.Close()
+			err = current.Close()
+			<-done
+			return err
 		})
 	}
 }
@@ -165,6 +167,7 @@ func TestDatagramsAreMovedInOneReload(t *testing.T) {
 		if err != nil {
 			return err
 		}
+		var sessions sync.WaitGroup
 		answer := func(g *generation) <-chan struct{} {
 			done := make(chan struct{})
 			go func() {
@@ -174,7 +177,7 @@ func TestDatagramsAreMovedInOneReload(t *testing.T) {
 					if err != nil {
 						return
 					}
-					go func() {
+					sessions.Go(func() {
 						b := make([]byte, 100)
 						for {
 							n, err := conn.Read(b)
@@ -184,7 +187,7 @@ func TestDatagramsAreMovedInOneReload(t *testing.T) {
 							}
 							_, _ = conn.Write(b[:n])
 						}
-					}()
+					})
 				}
 			}()
 			return done
@@ -239,6 +242,9 @@ func TestDatagramsAreMovedInOneReload(t *testing.T) {
 		close(stop)
 		clients.Wait()
 		t.Logf("%d questions", asked.Load())
-		return current.Close()
+		err = current.Close()
+		<-done
+		sessions.Wait() // the last one closes the socket
+		return err
 	})
 }
