@@ -18,7 +18,7 @@ import (
 	"github.com/portgate/caddy-portgate/integration/gate"
 )
 
-// example is a test of a file in examples/. It starts what the example forwards to, then the example, and sends clients through it.
+// example tests a file in examples/. It starts what the example forwards to, then the example, and sends clients through it.
 type example func(t *testing.T, start func(...gate.Option) *gate.Process, addr addresses)
 
 // addresses returns the address that stands for a fixed port of an example.
