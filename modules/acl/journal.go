@@ -17,20 +17,24 @@ import (
 	"strings"
 
 	"github.com/caddyserver/certmagic"
+	"go.uber.org/zap"
 
 	"github.com/portgate/caddy-portgate/modules/acl/ipset"
+	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 )
 
 // journal keeps a dynamic list in Caddy's storage: all entries at some time, and segments with the edits since then.
 //
 //	portgate/lists/bans.json            {"through": 17} and the entries, after the edits of segment 17
-//	portgate/lists/bans/00000018.json   [{"set": {"prefix": ...}}, {"remove": "192.0.2.7/32"}]
+//	portgate/lists/bans/00000018.json   {"set": {"prefix": ...}} or {"remove": "192.0.2.7/32"} in each line
 //
-// Each edit writes the last segment again until that is full. So an edit costs the same in a list of any size. When there
+// Each edit is added to the last segment until that is full. So an edit costs the same in a list of any size. When there
 // are many segments, all entries are written anew, and the segments that they contain are deleted.
 //
-// The storage replaces a value as a whole or not at all, and a segment begins after the one before is stored. So a crash
-// loses no edit that was acknowledged. If it comes before segments are deleted, "through" says which ones not to read.
+// The storage replaces a value as a whole or not at all, and a segment begins after the one before is stored. In files,
+// edits are appended: a crash may leave a part of a line at the end of the last segment, of an edit that was not
+// acknowledged. So a crash loses no edit that was. If it comes before segments are deleted, "through" says which ones not
+// to read.
 //
 // Versions without a journal stored the entries alone, without {"through": ...}.
 //
@@ -42,7 +46,7 @@ type journal struct {
 	through  int64             // the entries contain the segments up to this one
 	oldest   int64             // lowest number of the segments that are in the storage
 	number   int64             // of the segment that the next edit goes to
-	open     []byte            // that segment without its closing bracket; empty if it has no edit yet
+	open     []byte            // that segment; empty if it has no edit yet
 	lastKey  string            // of the segment that was written last
 	lastPart []byte            // its content
 }
@@ -62,7 +66,7 @@ type snapshotHead struct {
 	Through int64 `json:"through"`
 }
 
-// edit is what a segment consists of.
+// edit is a line of a segment.
 type edit struct {
 	Set    *entry        `json:"set,omitempty"`
 	Remove *netip.Prefix `json:"remove,omitempty"`
@@ -88,7 +92,7 @@ func (j *journal) load(storage certmagic.Storage) (map[netip.Prefix]entry, error
 		return nil, err
 	}
 	j.at, j.number, j.oldest = storage, j.through+1, j.through+1
-	for _, number := range numbers {
+	for i, number := range numbers {
 		if number < j.through { // a crash came before it was deleted
 			_ = deleteKey(storage, j.segmentKey(number))
 			continue
@@ -97,7 +101,7 @@ func (j *journal) load(storage certmagic.Storage) (map[netip.Prefix]entry, error
 		if number > j.through && number != j.number {
 			return nil, damaged(j.segmentKey(j.number), errors.New("it is missing"))
 		}
-		if err := j.replay(storage, number, entries); err != nil {
+		if err := j.replay(storage, number, i == len(numbers)-1, entries); err != nil {
 			return nil, err
 		}
 	}
@@ -105,11 +109,19 @@ func (j *journal) load(storage certmagic.Storage) (map[netip.Prefix]entry, error
 }
 
 // replay reads a segment and makes its edits.
-func (j *journal) replay(storage certmagic.Storage, number int64, entries map[netip.Prefix]entry) error {
+func (j *journal) replay(storage certmagic.Storage, number int64, isLast bool, entries map[netip.Prefix]entry) error {
 	key := j.segmentKey(number)
 	value, err := loadKey(storage, key)
 	if err != nil {
 		return err
+	}
+	whole := value[:bytes.LastIndexByte(value, '\n')+1]
+	if isLast && len(whole) > 0 && len(whole) < len(value) {
+		logqueue.Default("acl").Warn("an edit of a list was under way when the process ended, and is left out", zap.String("key", key))
+		if err := storeKey(storage, key, whole); err != nil {
+			return err
+		}
+		value = whole
 	}
 	if number > j.through {
 		if err := damaged(key, decodeEdits(value, entries)); err != nil {
@@ -159,19 +171,15 @@ func (j *journal) isIn(storage certmagic.Storage) bool {
 
 // append stores edits, each in JSON.
 func (j *journal) append(edits [][]byte) error {
-	lines := bytes.Join(edits, []byte(",\n"))
-	value := make([]byte, 0, len(j.open)+len(lines)+len("[,\n]"))
-	if value = append(value, j.open...); len(value) == 0 {
-		value = append(value, '[')
-	} else {
-		value = append(value, ",\n"...)
-	}
-	value = append(append(value, lines...), ']')
 	key := j.segmentKey(j.number)
-	if err := storeKey(j.at, key, value); err != nil {
-		return err
+	lines := append(bytes.Join(edits, []byte{'\n'}), '\n')
+	value := append(j.open, lines...)
+	if len(j.open) == 0 || !appendTo(j.at, key, len(j.open), lines) {
+		if err := storeKey(j.at, key, value); err != nil {
+			return err
+		}
 	}
-	j.open, j.lastKey, j.lastPart = value[:len(value)-1], key, value
+	j.open, j.lastKey, j.lastPart = value, key, value
 	if len(value) >= segmentLen {
 		j.seal()
 	}
@@ -284,23 +292,42 @@ func decodeEntries(value []byte, entries map[netip.Prefix]entry) (through int64,
 
 // decodeEdits reads a segment and makes its edits.
 func decodeEdits(value []byte, entries map[netip.Prefix]entry) error {
-	return decodeEach(json.NewDecoder(bytes.NewReader(value)), "edit", func(e *edit) error {
-		switch {
-		case e.Set != nil && e.Remove == nil:
-			if err := checkStored(e.Set.Prefix); err != nil {
-				return err
-			}
-			entries[e.Set.Prefix] = *e.Set
-		case e.Set == nil && e.Remove != nil:
-			if err := checkStored(*e.Remove); err != nil {
-				return err
-			}
-			delete(entries, *e.Remove)
-		default:
-			return errors.New(`expected either "set" or "remove"`)
+	if len(value) == 0 {
+		return errTooEarly
+	}
+	n := 0
+	for line := range bytes.Lines(value) {
+		n++
+		if err := decodeEdit(line, entries); err != nil {
+			return fmt.Errorf("edit %d: %w", n, err)
 		}
-		return nil
-	})
+	}
+	return nil
+}
+
+func decodeEdit(line []byte, entries map[netip.Prefix]entry) error {
+	if !bytes.HasSuffix(line, []byte{'\n'}) {
+		return errTooEarly
+	}
+	var e edit
+	if err := json.Unmarshal(line, &e); err != nil {
+		return err
+	}
+	switch {
+	case e.Set != nil && e.Remove == nil:
+		if err := checkStored(e.Set.Prefix); err != nil {
+			return err
+		}
+		entries[e.Set.Prefix] = *e.Set
+	case e.Set == nil && e.Remove != nil:
+		if err := checkStored(*e.Remove); err != nil {
+			return err
+		}
+		delete(entries, *e.Remove)
+	default:
+		return errors.New(`expected either "set" or "remove"`)
+	}
+	return nil
 }
 
 // decodeEach reads a JSON array value by value, so that an error says at which one it is.
@@ -333,9 +360,11 @@ func decodeEach[T any](decoder *json.Decoder, noun string, each func(*T) error) 
 	return nil
 }
 
+var errTooEarly = errors.New("it ends too early")
+
 func cutShort(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errors.New("it ends too early")
+		return errTooEarly
 	}
 	return err
 }

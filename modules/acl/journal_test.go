@@ -261,7 +261,7 @@ func TestAListOfBeforeIsRead(t *testing.T) {
 func TestADamagedListIsRefused(t *testing.T) {
 	t.Parallel()
 	const entries, first, second = "portgate/lists/test.json", "portgate/lists/test/00000001.json", "portgate/lists/test/00000002.json"
-	const good, set = `{"prefix":"192.0.2.1/32"}`, `[{"set":{"prefix":"192.0.2.1/32"}}]`
+	const good, set = `{"prefix":"192.0.2.1/32"}`, `{"set":{"prefix":"192.0.2.1/32"}}` + "\n"
 	for _, c := range []struct {
 		values map[string]string
 		want   string
@@ -283,11 +283,14 @@ func TestADamagedListIsRefused(t *testing.T) {
 		{map[string]string{entries: `[` + good}, `entry 2: it ends too early`},
 		{map[string]string{entries: `[` + good + `]]`}, `expected nothing behind the list of 1`},
 		{map[string]string{entries: "{\"through\":2}\n[null]"}, `entry 1: "null": expected an object`},
-		{map[string]string{first: `[null]`}, first + ` in the storage is damaged: edit 1: "null": expected an object`},
-		{map[string]string{first: `[{}]`}, `edit 1: expected either "set" or "remove"`},
-		{map[string]string{first: `[{"set":{}}]`}, `edit 1: prefix: "": expected an address or a prefix`},
-		{map[string]string{first: `[{"remove":""}]`}, `edit 1: prefix: "": expected an address or a prefix`},
-		{map[string]string{first: set, second: set[:len(set)-1]}, second + ` in the storage is damaged: edit 2: it ends too early`},
+		{map[string]string{first: "null\n"}, first + ` in the storage is damaged: edit 1: expected either "set" or "remove"`},
+		{map[string]string{first: ""}, `it ends too early`},
+		{map[string]string{first: set + "{}\n"}, `edit 2: expected either "set" or "remove"`},
+		{map[string]string{first: set + `{"set":{}}` + "\n"}, `edit 2: prefix: "": expected an address or a prefix`},
+		{map[string]string{first: set + `{"remove":""}` + "\n"}, `edit 2: prefix: "": expected an address or a prefix`},
+		{map[string]string{first: set + set[:9] + "\n"}, `edit 2: `},
+		{map[string]string{first: set[:9]}, `edit 1: it ends too early`},
+		{map[string]string{first: set + set[:9], second: set}, first + ` in the storage is damaged: edit 2: it ends too early`},
 		{map[string]string{second: set}, first + ` in the storage is damaged: it is missing`},
 	} {
 		m := newMemory()
@@ -366,8 +369,8 @@ func TestTheStorageOfANewConfig(t *testing.T) {
 	t.Parallel()
 	m, other := newMemory(), newMemory()
 	other.values["portgate/lists/test.json"] = `[{"prefix":"203.0.113.0/24"}]`
-	other.values["portgate/lists/test/00000001.json"] = `[{"set":{"prefix":"203.0.113.1/32"}}]`
-	other.values["portgate/lists/test/00000002.json"] = `[{"set":{"prefix":"203.0.113.2/32"}}]`
+	other.values["portgate/lists/test/00000001.json"] = `{"set":{"prefix":"203.0.113.1/32"}}` + "\n"
+	other.values["portgate/lists/test/00000002.json"] = `{"set":{"prefix":"203.0.113.2/32"}}` + "\n"
 	d := openList(t, m)
 	fill(t, d, 1000)
 	must(t, d.add(newTestEntry("192.0.2.1/32", 0)))
@@ -387,6 +390,41 @@ func TestTheStorageOfANewConfig(t *testing.T) {
 	must(t, d.add(newTestEntry("192.0.2.5/32", 0)))
 	if again := openList(t, m.copy()); again.set.Load().Len() != 1005 {
 		t.Errorf("%d entries in the storage of before, want 1005", again.set.Load().Len())
+	}
+}
+
+// An edit that was being appended when the process was killed is left out, and those before are there, also when the list
+// is opened once more after further edits. The same holds where a file is not what was written.
+func TestAnEditThatIsCutOff(t *testing.T) {
+	t.Parallel()
+	storage := &certmagic.FileStorage{Path: t.TempDir()}
+	d := openList(t, storage)
+	for n := range 3 {
+		must(t, d.add(numbered(n)))
+	}
+	segment := storage.Filename("portgate/lists/test/00000001.json")
+	content, err := os.ReadFile(segment)
+	must(t, err)
+	if lines := strings.Count(string(content), "\n"); lines != 3 {
+		t.Fatalf("%d lines in %q", lines, content)
+	}
+	must(t, os.WriteFile(segment, append(content, content[:20]...), 0o600))
+	for n := 3; n < 6; n++ {
+		again := openList(t, storage)
+		if got := again.set.Load().Len(); got != n {
+			t.Fatalf("%d entries, want %d", got, n)
+		}
+		must(t, again.add(numbered(n)))
+	}
+	// d goes on with a segment that is another one by now.
+	must(t, d.add(numbered(6)))
+	if again := openList(t, storage); !again.contains(numbered(6).Prefix.Addr()) || !again.contains(numbered(0).Prefix.Addr()) {
+		t.Errorf("%v", again.all())
+	}
+	must(t, os.Remove(segment))
+	must(t, d.add(numbered(7)))
+	if again := openList(t, storage); again.set.Load().Len() != 8 {
+		t.Errorf("%v", again.all())
 	}
 }
 
