@@ -52,7 +52,7 @@ func TestLoopThroughSNI(t *testing.T) {
 		must(t, oneRequest(addr))
 	}
 	mustLoop(t, p)
-	if n := p.Metrics().Sum("caddy_portgate_sessions_total", label("listener", looping)); n > 6*clients {
+	if n := p.Metrics().Sum("caddy_portgate_sessions_total", label("listener", looping)); n > 12*clients {
 		t.Errorf("%v sessions of %d clients", n, clients)
 	}
 	gate.Eventually(t, peerTimeout, func() error {

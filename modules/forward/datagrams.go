@@ -61,8 +61,8 @@ var dropReasons = map[relay.Drop]listeners.DropReason{
 	relay.DropSendFailed:      listeners.DropSendFailed,
 }
 
-// datagramUpstreams is the way of one session through the upstreams. It begins again when all of them have refused
-// datagrams: they may have come back, or have another address by now.
+// datagramUpstreams picks the upstreams of one session. When all of them have refused datagrams it begins again: they may
+// have come back, or have another address by now.
 type datagramUpstreams struct {
 	sess  *session.Session
 	begin func() *upstream.Walk
@@ -86,9 +86,8 @@ func (u *datagramUpstreams) next(ctx context.Context, failed error) (net.Addr, e
 	return addr, err
 }
 
-// detach takes a session of datagrams from the server that would close it when Handle returns. It returns cx where
-// something has wrapped it, or where it is of a network that does not give its sessions away; it then gives what
-// matchers have read, and has to be handled to its end.
+// detach takes a UDP session away from layer4, which would close it when Handle returns. It returns cx if a handler has wrapped
+// the session, or if its network can't detach it. Then Handle must not return before the session ends.
 func detach(cx *layer4.Connection) net.Conn {
 	for conn := cx; ; {
 		switch inner := throttle.Unwrap(conn.Conn).(type) {

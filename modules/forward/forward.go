@@ -27,14 +27,15 @@ func init() {
 	caddy.RegisterModule(new(Handler))
 }
 
-// Handler forwards connections to upstreams, byte for byte. It ends the route: no handler after it
-// is called. A FIN is passed on as a FIN and a reset as a reset, in each direction; where no
-// upstream can be reached, the client is reset at once.
+// Handler forwards connections to upstreams, byte for byte. It ends the route: a config with a handler behind it is
+// refused. A FIN is passed on as a FIN and a reset as a reset, in each direction. If no upstream can be reached, the client
+// is reset at once.
 type Handler struct {
 	// To lists the upstreams: `host:port`, `unix//path`, or `host:first-last` where every listen
-	// address of the server is a range of as many ports. Connections are dealt out in turn. Names
-	// are resolved when a session is dialed, at most once a second, and all their addresses tried. Placeholders may stand for any part,
-	// but those of a connection do not turn a port into a range or into a unix socket.
+	// address of the server is a range of as many ports. Upstreams get connections in turn. Names
+	// are looked up when a session begins, at most once a second, and all their addresses are tried. Placeholders may stand for any
+	// part, but those of a connection can't turn a port into a range or into a unix socket. An upstream that is a listen
+	// address of the server itself is refused.
 	To []string `json:"to,omitempty"`
 
 	// ConnectTimeout bounds one connection attempt, and one name lookup. Default: 3s.
@@ -51,8 +52,8 @@ type Handler struct {
 	// MaxLifetime ends a session that lasts so long, busy or not. Default: 0, no limit.
 	MaxLifetime *caddy.Duration `json:"max_lifetime,omitempty"`
 
-	// Timeouts is a preset for the four options above. The only one is `strict`: connect 3s, idle
-	// 60s, half-close 15s, lifetime 300s. An option that is given overrides it.
+	// Timeouts sets the four options above at once. The only preset is `strict`: connect 3s, idle
+	// 60s, half-close 15s, lifetime 300s. An option that is given overrides it. Default: none.
 	Timeouts string `json:"timeouts,omitempty"`
 
 	// Retries is how many further upstreams are tried when one can't be reached, none twice.
@@ -73,13 +74,12 @@ type Handler struct {
 	// 0: never. Default: 1m.
 	KeepAlive *caddy.Duration `json:"keepalive,omitempty"`
 
-	// MaxReplies ends a UDP session when the upstream has sent so many datagrams for each one of the client, as 1 does
-	// with DNS queries. Default: 0, no limit.
+	// MaxReplies ends a UDP session when the upstream has sent so many datagrams for each one of the client. With 1 a session
+	// ends when all its DNS queries are answered. Refused if there is no UDP listen address. Default: 0, no limit.
 	MaxReplies *int `json:"max_replies,omitempty"`
 
-	// MaxReplyRatio keeps a UDP port from being used to flood somebody whose address is given as the sender's: the
-	// client is sent at most so many bytes for each one that came from it, until it has sent a datagram
-	// after it was sent a reply. Replies beyond are dropped. Default: 0, no limit.
+	// MaxReplyRatio makes a UDP port useless for floods to forged addresses: a client gets at most so many bytes for each byte
+	// that it has sent, until it sends a datagram after a reply. Replies beyond that are dropped. Default: 0, no limit.
 	MaxReplyRatio *float64 `json:"max_reply_ratio,omitempty"`
 
 	// DrainTimeout ends the TCP sessions of a config that was replaced so long ago. Default: 0, they
@@ -121,7 +121,7 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision sets up the handler. It acquires nothing that outlives it but its sessions.
+// Provision sets up the handler. Cleanup releases what it acquires, but its sessions may go on.
 func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.applyDefaults(); err != nil {
 		return err
@@ -163,7 +163,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-// parseUpstreams leaves placeholders that only a connection can fill in for later.
+// parseUpstreams reads the upstreams. Placeholders that only a connection can fill in are read for each session.
 func parseUpstreams(to []string) ([]upstream.Upstream, error) {
 	if len(to) == 0 {
 		return nil, errNoUpstream
@@ -279,9 +279,8 @@ func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, trip *hops.T
 	return r
 }
 
-// unwrap takes layer4's own wrapper off a connection that nothing else has wrapped, so that the
-// relay gets at the socket. What matchers have read comes with it, as a copy: the buffer belongs to
-// layer4.
+// unwrap removes layer4's own wrapper, so that the relay has the socket. It returns cx if other handlers have wrapped the
+// connection as well. What matchers have read is returned as a copy, because the buffer belongs to layer4.
 func unwrap(cx *layer4.Connection) (net.Conn, []byte) {
 	var prefetched []byte
 	for conn := cx; ; {
@@ -314,8 +313,8 @@ func (m mover) Moved() (up, down int64) {
 	return stats.BytesUp, stats.BytesDown
 }
 
-// ended tells the session how its relay ended. One that was closed while it connected has neither an
-// error nor a connect time.
+// ended says how a session ended, from how its relay did. A relay that was closed while it connected has neither an error nor
+// a connect time.
 func ended(reason relay.Reason, connect time.Duration, err error) session.End {
 	end := session.End{
 		Connect:   connect,
@@ -335,8 +334,8 @@ func ended(reason relay.Reason, connect time.Duration, err error) session.End {
 	return end
 }
 
-// Cleanup lets the sessions go on, until DrainTimeout if that is set; but those of datagrams only where there is
-// a successor.
+// Cleanup releases what Provision has acquired. TCP sessions go on, until DrainTimeout if that is set, and UDP sessions if
+// the new config has an identical handler.
 func (h *Handler) Cleanup() error {
 	h.succession.end()
 	h.watch.end()

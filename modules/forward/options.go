@@ -50,7 +50,7 @@ var presets = map[string]relay.Limits{
 	},
 }
 
-// applyDefaults fills in what the config leaves open and refuses what can't work.
+// applyDefaults sets the options that the config does not have, and refuses values that can't work.
 func (h *Handler) applyDefaults() error {
 	if h.Timeouts != "" {
 		if err := checkPreset(h.Timeouts); err != nil {
@@ -233,7 +233,7 @@ func positive(name string, to **caddy.Duration) caddyfile.Option {
 	})
 }
 
-// checkUpstreams finds what can be found wrong before the placeholders are known.
+// checkUpstreams refuses upstreams that are wrong whatever their placeholders stand for.
 func checkUpstreams(names []string) error {
 	for _, name := range names {
 		if strings.Contains(name, "{") {
@@ -265,7 +265,8 @@ func errNoRatio(value string) error {
 	return fmt.Errorf("%q: expected a number such as 3 or 1.5", value)
 }
 
-// errNoTime: every wait for a server has to end, and what failed in no time is nothing.
+// errNoTime is the error of a duration that must not be 0: every wait for a server has to end, and no upstream can fail within
+// no time.
 func errNoTime(value string) error {
 	return fmt.Errorf("%q: expected a duration of more than 0", value)
 }

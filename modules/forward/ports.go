@@ -13,13 +13,13 @@ import (
 
 // portRange is the ports of a listen address.
 type portRange struct {
-	ip          netip.Addr // zero for all of this machine, and for names
+	ip          netip.Addr // zero if the listen address is for all addresses, or has a name
 	first, last uint
 	datagrams   bool // TCP and UDP have ports of their own
 }
 
-// matchAddrs refuses upstreams that what the listen addresses accept can't be sent to. It returns the ranges of
-// the listen addresses where an upstream has one.
+// matchAddrs refuses upstreams of the wrong transport, such as udp/ behind a listen address of TCP, and ranges of ports that
+// do not fit. It returns the port ranges of the listen addresses if an upstream has a range.
 func matchAddrs(upstreams []upstream.Upstream, listen []caddy.NetworkAddress) ([]portRange, error) {
 	for _, up := range upstreams {
 		for _, addr := range listen {
@@ -34,8 +34,8 @@ func matchAddrs(upstreams []upstream.Upstream, listen []caddy.NetworkAddress) ([
 	return matchPorts(upstreams, listen)
 }
 
-// matchPorts refuses a range of ports on one side only, because it could not be told which port
-// belongs to which. It returns the ranges of the listen addresses where an upstream has one.
+// matchPorts refuses a range of ports on one side only: nobody could tell which port belongs to which. It returns the port
+// ranges of the listen addresses if an upstream has a range.
 func matchPorts(upstreams []upstream.Upstream, listen []caddy.NetworkAddress) ([]portRange, error) {
 	var ranges []portRange
 	for _, addr := range listen {
@@ -79,8 +79,8 @@ func matchRange(upstream string, ports int, listen []caddy.NetworkAddress) error
 	return nil
 }
 
-// offset returns which port of its range the connection came in on. Ranges of several listen addresses may
-// overlap; the address itself then comes before those for all addresses, as in the kernel.
+// offset returns the number of the port, within its range, that the connection came in on. Ranges of several listen addresses
+// may overlap. Then a listen address with an IP wins over one for all addresses, as it does in the kernel.
 func offset(conn net.Conn, ranges []portRange) (offset int) {
 	local, ok := conn.LocalAddr().(interface{ AddrPort() netip.AddrPort })
 	if !ok {

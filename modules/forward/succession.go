@@ -20,9 +20,8 @@ type lineKey struct {
 	canonical string // JSON of the handlers
 }
 
-// line is the handlers that configs one after the other have for one listener, while they are identical. Its
-// sessions of datagrams end with the last of them: those of a client that goes on are then begun anew, by its next
-// datagram.
+// line keeps the UDP sessions of one listener over reloads, for as long as each new config has an identical handler for it.
+// They end when a config comes that has not: the next datagram of a client then begins a session of the new config.
 type line struct {
 	mu       sync.Mutex
 	sessions map[*session.Session]struct{} // nil once the line has ended
@@ -30,7 +29,7 @@ type line struct {
 
 func newLine() *line { return &line{sessions: make(map[*session.Session]struct{})} }
 
-// add reports false where the line has ended.
+// add reports false if the line has ended.
 func (l *line) add(s *session.Session) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -59,14 +58,14 @@ func (l *line) Destruct() error {
 	return nil
 }
 
-// succession is the lines that a handler belongs to.
+// succession has the lines that a handler belongs to.
 type succession struct {
 	refs       []*state.Ref[*line]
 	byListener map[string]*line // listeners of datagrams of the gate networks, by their address, which has one port
-	own        *line            // of what other networks accept: their sockets do not outlive the config
+	own        *line            // for sessions of other networks, whose sockets close with the config
 }
 
-// begin acquires the lines of a handler. After an error end releases those that it has.
+// begin acquires the lines of a handler. After an error, end releases those that it has acquired.
 func (s *succession) begin(canonical string, listen []caddy.NetworkAddress) error {
 	s.own, s.byListener = newLine(), make(map[string]*line)
 	for _, addr := range listen {
@@ -86,7 +85,7 @@ func (s *succession) begin(canonical string, listen []caddy.NetworkAddress) erro
 	return nil
 }
 
-// of returns the line that a client's session belongs to, and the counts of its listener, if that keeps some.
+// of returns the line of a client's session, and the counters of its listener; nil if the listener has none.
 func (s *succession) of(client net.Conn) (*line, *listeners.Datagrams) {
 	if gate, ok := client.(interface{ ListenerAddr() string }); ok {
 		listener := gate.ListenerAddr()

@@ -124,7 +124,7 @@ func (w *watch) attempted(sess *session.Session, name string, addr net.Addr, err
 	}
 }
 
-// unresolved notes that an upstream has no address. There is nothing that others could leave out.
+// unresolved notes that an upstream has no address to try. The lookup is what is remembered then, not an address.
 func (w *watch) unresolved(sess *session.Session, name string) {
 	sess.UpstreamFailed(name, nil)
 	w.series[name].Value().fails.Inc()
