@@ -111,6 +111,7 @@ type Conn struct {
 	listenerAddr string
 	remote       netip.AddrPort
 	local        *net.TCPAddr
+	unrouted
 
 	mu            sync.Mutex
 	descriptors   *descriptors.Listener // nil once they are somebody else's, or given back
@@ -124,6 +125,7 @@ type Conn struct {
 // the connection before is the caller's to know. From then on the connection is closed, without
 // the socket being so. It reports false where it was closed before.
 func (c *Conn) Detach() (fd int, ok bool) {
+	c.Taken()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.fd >= 0 {
@@ -204,6 +206,14 @@ func recvNow(fd int, b []byte, flags int) (n int, errno syscall.Errno) {
 
 // Close closes the socket, unless it was detached.
 func (c *Conn) Close() error {
+	err := c.closeSocket()
+	if !errors.Is(err, net.ErrClosed) {
+		c.closed(c, "tcp", c.listenerAddr, c.remote)
+	}
+	return err
+}
+
+func (c *Conn) closeSocket() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.fd < 0 && c.file == nil {
@@ -246,6 +256,9 @@ func (c *Conn) Read(b []byte) (int, error) {
 		return 0, err
 	}
 	n, err := file.Read(b)
+	if c.scope != nil {
+		c.read.Add(int64(n))
+	}
 	return n, c.asNetError("read", err)
 }
 
@@ -255,6 +268,7 @@ func (c *Conn) Write(b []byte) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	c.Taken()
 	n, err := file.Write(b)
 	return n, c.asNetError("write", err)
 }

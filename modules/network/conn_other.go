@@ -4,6 +4,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
@@ -34,6 +35,7 @@ func (l *listener) accept() (*Conn, error) {
 type Conn struct {
 	*net.TCPConn
 	listenerAddr string
+	unrouted
 
 	mu          sync.Mutex
 	descriptors *descriptors.Listener // nil once they are somebody else's, or given back
@@ -43,7 +45,16 @@ type Conn struct {
 func (c *Conn) Close() error {
 	err := c.TCPConn.Close()
 	c.Descriptors().Release()
+	if !errors.Is(err, net.ErrClosed) {
+		c.closed(c, "tcp", c.listenerAddr, c.client())
+	}
 	return err
+}
+
+// Write writes to the connection.
+func (c *Conn) Write(b []byte) (int, error) {
+	c.Taken()
+	return c.TCPConn.Write(b)
 }
 
 // Descriptors implements [descriptors.Owner].

@@ -45,7 +45,7 @@ type shared interface {
 type accepted interface {
 	net.Conn
 	client() netip.AddrPort
-	forServer() net.Conn // what a server gets, which closes it when its handlers have returned
+	forServer(watcher *session.Scope) net.Conn // what a server gets, which closes it when its handlers have returned
 }
 
 // generation is the listener that one config has on a socket.
@@ -53,6 +53,7 @@ type generation struct {
 	endpoint
 	config   <-chan struct{} // ends with the config, and tells one config from another
 	settings settings
+	watcher  *session.Scope // of those that no route takes; nil where no server of layer4 listens
 	scope    *session.Scope // of the connections that are refused; nil outside a config
 
 	socket    shared
@@ -100,6 +101,9 @@ func newGeneration(ctx context.Context, ep endpoint) (*generation, error) {
 			return nil, err
 		}
 		g.scope.Hold("listener", ep.listener)
+		if fastpath.Routed(ctx, ep.Name, ep.listener) {
+			g.watcher = g.scope
+		}
 	}
 	return g, nil
 }
@@ -148,10 +152,10 @@ func (g *generation) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		if g.steps == nil {
-			return conn.forServer(), nil
+			return conn.forServer(g.watcher), nil
 		}
 		*arrival = session.Arrival{Conn: conn, Network: network, Listener: g.listener, Client: conn.client()}
-		fastpath.Serve(g.steps, arrival)
+		fastpath.Serve(g.steps, arrival, g.scope)
 	}
 }
 
@@ -184,7 +188,10 @@ func (g *generation) isClosed() bool {
 
 func (g *generation) Addr() net.Addr { return g.socket.Addr() }
 
-func (c *Conn) forServer() net.Conn { return c }
+func (c *Conn) forServer(watcher *session.Scope) net.Conn {
+	c.watch(watcher)
+	return c
+}
 
 // ListenerAddr returns the address of the listener as it is configured, such as ":8080". It fits a metrics
 // label: unlike LocalAddr, it doesn't depend on what the client does.

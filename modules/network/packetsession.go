@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
+	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
 // idleTimeout ends a session that nobody has attached to, when no datagram has passed either way for so
@@ -273,9 +274,27 @@ type PacketConn struct {
 	net.Conn // the session
 	session  *PacketSession
 	given    atomic.Bool // detached or closed
+	unrouted
 }
 
-func (c *PacketSession) forServer() net.Conn { return &PacketConn{Conn: c, session: c} }
+func (c *PacketSession) forServer(watcher *session.Scope) net.Conn {
+	conn := &PacketConn{Conn: c, session: c}
+	conn.watch(watcher)
+	return conn
+}
+
+// Read reads a datagram.
+func (c *PacketConn) Read(b []byte) (int, error) {
+	n, err := c.session.Read(b)
+	c.read.Add(int64(n))
+	return n, err
+}
+
+// Write sends a datagram to the client.
+func (c *PacketConn) Write(b []byte) (int, error) {
+	c.Taken()
+	return c.session.Write(b)
+}
 
 // Detach gives the session away, which is a [*PacketSession]: it must be closed by whoever has it, and
 // closing the connection does nothing any more. It reports false where the connection was closed before.
@@ -291,7 +310,9 @@ func (c *PacketConn) Close() error {
 	if c.given.Swap(true) {
 		return net.ErrClosed
 	}
-	return c.session.Close()
+	err := c.session.Close()
+	c.closed(c, "udp", c.session.listenerAddr, c.session.client())
+	return err
 }
 
 // ListenerAddr returns the address of the listener as it is configured, such as ":53". It fits a metrics

@@ -353,7 +353,7 @@ func TestDetachedConnStays(t *testing.T) {
 	t.Parallel()
 	s := newTestSocket(defaultLimits)
 	c := s.arrive(1, nil)
-	conn := c.forServer().(*PacketConn)
+	conn := c.forServer(nil).(*PacketConn)
 	detached, ok := conn.Detach()
 	if !ok || detached != net.Conn(c) {
 		t.Errorf("got %v, %v", detached, ok)
@@ -363,7 +363,7 @@ func TestDetachedConnStays(t *testing.T) {
 	}
 	_ = c.Close()
 
-	conn = s.arrive(2, nil).forServer().(*PacketConn)
+	conn = s.arrive(2, nil).forServer(nil).(*PacketConn)
 	if err := conn.Close(); err != nil || !conn.session.ended.Load() {
 		t.Errorf("the close of one that was not detached: %v", err)
 	}

@@ -442,7 +442,7 @@ func TestConcurrentOfConnectionsThatNobodyTakes(t *testing.T) {
 	for i := range 3 {
 		conn, _ := from(t, "192.0.2.1:1")
 		arrival := &session.Arrival{Conn: conn, Network: "tcp", Listener: "test", Client: netip.MustParseAddrPort("192.0.2.1:1")}
-		fastpath.Serve([]fastpath.Step{h}, arrival)
+		fastpath.Serve([]fastpath.Step{h}, arrival, nil)
 		if arrival.Begun() {
 			t.Fatalf("connection %d was refused", i)
 		}

@@ -37,16 +37,18 @@ type Waiter interface {
 	Await(a *session.Arrival, resume func(*session.Arrival)) (awaited bool)
 }
 
-// Serve passes the arrival through the steps. The last one takes the connection over.
-func Serve(steps []Step, a *session.Arrival) {
+// Serve passes the arrival through the steps. The last one takes the connection over; where none does, it is closed, and an
+// entry says so in the access log of the scope, which may be nil.
+func Serve(steps []Step, a *session.Arrival, scope *session.Scope) {
 	for i, step := range steps {
-		if waiter, ok := step.(Waiter); ok && waiter.Await(a, func(a *session.Arrival) { Serve(steps[i+1:], a) }) {
+		if waiter, ok := step.(Waiter); ok && waiter.Await(a, func(a *session.Arrival) { Serve(steps[i+1:], a, scope) }) {
 			return
 		}
 		if !step.Serve(a) {
 			return
 		}
 	}
+	a.NoRoute(scope, 0)
 	a.Close()
 }
 
@@ -120,24 +122,39 @@ func key(name, canonical string) string { return name + " " + canonical }
 //
 // Where layer4 logs each connection, at the level DEBUG, it has to serve them.
 func Steps(ctx context.Context, network, address string) []Step {
+	app, server := serverOf(ctx, network, address)
+	if server == nil || ctx.(caddy.Context).Logger(app).Core().Enabled(zap.DebugLevel) {
+		return nil
+	}
+	return stepsOf(app, server)
+}
+
+// Routed tells whether a server of layer4 listens there. It is called as Steps is.
+func Routed(ctx context.Context, network, address string) bool {
+	_, server := serverOf(ctx, network, address)
+	return server != nil
+}
+
+// serverOf returns the layer4 app and its server that listens there, nil where there is none.
+func serverOf(ctx context.Context, network, address string) (*layer4.App, *layer4.Server) {
 	config, ok := ctx.(caddy.Context)
 	if !ok {
-		return nil
+		return nil, nil
 	}
 	configured, err := config.AppIfConfigured("layer4")
 	if err != nil {
-		return nil
+		return nil, nil
 	}
 	app, ok := configured.(*layer4.App)
-	if !ok || config.Logger(app).Core().Enabled(zap.DebugLevel) {
-		return nil
+	if !ok {
+		return nil, nil
 	}
 	for _, server := range app.Servers {
 		if listens(server, network, address) {
-			return stepsOf(app, server)
+			return app, server
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 func listens(server *layer4.Server, network, address string) bool {

@@ -227,7 +227,7 @@ func TestServeEndsWithTheStepThatTakesTheConnection(t *testing.T) {
 		over := false
 		arrival.Throttle(new(throttle.Throttle)) // which need not have an End
 		arrival.Throttle(&throttle.Throttle{End: func() { over = true }})
-		Serve(steps, arrival)
+		Serve(steps, arrival, nil)
 		if over != c.closed {
 			t.Errorf("%v: throttle released: %t, want %t", c.ids, over, c.closed)
 		}
@@ -266,7 +266,7 @@ func TestServeWaits(t *testing.T) {
 	over := 0
 	arrival := &session.Arrival{Conn: ours}
 	arrival.Throttle(&throttle.Throttle{End: func() { over++ }})
-	Serve([]Step{passes, waits, last}, arrival)
+	Serve([]Step{passes, waits, last}, arrival, nil)
 	if passes.served != 1 || waits.served != 0 || last.served != 0 || over != 0 {
 		t.Fatalf("served %d, %d and %d times before it resumes", passes.served, waits.served, last.served)
 	}

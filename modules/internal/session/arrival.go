@@ -57,8 +57,24 @@ func (a *Arrival) Begin(scope *Scope) *Session {
 	a.session = newSession(scope, a)
 	if a.cx != nil {
 		a.cx.SetVar(sessionKey, a.session)
+		if conn, ok := a.Accepted().(interface{ Taken() }); ok {
+			conn.Taken()
+		}
 	}
 	return a.session
+}
+
+// NoRoute is called where no handler has taken the arrival, of which matchers have read so many bytes: its session is over
+// as it begins. A nil scope is of no config.
+func (a *Arrival) NoRoute(scope *Scope, read int64) {
+	if scope == nil || a.Begun() {
+		return
+	}
+	s := a.Begin(scope)
+	s.mu.Lock()
+	s.up.counted = read
+	s.mu.Unlock()
+	s.End(End{Status: StatusNoRoute, Reason: ReasonNoRoute})
 }
 
 // Begun reports whether the arrival has a session. A later handler may have begun it.

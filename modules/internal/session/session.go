@@ -25,6 +25,7 @@ const (
 	StatusDone           = 200
 	StatusBadHeader      = 400
 	StatusDenied         = 403
+	StatusNoRoute        = 404
 	StatusLimited        = 429
 	StatusInternal       = 500
 	StatusNoUpstream     = 502
@@ -40,6 +41,7 @@ const (
 	ReasonListChanged  = "list_changed"
 	ReasonLoop         = "loop"
 	ReasonSessionLimit = "session_limit"
+	ReasonNoRoute      = "no_route"
 	ReasonShutdown     = "shutdown"
 	ReasonProxyHeader  = "proxy_header"
 )
