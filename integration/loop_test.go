@@ -90,7 +90,8 @@ func TestLoopThroughASecondPort(t *testing.T) {
 			}
 			mustLoop(t, p)
 			m := p.Metrics()
-			if n := m.Sum("caddy_portgate_sessions_total"); n > 60 {
+			// More than 6 of a client only where the last hop is found out after it has begun, see hops.Begin.
+			if n := m.Sum("caddy_portgate_sessions_total"); n > 120 {
 				t.Errorf("%v sessions", n)
 			}
 			if n := m.Sum("caddy_portgate_datagrams_total", label("direction", "up")); n > 6 {
