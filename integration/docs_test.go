@@ -17,6 +17,7 @@ type block struct{ language, code string }
 
 var fence = regexp.MustCompile("(?ms)^( *)```([a-z -]+)\n(.*?)^ *```$")
 
+// blocksOf returns the code blocks of a page, without the indentation of those in a list.
 func blocksOf(t *testing.T, page string) (blocks []block) {
 	t.Helper()
 	data, err := os.ReadFile(page)
