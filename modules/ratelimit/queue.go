@@ -81,7 +81,7 @@ func (q *queue) join(store bucket.Store, requests []bucket.Request) *waiter {
 		}
 	}
 	if room {
-		w.lines = joined
+		w.lines = slices.Clone(joined) // advance takes lines out of it while joined is read below
 		q.count++
 		waitingNow.Add(1)
 	}

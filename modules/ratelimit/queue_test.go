@@ -273,6 +273,40 @@ func TestTurnsThatCannotBeGivenBack(t *testing.T) {
 	})
 }
 
+// slow is a store that takes its time to have something given back.
+type slow struct{ bucket.Store }
+
+func (s slow) Cancel(now time.Duration, requests []bucket.Request, done func(kept []bucket.Request)) {
+	time.Sleep(time.Minute)
+	s.Store.Cancel(now, requests, done)
+}
+
+// The turn of a connection may come, in all of its lines, while what is left over in the first of them is given back.
+func TestTurnThatComesWhileJoining(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newWaiting(t, time.Minute, 10, 10)
+		b := &waiting{queue: newQueue(a.now), store: a.store, limits: a.limits}
+		a.come("x", "y")
+		leaves, _ := a.come("x")
+		b.come("x")
+		leaves.leave() // which leaves a turn over, because the other machine's client came behind
+		requests := []bucket.Request{
+			{Limit: a.limits[0], Key: a.limits[0].ForText("x")},
+			{Limit: a.limits[1], Key: a.limits[1].ForText("y")},
+		}
+		a.store.Decide(a.now(), requests)
+		for _, l := range a.lines {
+			l.store = slow{a.store}
+		}
+		one := a.join(slow{a.store}, requests)
+		<-one.ready
+		time.Sleep(time.Hour)
+		if n, m := a.left(), b.left(); n+m > 0 {
+			t.Errorf("%d and %d waiters and lines are left", n, m)
+		}
+	})
+}
+
 // Clients that come and go at random at two machines never go sooner than the limit allows, and none is forgotten.
 func TestRandomComingAndLeaving(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
