@@ -207,8 +207,10 @@ func (s *Session) UpstreamFailed(label string, addr net.Addr) {
 // upstreams may have a part in.
 func (s *Session) Dialed(took time.Duration) {
 	s.mu.Lock()
-	s.dialed = took
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	if !s.ended {
+		s.dialed = took
+	}
 }
 
 // DialFailed counts an attempt that has failed among those of its upstream.
