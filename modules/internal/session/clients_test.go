@@ -45,10 +45,17 @@ func TestSessionsAreFoundByTheirClients(t *testing.T) {
 		s      *Session
 		want   bool
 	}{
-		{"10.9.0.1/32", behindProxy, true}, {"203.0.113.7/32", behindProxy, true}, {"203.0.113.0/24", behindProxy, true}, {"0.0.0.0/0", behindProxy, true},
-		{"203.0.113.8/32", behindProxy, false}, {"::/0", behindProxy, false},
-		{"fe80::9/128", six, true}, {"fe80::/10", six, true}, {"fe80::8/128", six, false},
-		{"10.9.0.1/32", plain, false}, {"0.0.0.0/0", unix, false},
+		{"10.9.0.1/32", behindProxy, true},
+		{"203.0.113.7/32", behindProxy, true},
+		{"203.0.113.0/24", behindProxy, true},
+		{"0.0.0.0/0", behindProxy, true},
+		{"203.0.113.8/32", behindProxy, false},
+		{"::/0", behindProxy, false},
+		{"fe80::9/128", six, true},
+		{"fe80::/10", six, true},
+		{"fe80::8/128", six, false},
+		{"10.9.0.1/32", plain, false},
+		{"0.0.0.0/0", unix, false},
 	} {
 		if got := found(c.prefix, c.s); got != c.want {
 			t.Errorf("%s: %t, want %t (%v)", c.prefix, got, c.want, c.s.Client)
