@@ -37,9 +37,14 @@ func checkLoops(upstreams []upstream.Upstream, listen []caddy.NetworkAddress) er
 // leadsTo reports whether what is sent to an upstream comes in at a listen address. Names are not looked up, except localhost.
 func leadsTo(to upstream.Addr, listen caddy.NetworkAddress) bool {
 	if to.Network == "unix" || listen.IsUnixNetwork() {
-		return to.Network == "unix" && listen.IsUnixNetwork() && to.Host == listen.Host
+		path, _, _ := strings.Cut(listen.Host, "|") // behind it are the permissions
+		return to.Network == "unix" && listen.IsUnixNetwork() && to.Host == path
 	}
-	if uint(to.Port) != listen.StartPort || to.Carries(gate.Datagrams(listen.Network)) != nil {
+	last := listen.EndPort // whichever port a client has connected to, a single upstream leads to one of these
+	if to.Ports() > 1 {
+		last = listen.StartPort // to the same port as the client's, if to any that leads back
+	}
+	if port := uint(to.Port); port < listen.StartPort || port > last || to.Carries(gate.Datagrams(listen.Network)) != nil {
 		return false
 	}
 	for _, ip := range addressesOf(to.Host) {

@@ -67,8 +67,11 @@ func TestForwardToItself(t *testing.T) {
 		{"udp/127.0.0.1:7000", "gate+tcp/:7000", false},
 		{"127.0.0.1:7000-7002", "gate+tcp/:7000-7002", true},
 		{"127.0.0.1:7001-7003", "gate+tcp/:7000-7002", false},
+		{"127.0.0.1:7001", "gate+tcp/:7000-7002", true},
+		{"127.0.0.1:7003", "gate+tcp/:7000-7002", false},
 		{"unix//run/a", "unix//run/a", true},
 		{"unix//run/b", "unix//run/a", false},
+		{"unix//run/a", "unix//run/a|0222", true},
 	} {
 		addr, err := caddy.ParseNetworkAddress(c.listen)
 		if err != nil {

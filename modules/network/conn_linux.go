@@ -273,7 +273,7 @@ func (c *Conn) Write(b []byte) (int, error) {
 	return n, c.asNetError("write", err)
 }
 
-// asNetError lineage a file's error into what a net.Conn gives.
+// asNetError makes what a net.Conn returns of a file's error.
 func (c *Conn) asNetError(op string, err error) error {
 	var failed *os.PathError
 	if !errors.As(err, &failed) {
