@@ -3,6 +3,7 @@ package relay
 import (
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"runtime"
@@ -277,6 +278,15 @@ func TestKeepAlive(t *testing.T) {
 					return true
 				})
 			})
+		}
+	}
+}
+
+// A process with few descriptors would else have none left when many peers read nothing.
+func TestPipesAreFewWhereDescriptorsAre(t *testing.T) {
+	for descriptors, want := range map[uint64]int64{0: 1, 256: 2, 1024: 8, 8192: 64, 1 << 20: 64, math.MaxUint64: 64} {
+		if got := pipesFor(descriptors); got != want {
+			t.Errorf("%d of %d descriptors, want %d", got, descriptors, want)
 		}
 	}
 }

@@ -10,12 +10,21 @@ import (
 )
 
 // pipeSize is how many bytes one splice may move: the default of fs.pipe-max-size, because each splice wakes the receiver.
-// maxPipes pipes are what fs.pipe-user-pages-soft allows an unprivileged user (64 MiB), and bound what peers that read nothing
-// can hold. While all are taken, further bulk is moved through buffers.
-const (
-	pipeSize = 1 << 20
-	maxPipes = 64
-)
+const pipeSize = 1 << 20
+
+// maxPipes bounds what peers that read nothing can hold: 64 pipes are what fs.pipe-user-pages-soft allows an unprivileged user
+// (64 MiB). While all are taken, further bulk is moved through buffers.
+var maxPipes = sync.OnceValue(func() int64 {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 1
+	}
+	return pipesFor(limit.Cur)
+})
+
+// pipesFor returns how many pipes a process with so many descriptors may have. They take no more than a 64th of them, which
+// whoever counts the descriptors of sessions need not know of.
+func pipesFor(descriptors uint64) int64 { return int64(min(max(descriptors/128, 1), 64)) }
 
 type pipe struct{ r, w int }
 
@@ -28,7 +37,7 @@ var pipesTaken atomic.Int64
 var errNoPipe = errors.New("all pipes are taken")
 
 func takePipe() (*pipe, error) {
-	if pipesTaken.Add(1) > maxPipes {
+	if pipesTaken.Add(1) > maxPipes() {
 		pipesTaken.Add(-1)
 		return nil, errNoPipe
 	}
