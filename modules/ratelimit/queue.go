@@ -6,13 +6,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/portgate/caddy-portgate/modules/internal/refusal"
+	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
 	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket"
 )
 
 // maxWaiting bounds the connections that wait for their turn, of all handlers together: each has a descriptor
 // that another client may need.
-var maxWaiting = min(10_000, int64(refusal.OpenFileLimit()/4))
+var maxWaiting = min(10_000, int64(descriptors.Limit()/4))
 
 var waitingNow atomic.Int64
 

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
 	"github.com/portgate/caddy-portgate/modules/internal/gate"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
@@ -43,7 +44,7 @@ type Held struct {
 
 // maxHeld bounds the held connections of all handlers together. Further ones are closed at once, so that refused clients
 // do not take the descriptors that others need.
-var maxHeld = min(10_000, OpenFileLimit()/4)
+var maxHeld = min(10_000, descriptors.Limit()/4)
 
 var heldNow, mutedNow atomic.Int64
 

@@ -36,12 +36,3 @@ func CanDrop() bool {
 	defer unix.Close(fd)
 	return repair(fd) == nil
 }
-
-// OpenFileLimit is how many descriptors the process may have.
-func OpenFileLimit() int {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return 1024
-	}
-	return int(min(limit.Cur, 1<<20))
-}

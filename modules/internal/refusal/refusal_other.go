@@ -9,6 +9,3 @@ func vanish(net.Conn) bool { return false }
 
 // CanDrop tells whether the process may do that.
 func CanDrop() bool { return false }
-
-// OpenFileLimit is how many descriptors the process may have, or few where that is not known.
-func OpenFileLimit() int { return 1024 }
