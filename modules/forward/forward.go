@@ -144,16 +144,16 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("to: %w", err)
 	}
 	h.pool = upstream.NewPool(upstreams)
-	if err := h.watch.begin(ctx, h.policy, upstreams); err != nil {
-		return err
-	}
-	h.pool.Failures = h.watch.failures()
 	if h.scope, err = session.NewScope(ctx, h.gracePeriod, h.drainTimeout); err != nil {
 		return err
 	}
 	for i := range upstreams {
-		h.scope.Hold("upstream", upstreams[i].Name)
+		h.scope.Hold("upstream", upstreams[i].Name) // before watch takes their series, or these may go once more
 	}
+	if err := h.watch.begin(ctx, h.policy, upstreams); err != nil {
+		return err
+	}
+	h.pool.Failures = h.watch.failures()
 	if err := h.succession.begin(h.canonical, listen); err != nil {
 		return err
 	}
