@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"net/netip"
 	"sync"
@@ -33,10 +32,9 @@ type shared interface {
 	ofConfig(config <-chan struct{}) *generation
 	setMoving()
 	isMoving() bool
-	setHidden()
 	isHidden() bool
-	endsWith(config <-chan struct{}) bool
-	add(g *generation) *generation
+	hideLast(config <-chan struct{}, hide func() bool) bool
+	add(g *generation) error
 	interrupt(g *generation)
 	remove(g *generation)
 }
@@ -112,8 +110,8 @@ func newGeneration(ctx context.Context, ep endpoint) (*generation, error) {
 // fails to start: Caddy stops the apps that had started before, but not the one that has failed.
 func (g *generation) join(ctx context.Context, ref *state.Ref[shared]) error {
 	g.socket = ref.Value()
-	if other := g.socket.add(g); other != nil {
-		return fmt.Errorf("this config listens there already, as %q: expected each address once", other.listener)
+	if err := g.socket.add(g); err != nil {
+		return err
 	}
 	g.close = sync.OnceValue(func() error {
 		moved := g.socket.isMoving() && retire(g)

@@ -1,6 +1,8 @@
 package network
 
 import (
+	"errors"
+	"fmt"
 	"slices"
 	"sync"
 )
@@ -17,13 +19,19 @@ type lineage struct {
 	hidden      bool          // that socket has the address from now on
 }
 
-// add makes g the youngest generation. If its config has one on this socket already, add returns that one
-// instead.
-func (l *lineage) add(g *generation) *generation {
+// errHidden: who needs a socket at this address opens one as soon as this one is closed.
+var errHidden = errors.New("the socket is being closed")
+
+// add makes g the youngest generation. It returns an error if its config has one on this socket already, and errHidden if
+// the socket is hidden.
+func (l *lineage) add(g *generation) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.hidden {
+		return errHidden
+	}
 	if other := l.find(g.config); other != nil {
-		return other
+		return fmt.Errorf("this config listens there already, as %q: expected each address once", other.listener)
 	}
 	l.generations = append(l.generations, g)
 	if len(l.generations) == 1 {
@@ -90,21 +98,19 @@ func (l *lineage) isMoving() bool {
 	return l.moving
 }
 
-func (l *lineage) setHidden() {
+// hideLast calls hide if no other config than this one has the socket. If that is done, no other one gets it any more.
+func (l *lineage) hideLast(config <-chan struct{}, hide func() bool) bool {
 	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.generations) != 1 || l.find(config) == nil || !hide() {
+		return false
+	}
 	l.hidden = true
-	l.mu.Unlock()
+	return true
 }
 
 func (l *lineage) isHidden() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.hidden
-}
-
-// endsWith tells whether no other config than this one has the socket.
-func (l *lineage) endsWith(config <-chan struct{}) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.generations) == 1 && l.find(config) != nil
 }

@@ -84,15 +84,14 @@ func retire(g *generation) (moved bool) {
 	}
 	var ending []shared
 	sockets.Each(func(_ socketKey, s shared) bool {
-		if s.isMoving() && s.endsWith(g.config) {
+		if s.isMoving() && s.ofConfig(g.config) != nil {
 			ending = append(ending, s)
 		}
 		return true
 	})
 	hidden := 0
 	for _, s := range ending {
-		if own := s.ofConfig(g.config); own != nil && len(besides(own)) > 0 && s.hide() {
-			s.setHidden()
+		if own := s.ofConfig(g.config); own != nil && len(besides(own)) > 0 && s.hideLast(g.config, s.hide) {
 			hidden++
 		}
 	}

@@ -248,3 +248,40 @@ func TestDatagramsAreMovedInOneReload(t *testing.T) {
 		return err
 	})
 }
+
+// Who loads a config again right after it was rejected gets a socket of its own, and not the one that is being closed and receives
+// nothing any more.
+func TestRejectedMoveIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	onFreePort(t, func(port int) error {
+		running, err := tryListen(config(t), t, fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			return err
+		}
+		done := serve(t, running, "running")
+		ctx, reject := caddy.NewContext(caddy.Context{Context: t.Context()})
+		rejected, err := tryListen(ctx, t, fmt.Sprintf(":%d", port))
+		reject()
+		if err != nil {
+			return errors.Join(err, running.Close())
+		}
+		for !rejected.socket.isHidden() {
+			time.Sleep(time.Millisecond)
+		}
+		next, err := tryListen(config(t), t, fmt.Sprintf(":%d", port))
+		if err != nil {
+			return errors.Join(err, running.Close())
+		}
+		nextDone := serve(t, next, "next")
+		if err := running.Close(); err != nil {
+			t.Error(err)
+		}
+		<-done
+		if got, err := ask(fmt.Sprintf("127.0.0.1:%d", port)); err != nil || got != "next" {
+			t.Errorf("got %q, %v", got, err)
+		}
+		err = next.Close()
+		<-nextDone
+		return err
+	})
+}

@@ -24,6 +24,7 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -97,16 +98,29 @@ func share(ctx context.Context, g *generation, cfg net.ListenConfig, open openFu
 	if !g.Inherited && g.addr.Port() == 0 {
 		key.own = g
 	}
-	ref, err := sockets.Acquire(key, func() (shared, error) { return open(ctx, cfg) })
-	if errors.Is(err, syscall.EADDRINUSE) {
-		ref, err = acquireBeside(ctx, key, g, cfg, open, err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if err := g.join(ctx, ref); err != nil {
+	for {
+		ref, err := sockets.Acquire(key, func() (shared, error) { return open(ctx, cfg) })
+		if errors.Is(err, syscall.EADDRINUSE) {
+			ref, err = acquireBeside(ctx, key, g, cfg, open, err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		err = g.join(ctx, ref)
+		if err == nil {
+			return g, nil
+		}
 		_ = ref.Release() // another generation keeps the socket
-		return nil, err
+		if !errors.Is(err, errHidden) {
+			return nil, err
+		}
+		select { // of a config that was rejected a moment ago
+		case <-time.After(hiddenPause):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
-	return g, nil
 }
+
+// hiddenPause is how often a config looks whether a socket is closed that it waits for, see retire.
+const hiddenPause = 20 * time.Millisecond
