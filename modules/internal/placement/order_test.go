@@ -171,6 +171,26 @@ func TestProxyProtocolBeforeAGuard(t *testing.T) {
 	}
 }
 
+// Which of several wrappers of a site comes first is not known when one of them is provisioned.
+func TestProxyProtocolInAnotherWrapper(t *testing.T) {
+	const wrapper, pp = `{"wrapper":"layer4","routes":[%s]}`, `{"handler":"proxy_protocol"}`
+	for _, c := range []struct {
+		one, other string
+		refused    bool
+	}{
+		{matched(pp), route(aGuard), true},
+		{route(sub(matched(pp))), route(aGuard), true},
+		{matched(pp), `{"match":[{"test_judge":{}}],"handle":[{"handler":"echo"}]}`, true},
+		{matched(`{"handler":"test_step"}`), route(aGuard), false},
+	} {
+		err := tryValidate(fmt.Sprintf(`{"http":{"servers":{"a":{"listen":["127.0.0.1:1"],"listener_wrappers":[`+wrapper+`,`+wrapper+`]}}}}`, c.one, c.other))
+		if want := `listener wrapper of http server "a": one of its several layer4 wrappers has caddy-l4's proxy_protocol, which believes anybody`; c.refused &&
+			(err == nil || !strings.Contains(err.Error(), want)) || !c.refused && err != nil {
+			t.Errorf("%s, %s: got %v", c.one, c.other, err)
+		}
+	}
+}
+
 // judge is a matcher that judges clients by their address, as that of acl does.
 type judge struct{ matcher }
 

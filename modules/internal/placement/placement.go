@@ -3,6 +3,7 @@
 package placement
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -70,6 +71,9 @@ func CheckGuard(ctx caddy.Context, name, canonical string, trust bool) error {
 	if proxied := findingOf(ctx, name, canonical).proxied; proxied != "" && !trust {
 		return errProxied(proxied)
 	}
+	if l := layoutOf(ctx); l != nil && l.several != "" && !trust {
+		return errProxied(l.several)
+	}
 	if site := siteOf(ctx); site != nil && findingOf(ctx, name, canonical).leadsOn {
 		return site.checkHTTP3(name)
 	}
@@ -79,10 +83,13 @@ func CheckGuard(ctx caddy.Context, name, canonical string, trust bool) error {
 // CheckMatcher is the part of [CheckGuard] about proxy_protocol for matchers with this name.
 func CheckMatcher(ctx caddy.Context, name string, trust bool) error {
 	l := layoutOf(ctx)
-	if l == nil || l.proxied[name] == "" || trust {
+	if l == nil || trust {
 		return nil
 	}
-	return errProxied(l.proxied[name])
+	if where := cmp.Or(l.proxied[name], l.several); where != "" {
+		return errProxied(where)
+	}
+	return nil
 }
 
 func errProxied(where string) error {
@@ -105,6 +112,7 @@ type layout struct {
 	once    sync.Once
 	found   map[string]*finding // by findKey
 	proxied map[string]string   // of matchers, see order
+	several string              // see noteSeveral
 	null    string              // says where null is in place of a route, about which layer4 panics
 	listen  error               // what is wrong with a listen address
 }
@@ -169,9 +177,34 @@ func (l *layout) note(ctx caddy.Context, root caddy.Module) {
 		where, routes := "layer4 listener wrapper", root.Routes
 		if site := siteOf(ctx); site != nil {
 			where = fmt.Sprintf("listener wrapper of http server %q", site.server.Name())
-			routes = writtenWrapper(ctx, site.server.Name(), root)
+			all := writtenWrappers(ctx, site.server.Name())
+			if len(all) == 1 && len(all[0]) == len(routes) {
+				routes = all[0]
+			}
+			l.noteSeveral(where, all)
 		}
 		l.noteRoutes(nil, where, routes)
+	}
+}
+
+// noteSeveral remembers that one of several wrappers of a site has proxy_protocol. It may stand before the one that is being
+// provisioned.
+func (l *layout) noteSeveral(where string, all []layer4.RouteList) {
+	if len(all) < 2 {
+		return
+	}
+	for _, routes := range all {
+		for _, route := range routes {
+			var document any
+			if raw, err := json.Marshal(route); err != nil || json.Unmarshal(raw, &document) != nil {
+				continue
+			}
+			walk(document, "", func(_ string, handler map[string]any) {
+				if nameOf(handler) == proxyProtocol {
+					l.several = where + ": one of its several layer4 wrappers has caddy-l4's " + proxyProtocol
+				}
+			})
+		}
 	}
 }
 

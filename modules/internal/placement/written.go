@@ -43,16 +43,15 @@ func writtenRoutes(ctx caddy.Context, name string, server *layer4.Server) layer4
 	return app.Servers[name].Routes
 }
 
-// writtenWrapper is the same for the routes of a listener wrapper of an HTTP server. Where the server has several such
-// wrappers, it can't be told which of them asks.
-func writtenWrapper(ctx caddy.Context, server string, wrapper *layer4.ListenerWrapper) layer4.RouteList {
+// writtenWrappers returns the routes of the layer4 wrappers of an HTTP server as they were written. Where there are several it can't
+// be told which of them is being provisioned.
+func writtenWrappers(ctx caddy.Context, server string) (found []layer4.RouteList) {
 	var app struct {
 		Servers map[string]struct {
 			Wrappers []json.RawMessage `json:"listener_wrappers"`
 		} `json:"servers"`
 	}
 	_ = json.Unmarshal(writtenApp(ctx, "http"), &app)
-	var found []layer4.RouteList
 	for _, raw := range app.Servers[server].Wrappers {
 		var written struct {
 			Name   string           `json:"wrapper"`
@@ -62,8 +61,5 @@ func writtenWrapper(ctx caddy.Context, server string, wrapper *layer4.ListenerWr
 			found = append(found, written.Routes)
 		}
 	}
-	if len(found) != 1 || len(found[0]) != len(wrapper.Routes) {
-		return wrapper.Routes
-	}
-	return found[0]
+	return found
 }
