@@ -8,6 +8,8 @@ package fastpath
 import (
 	"context"
 	"encoding/json"
+	"net"
+	"strconv"
 	"sync"
 
 	"github.com/caddyserver/caddy/v2"
@@ -165,13 +167,24 @@ func listens(server *layer4.Server, network, address string) bool {
 		if err != nil || addr.Network != network {
 			continue
 		}
-		for offset := range addr.PortRangeSize() {
-			if gate.Listener(n, addr, offset) == address {
-				return true
-			}
+		if offset, ok := offsetOf(n, addr, address); ok && gate.Listener(n, addr, offset) == address {
+			return true
 		}
 	}
 	return false
+}
+
+// offsetOf returns which port of a range an address has. It does not go through them: it is called for each port of the range.
+func offsetOf(n gate.Network, addr caddy.NetworkAddress, address string) (offset uint, ok bool) {
+	if n.Inherited {
+		return 0, true
+	}
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return 0, false
+	}
+	number, err := strconv.ParseUint(port, 10, 16)
+	return uint(number) - addr.StartPort, err == nil && uint(number) >= addr.StartPort && uint(number) <= addr.EndPort
 }
 
 func stepsOf(app *layer4.App, server *layer4.Server) []Step {

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/portgate/caddy-portgate/caddyfile"
+	"github.com/portgate/caddy-portgate/modules/internal/gate"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 	"github.com/portgate/caddy-portgate/modules/internal/throttle"
 )
@@ -280,5 +281,41 @@ func TestServeWaits(t *testing.T) {
 func TestWithoutConfig(t *testing.T) {
 	if steps := Steps(t.Context(), network, "localhost:1"); steps != nil {
 		t.Errorf("got %v", steps)
+	}
+}
+
+// listens finds what going through all ports finds.
+func TestListens(t *testing.T) {
+	var addresses []string
+	all := []string{
+		"gate+tcp/:80", "gate+tcp/:79-81", "gate+tcp/localhost:79-81", "gate+tcp/[fe80::1%eth0]:80", "gate+tcp4/:79-80", "gate+tcp6/:80",
+		"gate+tcp/127.0.0.1:0", "gate+udp/:80", "gate+fd/3", "gate+fd/4", "gate+fdgram/3",
+	}
+	byPort := func(listen, network string) (found []string) {
+		addr, err := caddy.ParseNetworkAddress(listen)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, _ := gate.Parse(addr.Network)
+		for offset := range addr.PortRangeSize() {
+			if network == "" || network == addr.Network {
+				found = append(found, gate.Listener(n, addr, offset))
+			}
+		}
+		return found
+	}
+	for _, listen := range all {
+		addresses = append(addresses, byPort(listen, "")...)
+	}
+	addresses = append(addresses, ":78", ":82", ":x", "", "fd/", "localhost:82")
+	for _, listen := range all {
+		for _, n := range gate.Networks {
+			for _, address := range addresses {
+				want := slices.Contains(byPort(listen, n.Name), address)
+				if got := listens(&layer4.Server{Listen: []string{listen}}, n.Name, address); got != want {
+					t.Errorf("%s, network %s, address %q: %t", listen, n.Name, address, got)
+				}
+			}
+		}
 	}
 }
