@@ -118,7 +118,7 @@ func rewrite(path, content string, n int) error {
 	}
 }
 
-// FINDINGS F6: reloads of configs with lists are quick and leave nothing behind, while clients come and lists change.
+// Reloads of configs with lists are quick and leave nothing behind, while clients come and lists change.
 func TestACLReloads(t *testing.T) {
 	const reloads = 50
 	path := writeFile(t, "list", "127.0.0.2\n")

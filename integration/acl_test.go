@@ -141,7 +141,7 @@ func TestACLSources(t *testing.T) {
 	}
 }
 
-// FINDINGS F10: the verdict does not depend on the form in which a client's address comes: IPv4, IPv6, link-local with
+// The verdict does not depend on the form in which a client's address comes: IPv4, IPv6, link-local with
 // a zone, and each of them as a PROXY header says it.
 func TestACLForms(t *testing.T) {
 	t.Parallel()

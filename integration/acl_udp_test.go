@@ -145,7 +145,7 @@ func TestACLBanOfDatagrams(t *testing.T) {
 	})
 }
 
-// FINDINGS F2: a denied source that sends 50,000 datagrams a second leaves other clients undisturbed, whether it sends from
+// A denied source that sends 50,000 datagrams a second leaves other clients undisturbed, whether it sends from
 // one port or from many.
 func TestACLFloodOfDatagrams(t *testing.T) {
 	const (

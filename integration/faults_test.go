@@ -13,7 +13,7 @@ import (
 	"github.com/portgate/caddy-portgate/integration/gate"
 )
 
-// FINDINGS F1: a process that runs out of descriptors answers again on every port once they are free.
+// A process that runs out of descriptors answers again on every port once they are free.
 func TestPortsAnswerAgainAfterDescriptorsRanOut(t *testing.T) {
 	const (
 		limit       = 256
@@ -89,7 +89,7 @@ func mustAnswerBy(t *testing.T, addr string, deadline time.Time) {
 	t.Fatalf("%s does not answer: %v", addr, err)
 }
 
-// FINDINGS F4: routes of a config that is rejected handle no connection, neither while it is tried nor later.
+// Routes of a config that is rejected handle no connection, neither while it is tried nor later.
 func TestRejectedConfigHandlesNoConnection(t *testing.T) {
 	const rejections = 20
 	addr := gate.ReserveAddr(t)

@@ -12,7 +12,7 @@ import (
 	"github.com/portgate/caddy-portgate/integration/gate"
 )
 
-// FINDINGS F3: reloads lose no connection.
+// Reloads lose no connection.
 func TestReloadsUnderLoadLoseNoConnection(t *testing.T) {
 	const (
 		reloads = 100

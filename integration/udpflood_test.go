@@ -20,7 +20,7 @@ func fromHostile(addr, upstream string, handlers ...gate.JSON) gate.Server {
 	return server
 }
 
-// FINDINGS F2: a client whose datagrams nobody takes does not block those of others.
+// A client whose datagrams nobody takes does not block those of others.
 func TestFloodOfOneClientDisturbsNobody(t *testing.T) {
 	const nowhere = "nowhere.invalid:9"
 	silent := func(netip.AddrPort, []byte) []byte { return nil }

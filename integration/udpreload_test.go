@@ -64,7 +64,7 @@ func TestReloadsKeepUDPSessionsOfListenersThatAreAlike(t *testing.T) {
 	}
 }
 
-// FINDINGS F5: a reload changes no session whose forward stays the same.
+// A reload changes no session whose forward stays the same.
 func TestReloadsKeepUpstreamSocketsOfUDPSessions(t *testing.T) {
 	t.Parallel()
 	const (
@@ -175,7 +175,7 @@ func TestReloadGivesUDPSessionsToTheNewConfig(t *testing.T) {
 	})
 }
 
-// FINDINGS F4: a config that is rejected gets no datagram, and ends no session.
+// A config that is rejected gets no datagram, and ends no session.
 func TestRejectedConfigTouchesNoUDPSession(t *testing.T) {
 	t.Parallel()
 	const rejections = 20

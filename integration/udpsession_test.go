@@ -44,7 +44,7 @@ func mustArriveWhole(t testing.TB, size int, send func(b []byte) (int, error), t
 // half of the most and one more, the most.
 var datagramSizes = []int{0, 1, 1472, 1473, 8999, 9001, 32769, 65507}
 
-// FINDINGS F9: datagrams pass whole, whatever their size.
+// Datagrams pass whole, whatever their size.
 func TestDatagramsOfAllSizesPassWhole(t *testing.T) {
 	t.Parallel()
 	loopbacks := map[string]string{"IPv4": "127.0.0.1", "IPv6": "::1"}
