@@ -32,7 +32,7 @@ func endpointOf(network, host, portRange string, portOffset uint) (endpoint, err
 	}
 	ep := endpoint{Network: n, listener: gate.Listener(n, addr, portOffset)}
 	if n.Inherited {
-		ep.descriptor, err = parseDescriptor(host)
+		ep.descriptor, err = gate.Descriptor(host)
 	} else {
 		ep.addr, err = resolve(n, addr.JoinHostPort(portOffset))
 	}
@@ -40,17 +40,6 @@ func endpointOf(network, host, portRange string, portOffset uint) (endpoint, err
 		return endpoint{}, fmt.Errorf("listening on %q: %w", ep.listener, err)
 	}
 	return ep, nil
-}
-
-// firstDescriptor is the first one that a process can inherit beside its standard streams, sd_listen_fds(3).
-const firstDescriptor = 3
-
-func parseDescriptor(s string) (int, error) {
-	fd, err := strconv.Atoi(s)
-	if err != nil || fd < firstDescriptor {
-		return 0, fmt.Errorf("%q: expected the number of a descriptor, from %d, as in gate+fd/%[2]d", s, firstDescriptor)
-	}
-	return fd, nil
 }
 
 func resolve(n gate.Network, address string) (netip.AddrPort, error) {

@@ -3,6 +3,7 @@
 package gate
 
 import (
+	"fmt"
 	"net"
 	"strconv"
 	"strings"
@@ -64,6 +65,18 @@ func Listener(n Network, addr caddy.NetworkAddress, offset uint) string {
 		host = "::"
 	}
 	return net.JoinHostPort(host, strconv.FormatUint(uint64(addr.StartPort+offset), 10))
+}
+
+// firstDescriptor is the first one that a process can inherit beside its standard streams, sd_listen_fds(3).
+const firstDescriptor = 3
+
+// Descriptor returns the number in an address such as gate+fd/3.
+func Descriptor(host string) (int, error) {
+	fd, err := strconv.Atoi(host)
+	if err != nil || fd < firstDescriptor {
+		return 0, fmt.Errorf("%q: expected the number of a descriptor, from %d, as in gate+fd/%[2]d", host, firstDescriptor)
+	}
+	return fd, nil
 }
 
 // Names returns the names of all gate networks, for errors.

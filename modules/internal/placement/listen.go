@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net/netip"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -57,13 +59,35 @@ func checkAddress(addr caddy.NetworkAddress, address string) error {
 	switch {
 	case addr.IsUnixNetwork():
 		return checkPath(addr)
-	case addr.IsFdNetwork(), n.Inherited:
+	case n.Inherited:
+		_, err := gate.Descriptor(addr.Host)
+		return err
+	case addr.IsFdNetwork():
+		if _, err := strconv.ParseUint(addr.Host, 0, strconv.IntSize); err != nil { // as Caddy reads it
+			return fmt.Errorf("%q: expected the number of a descriptor, as in %s/3", addr.Host, addr.Network)
+		}
 		return nil
 	case !isGate && !isStock(addr.Network):
 		return nil // another plugin's, which may need no port
 	}
 	if _, _, port, err := caddy.SplitNetworkAddress(address); err == nil && port == "" {
 		return fmt.Errorf("expected a port, as in %s", caddy.JoinNetworkAddress(addr.Network, addr.Host, "8080"))
+	}
+	return checkFamily(addr)
+}
+
+// checkFamily refuses an IP address that is not of the network's family.
+func checkFamily(addr caddy.NetworkAddress) error {
+	ip, err := netip.ParseAddr(addr.Host)
+	if err != nil {
+		return nil // a name, or all addresses
+	}
+	is4 := ip.Unmap().Is4()
+	switch {
+	case strings.HasSuffix(addr.Network, "4") && !is4 && !ip.IsUnspecified(): // package net takes tcp4/[::] for tcp4/0.0.0.0
+		return fmt.Errorf("expected an IPv4 address, because the network is %s", addr.Network)
+	case strings.HasSuffix(addr.Network, "6") && is4:
+		return fmt.Errorf("expected an IPv6 address, because the network is %s", addr.Network)
 	}
 	return nil
 }

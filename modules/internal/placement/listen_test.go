@@ -43,6 +43,23 @@ func TestCheckListen(t *testing.T) {
 		{"gate+fd/3", "gate+fdgram/4", ``},
 		{"ip4:1/127.0.0.1", "", ``},
 
+		{"gate+fd/", "", `listen address "gate+fd/" of server "a": "": expected the number of a descriptor, from 3, as in gate+fd/3`},
+		{"gate+fd/2", "", `expected the number of a descriptor, from 3`},
+		{"gate+fd/3-4", "", `expected the number of a descriptor, from 3`},
+		{"gate+fdgram/-1", "", `expected the number of a descriptor, from 3`},
+		{"gate+fd/99999999999999999999", "", `expected the number of a descriptor, from 3`},
+		{"fd/", "", `listen address "fd/" of server "a": "": expected the number of a descriptor, as in fd/3`},
+		{"fdgram/x", "", `listen address "fdgram/x" of server "a": "x": expected the number of a descriptor, as in fdgram/3`},
+		{"fd/0x3", "fdgram/0", ``},
+
+		{"gate+tcp4/[::1]:80", "", `listen address "gate+tcp4/[::1]:80" of server "a": expected an IPv4 address, because the network is gate+tcp4`},
+		{"udp4/[2001:db8::1]:80", "", `expected an IPv4 address, because the network is udp4`},
+		{"gate+udp6/0.0.0.0:80", "", `listen address "gate+udp6/0.0.0.0:80" of server "a": expected an IPv6 address, because the network is gate+udp6`},
+		{"tcp6/[::ffff:127.0.0.1]:80", "", `expected an IPv6 address, because the network is tcp6`},
+		{"gate+tcp4/[::]:80", "gate+tcp6/[::]:81", ``},
+		{"gate+tcp4/127.0.0.1:80", "gate+tcp6/[fe80::1%eth0]:80", ``},
+		{"gate+tcp4/localhost:80", "gate+tcp4/[::ffff:127.0.0.1]:81", ``},
+
 		{"unix/run/gate.sock", "", `listen address "unix/run/gate.sock" of server "a": expected a path from the root, with two slashes: unix//run/gate.sock`},
 		{"unixgram/", "", `listen address "unixgram/" of server "a": expected a path, as in unixgram//run/gate.sock`},
 		{"unix//run/gate.sock|0222", "unix/@abstract", ``},
