@@ -3,7 +3,9 @@ package placement
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	"github.com/mholt/caddy-l4/layer4"
 )
@@ -80,8 +82,8 @@ func (o order) routes(list []any, path, where string, around standing) (proxied 
 			inside.ended = inside.ended || takesAll(later)
 		}
 		here := fmt.Sprintf("%s route %d", where, i)
-		o.matchers(route["match"], here, proxied)
-		handlers, _ := route["handle"].([]any)
+		o.matchers(option(route, "match"), here, proxied)
+		handlers, _ := option(route, "handle").([]any)
 		behind := o.handlers(handlers, func(j int) string { return fmt.Sprintf(path, i, j) }, here, inside)
 		if !slices.ContainsFunc(handlers, endsRoute) {
 			proxied = behind // the next route may be for the same connection
@@ -129,15 +131,55 @@ func (o order) handlers(list []any, path func(int) string, where string, around 
 		if here.proxied = proxied; nameOf(entry) == proxyProtocol && proxied == "" {
 			proxied = "stands behind caddy-l4's " + proxyProtocol + " in " + where
 		}
-		if routes, ok := handler["routes"].([]any); ok {
+		if routes, ok := option(handler, "routes").([]any); ok {
 			proxied = o.routes(routes, at+"/routes/%d/handle/%d", where+" "+nameOf(entry), here)
 		}
-		if branch, ok := handler["branch"].([]any); ok {
+		if branch, ok := option(handler, "branch").([]any); ok {
 			here.ended = true // what leaves a branch goes nowhere
 			o.handlers(branch, func(j int) string { return fmt.Sprintf("%s/branch/%d", at, j) }, where+" "+nameOf(entry), here)
 		}
 	}
 	return proxied
+}
+
+// options are those that lead to handlers and matchers.
+var options = []string{"routes", "match", "handle", "branch"}
+
+// option returns one of these, however its name is written: whoever decodes it ignores case. Where there are several, see
+// [sameOption].
+func option(object map[string]any, name string) any {
+	if value, ok := object[name]; ok {
+		return value
+	}
+	for key, value := range object {
+		if strings.EqualFold(key, name) {
+			return value
+		}
+	}
+	return nil
+}
+
+// optionOf returns which of these a key is, and the key itself where it is none.
+func optionOf(key string) string {
+	for _, name := range options {
+		if strings.EqualFold(key, name) {
+			return name
+		}
+	}
+	return key
+}
+
+// sameOption returns two keys of an object that are the same option, of which decoding makes a mixture.
+func sameOption(object map[string]any) (one, other string, found bool) {
+	keys := make(map[string]string)
+	for _, key := range slices.Sorted(maps.Keys(object)) {
+		name := optionOf(key)
+		if keys[name] != "" {
+			return keys[name], key, true
+		}
+		keys[name] = key
+	}
+	return "", "", false
 }
 
 func wrongOrder(where string, ends, behind any) string {
@@ -152,6 +194,7 @@ func wrongOrder(where string, ends, behind any) string {
 	return fmt.Sprintf("%s: %s stands behind %s, which ends the route: expected %s", where, other, one, expected)
 }
 
+// nameOf returns the name of a handler. Caddy looks it up by the key as it is here, in no other case.
 func nameOf(handler any) string {
 	object, _ := handler.(map[string]any)
 	name, _ := object["handler"].(string)
@@ -164,17 +207,17 @@ func endsRoute(handler any) bool {
 		return true
 	}
 	object, _ := handler.(map[string]any)
-	routes, _ := object["routes"].([]any)
+	routes, _ := option(object, "routes").([]any)
 	return len(routes) > 0 && takesAll(routes[0])
 }
 
 // takesAll reports whether no connection comes past a route. It has no matchers, and a handler that ends it.
 func takesAll(entry any) bool {
 	route, _ := entry.(map[string]any)
-	if matchers, _ := route["match"].([]any); len(matchers) > 0 {
+	if matchers, _ := option(route, "match").([]any); len(matchers) > 0 {
 		return false
 	}
-	handlers, _ := route["handle"].([]any)
+	handlers, _ := option(route, "handle").([]any)
 	for _, handler := range handlers {
 		if endsRoute(handler) {
 			return true

@@ -49,8 +49,8 @@ func Listens(ctx caddy.Context, name, canonical string) []caddy.NetworkAddress {
 // It returns an error for any listen address of the app that can't be right, too: layer4 itself does not look at them before the app
 // starts, which is too late for `caddy validate`.
 func Check(ctx caddy.Context, name, canonical string) error {
-	if l := layoutOf(ctx); l != nil && l.null != "" {
-		return errors.New(l.null)
+	if l := layoutOf(ctx); l != nil && l.invalid != "" {
+		return errors.New(l.invalid)
 	}
 	if l := layoutOf(ctx); l != nil && l.listen != nil {
 		return l.listen
@@ -86,6 +86,9 @@ func CheckMatcher(ctx caddy.Context, name string, trust bool) error {
 	if l == nil || trust {
 		return nil
 	}
+	if l.invalid != "" {
+		return errors.New(l.invalid)
+	}
 	if where := cmp.Or(l.proxied[name], l.several); where != "" {
 		return errProxied(where)
 	}
@@ -113,7 +116,7 @@ type layout struct {
 	found   map[string]*finding // by findKey
 	proxied map[string]string   // of matchers, see order
 	several string              // see noteSeveral
-	null    string              // says where null is in place of a route, about which layer4 panics
+	invalid string              // says where null is in place of a route, about which layer4 panics, or where an option is written twice
 	listen  error               // what is wrong with a listen address
 }
 
@@ -214,7 +217,7 @@ func (l *layout) noteRoutes(server *layer4.Server, where string, routes layer4.R
 	maps.Copy(l.proxied, order.proxied)
 	for i, route := range routes {
 		if route == nil {
-			l.null = fmt.Sprintf(`%s route %d: "null": expected a route`, where, i)
+			l.invalid = fmt.Sprintf(`%s route %d: "null": expected a route`, where, i)
 			continue
 		}
 		always := i == 0 && len(route.MatcherSetsRaw) == 0 && Unconditional(route, 0)
@@ -224,6 +227,9 @@ func (l *layout) noteRoutes(server *layer4.Server, where string, routes layer4.R
 				continue // not to be loaded either
 			}
 			walk(document, fmt.Sprintf("%d/%d", i, j), func(path string, handler map[string]any) {
+				if one, other, found := sameOption(handler); found {
+					l.invalid = fmt.Sprintf("%s route %d: both %q and %q in one object: expected one of them", where, i, one, other)
+				}
 				if f := l.of(handler); f != nil {
 					f.note(server, path, always && strings.Count(path, "/") == 1)
 					f.stands(order.of[path])
@@ -297,7 +303,7 @@ func findKey(name, canonical string) string {
 	return string(sum[:])
 }
 
-// walk visits every object below the document.
+// walk visits every object below the document. In paths the options that lead to handlers are written as [options] are.
 func walk(document any, path string, visit func(path string, object map[string]any)) {
 	switch node := document.(type) {
 	case []any:
@@ -307,7 +313,7 @@ func walk(document any, path string, visit func(path string, object map[string]a
 	case map[string]any:
 		visit(path, node)
 		for name, child := range node {
-			walk(child, path+"/"+name, visit)
+			walk(child, path+"/"+optionOf(name), visit)
 		}
 	}
 }

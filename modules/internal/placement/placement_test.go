@@ -141,6 +141,11 @@ func TestPlaces(t *testing.T) {
 			want:    []string{"tcp :1 0/0/routes/0/handle/0 false"},
 		},
 		{
+			name:    "in a subroute in capitals",
+			servers: `{"a":{"listen":["tcp/localhost:1"],"routes":[{"handle":[{"handler":"subroute","Routes":[{"HANDLE":[{"handler":"test_step","id":7}]}]}]}]}}`,
+			want:    []string{"tcp :1 0/0/routes/0/handle/0 false"},
+		},
+		{
 			name: "in two servers",
 			servers: `{"a":{"listen":["tcp/localhost:1"],"routes":[{"handle":[{"handler":"test_step","id":7}]}]},
 				"b":{"listen":["tcp/localhost:2"],"routes":[{"handle":[{"handler":"test_other","id":7},{"handler":"test_step","id":7}]}]}}`,
