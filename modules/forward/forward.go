@@ -147,10 +147,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.scope, err = session.NewScope(ctx, h.gracePeriod, h.drainTimeout); err != nil {
 		return err
 	}
-	for i := range upstreams {
-		h.scope.Hold("upstream", upstreams[i].Name) // before watch takes their series, or these may go once more
-	}
-	if err := h.watch.begin(ctx, h.policy, upstreams); err != nil {
+	if err := h.watch.begin(ctx, h.scope, h.policy, upstreams); err != nil {
 		return err
 	}
 	h.pool.Failures = h.watch.failures()

@@ -2,6 +2,7 @@ package forward
 
 import (
 	"net"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -17,8 +18,8 @@ import (
 
 // watch is a handler's share in what is known of its upstreams.
 type watch struct {
-	memory *state.Ref[remembered]        // nil where nothing is remembered
-	series map[string]*state.Ref[series] // by the upstream as configured
+	memory *state.Ref[remembered] // nil where nothing is remembered
+	scope  *session.Scope         // holds the series
 }
 
 // remembered is the failures that all handlers with one policy share. It outlives their configs.
@@ -29,27 +30,23 @@ func (remembered) Destruct() error { return nil }
 
 var memories = state.NewPool[upstream.Policy, remembered]()
 
-// series are the counters of an upstream. They go with the last handler that has it; what sessions add after that is not
-// shown any more.
-type series struct {
-	name             string
-	fails, ejections prometheus.Counter
-}
-
-// Destruct removes the series.
-func (s series) Destruct() error {
-	fails.DeleteLabelValues(s.name)
-	ejections.DeleteLabelValues(s.name)
-	return nil
-}
-
-var counters = state.NewPool[string, series]()
-
 var (
 	fails     = meter.Counter("upstream_fails_total", "Attempts to reach an upstream that have failed.", "upstream")
 	ejections = meter.Counter("upstream_ejections_total", "Times that an address of an upstream was taken out, so that sessions try it last.", "upstream")
 	ejected   = ejectedNow{meter.Desc("upstream_ejected", "Addresses of an upstream that are out now.", "upstream")}
 )
+
+// shown are the upstreams that have series. They go when nobody has held them for half a minute.
+var shown sync.Map
+
+func init() { meter.Forget("upstream", func(name string) { shown.Delete(name) }) }
+
+// series returns the counters of an upstream. They are looked up each time, because they may have gone since the config ended.
+func (w *watch) series(name string) (failed, takenOut prometheus.Counter) {
+	w.scope.Hold("upstream", name)
+	shown.LoadOrStore(name, nil)
+	return fails.WithLabelValues(name), ejections.WithLabelValues(name)
+}
 
 // ejectedNow makes a metric of what is remembered, whenever it is read.
 type ejectedNow struct{ desc *prometheus.Desc }
@@ -64,28 +61,21 @@ func (e ejectedNow) Collect(to chan<- prometheus.Metric) {
 		m.Out(func(name string, _ net.Addr) { out[name]++ })
 		return true
 	})
-	counters.Each(func(name string, _ series) bool {
+	shown.Range(func(key, _ any) bool {
+		name := key.(string)
 		to <- prometheus.MustNewConstMetric(e.desc, prometheus.GaugeValue, float64(out[name]), name)
 		return true
 	})
 }
 
 // begin is called in Provision. After an error end releases what there is.
-func (w *watch) begin(ctx caddy.Context, policy upstream.Policy, upstreams []upstream.Upstream) (err error) {
+func (w *watch) begin(ctx caddy.Context, scope *session.Scope, policy upstream.Policy, upstreams []upstream.Upstream) (err error) {
 	if err := meter.Register(ctx.GetMetricsRegistry(), fails, ejections, ejected); err != nil {
 		return err
 	}
-	w.series = make(map[string]*state.Ref[series])
+	w.scope = scope
 	for _, u := range upstreams {
-		if w.series[u.Name] != nil {
-			continue
-		}
-		w.series[u.Name], err = counters.Acquire(u.Name, func() (series, error) {
-			return series{u.Name, fails.WithLabelValues(u.Name), ejections.WithLabelValues(u.Name)}, nil
-		})
-		if err != nil {
-			return err
-		}
+		w.series(u.Name) // begin at 0
 	}
 	if policy.MaxFails > 0 {
 		w.memory, err = memories.Acquire(policy, func() (remembered, error) {
@@ -95,12 +85,7 @@ func (w *watch) begin(ctx caddy.Context, policy upstream.Policy, upstreams []ups
 	return err
 }
 
-func (w *watch) end() {
-	_ = w.memory.Release()
-	for _, ref := range w.series {
-		_ = ref.Release()
-	}
-}
+func (w *watch) end() { _ = w.memory.Release() }
 
 // failures returns nil where nothing is remembered.
 func (w *watch) failures() *upstream.Failures {
@@ -117,17 +102,18 @@ func (w *watch) attempted(sess *session.Session, name string, addr net.Addr, err
 		return
 	}
 	sess.UpstreamFailed(name, addr)
-	counts := w.series[name].Value()
-	counts.fails.Inc()
+	failed, takenOut := w.series(name)
+	failed.Inc()
 	if w.failures().Failed(name, addr, err) {
-		counts.ejections.Inc()
+		takenOut.Inc()
 	}
 }
 
 // unresolved notes that an upstream has no address to try. The lookup is what is remembered then, not an address.
 func (w *watch) unresolved(sess *session.Session, name string) {
 	sess.UpstreamFailed(name, nil)
-	w.series[name].Value().fails.Inc()
+	failed, _ := w.series(name)
+	failed.Inc()
 }
 
 // report writes to the log of the running config that an address was taken out, or is back.

@@ -5,8 +5,21 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/mholt/caddy-l4/layer4"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/portgate/caddy-portgate/modules/forward/upstream"
+	"github.com/portgate/caddy-portgate/modules/internal/meter"
+	"github.com/portgate/caddy-portgate/modules/internal/session"
+	_ "github.com/portgate/caddy-portgate/modules/settings"
 )
 
 // gauge returns the value of a metric of an upstream.
@@ -151,4 +164,99 @@ func TestConnectDurationIsOfEachUpstream(t *testing.T) {
 			t.Errorf("%v attempts of the dead upstream and %v of the other, want 2 and 4", d, a)
 		}
 	})
+}
+
+// What sessions count that outlive their config is in the series that are shown. These go half a minute after the last session.
+// Not parallel: the timer of all metrics is one.
+func TestSeriesOfSessionsThatOutliveTheirConfig(t *testing.T) {
+	t.Cleanup(func() {
+		if err := load(nil); err != nil {
+			t.Error(err)
+		}
+	})
+	unlogged := object{"portgate": object{"access_log": object{"sample": object{"502": "0"}}}} // logs have goroutines of their own
+	if err := load(unlogged); err != nil {
+		t.Fatal(err)
+	}
+	running := caddy.ActiveContext()
+	_ = running.Done() // makes the channel, which is not to be one of those of synctest
+	synctest.Test(t, func(t *testing.T) {
+		const name = "outlives.test:1"
+		ctx, unload := caddy.NewContext(running)
+		scope, err := session.NewScope(ctx, 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var w watch
+		if err := w.begin(ctx, scope, upstream.Policy{MaxFails: 2, FailDuration: 48 * time.Hour}, []upstream.Upstream{{Name: name}}); err != nil {
+			t.Fatal(err)
+		}
+		begin := func() (sess *session.Session, end func()) {
+			conn, peer := net.Pipe()
+			sess = session.Begin(layer4.WrapConnection(conn, nil, zap.NewNop()), scope)
+			return sess, func() {
+				sess.End(session.End{Status: session.StatusNoUpstream})
+				conn.Close()
+				peer.Close()
+			}
+		}
+		expect := func(when string, want map[string]float64) {
+			t.Helper()
+			synctest.Wait()
+			if got := valuesOf(t, name); fmt.Sprint(got) != fmt.Sprint(want) {
+				t.Errorf("%s: got %v, want %v", when, got, want)
+			}
+		}
+		counted := func(fails, ejections, out float64) map[string]float64 {
+			return map[string]float64{"upstream_fails_total": fails, "upstream_ejections_total": ejections, "upstream_ejected": out}
+		}
+		expect("before a session", counted(0, 0, 0))
+		sess, end := begin()
+		w.unresolved(sess, name)
+		expect("in the config", counted(1, 0, 0))
+		kept, err := memories.Acquire(upstream.Policy{MaxFails: 2, FailDuration: 48 * time.Hour}, nil) // as the next config does
+		if err != nil {
+			t.Fatal(err)
+		}
+		unload()
+		w.end()
+		time.Sleep(10 * time.Minute)
+		for range 2 {
+			w.attempted(sess, name, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1}, errors.New("refused"))
+		}
+		expect("after the config", counted(3, 1, 1))
+		end()
+		expect("right after the session", counted(3, 1, 1))
+		time.Sleep(time.Minute)
+		expect("a minute after the session", map[string]float64{})
+		sess, end = begin() // of a connection that has waited for a matcher since
+		w.unresolved(sess, name)
+		expect("in the last session", counted(1, 0, 1))
+		end()
+		time.Sleep(time.Minute)
+		expect("a minute after the last session", map[string]float64{})
+		_ = kept.Release()
+	})
+}
+
+// valuesOf returns the metrics of this package for an upstream.
+func valuesOf(t *testing.T, name string) map[string]float64 {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	if err := meter.Register(registry, fails, ejections, ejected); err != nil {
+		t.Fatal(err)
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := make(map[string]float64)
+	for _, family := range families {
+		for _, metric := range family.GetMetric() {
+			if metric.GetLabel()[0].GetValue() == name {
+				values[strings.TrimPrefix(family.GetName(), "caddy_portgate_")] = metric.GetCounter().GetValue() + metric.GetGauge().GetValue()
+			}
+		}
+	}
+	return values
 }
