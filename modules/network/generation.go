@@ -33,6 +33,7 @@ type shared interface {
 	setMoving()
 	isMoving() bool
 	isHidden() bool
+	hiddenSince() time.Time
 	hideLast(config <-chan struct{}, hide func() bool) bool
 	add(g *generation) error
 	interrupt(g *generation)

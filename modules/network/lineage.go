@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 )
 
 // lineage is the generations that share a socket, one for each config. The oldest one is active: it alone accepts. When it is
@@ -16,7 +17,7 @@ type lineage struct {
 	mu          sync.Mutex
 	generations []*generation // oldest first
 	moving      bool          // a socket that overlaps this one was bound beside it
-	hidden      bool          // that socket has the address from now on
+	hidden      time.Time     // since then that socket has the address; zero: it has not
 }
 
 // errHidden: who needs a socket at this address opens one as soon as this one is closed.
@@ -27,7 +28,7 @@ var errHidden = errors.New("the socket is being closed")
 func (l *lineage) add(g *generation) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.hidden {
+	if !l.hidden.IsZero() {
 		return errHidden
 	}
 	if other := l.find(g.config); other != nil {
@@ -105,12 +106,15 @@ func (l *lineage) hideLast(config <-chan struct{}, hide func() bool) bool {
 	if len(l.generations) != 1 || l.find(config) == nil || !hide() {
 		return false
 	}
-	l.hidden = true
+	l.hidden = time.Now()
 	return true
 }
 
-func (l *lineage) isHidden() bool {
+// hiddenSince returns when the socket was hidden, zero if it is not.
+func (l *lineage) hiddenSince() time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.hidden
 }
+
+func (l *lineage) isHidden() bool { return !l.hiddenSince().IsZero() }

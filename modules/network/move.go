@@ -76,27 +76,32 @@ const (
 	maxDrain = time.Second
 )
 
-// retire hides the sockets that end with the config of g and that others overlap, all of them at once, and waits until what they have
-// received is served. It tells whether that of g is one of them.
+// retire hides the sockets that end with the config of g and that others overlap, all of them at once, and waits until what that of g
+// has received is served, also where another call has hidden it. It tells whether that of g is one of them.
 func retire(g *generation) (moved bool) {
-	if g.socket.isHidden() {
-		return true // together with another one, by an earlier call
+	if !g.socket.isHidden() {
+		hideAll(g.config)
 	}
+	since := g.socket.hiddenSince()
+	if since.IsZero() {
+		return false
+	}
+	time.Sleep(time.Until(since.Add(retirement)))
+	return true
+}
+
+// hideAll hides the sockets that end with a config and that others overlap.
+func hideAll(config <-chan struct{}) {
 	var ending []shared
 	sockets.Each(func(_ socketKey, s shared) bool {
-		if s.isMoving() && s.ofConfig(g.config) != nil {
+		if s.isMoving() && s.ofConfig(config) != nil {
 			ending = append(ending, s)
 		}
 		return true
 	})
-	hidden := 0
 	for _, s := range ending {
-		if own := s.ofConfig(g.config); own != nil && len(besides(own)) > 0 && s.hideLast(g.config, s.hide) {
-			hidden++
+		if own := s.ofConfig(config); own != nil && len(besides(own)) > 0 {
+			s.hideLast(config, s.hide)
 		}
 	}
-	if hidden > 0 {
-		time.Sleep(retirement)
-	}
-	return g.socket.isHidden()
 }

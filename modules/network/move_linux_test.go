@@ -249,6 +249,48 @@ func TestDatagramsAreMovedInOneReload(t *testing.T) {
 	})
 }
 
+// Where the sockets of a config are closed at the same time, each is kept for what it had received.
+func TestSocketsAreMovedAtTheSameTime(t *testing.T) {
+	t.Parallel()
+	onFreePort(t, func(port int) error {
+		old, replace := caddy.NewContext(caddy.Context{Context: t.Context()})
+		defer replace()
+		var closing []net.Listener
+		var serving []<-chan struct{}
+		for i := 1; i <= 3; i++ {
+			ln, err := tryListen(old, t, fmt.Sprintf("127.0.0.%d:%d", i, port))
+			if err != nil {
+				return err
+			}
+			closing, serving = append(closing, ln), append(serving, serve(t, ln, "old"))
+		}
+		next, err := tryListen(config(t), t, fmt.Sprintf(":%d", port))
+		if err != nil {
+			return err
+		}
+		done := serve(t, next, "next")
+		start := time.Now()
+		var closers sync.WaitGroup
+		for _, ln := range closing {
+			closers.Go(func() {
+				if err := ln.Close(); err != nil {
+					t.Error(err)
+				}
+				if took := time.Since(start); took < retirement*9/10 {
+					t.Errorf("%v was closed after %v", ln.Addr(), took)
+				}
+			})
+		}
+		closers.Wait()
+		for _, served := range serving {
+			<-served
+		}
+		err = next.Close()
+		<-done
+		return err
+	})
+}
+
 // Who loads a config again right after it was rejected gets a socket of its own, and not the one that is being closed and receives
 // nothing any more.
 func TestRejectedMoveIsTriedAgain(t *testing.T) {
