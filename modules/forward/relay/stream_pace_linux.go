@@ -84,7 +84,7 @@ func (h *half) allowance(most int) int {
 	if h.pace == nil {
 		return most
 	}
-	return min(most, h.pace.pacer.Turn())
+	return min(most, h.pace.pacer.Quantum())
 }
 
 func (h *half) dropPace() {

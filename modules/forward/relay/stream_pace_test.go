@@ -17,7 +17,7 @@ type bucketful struct {
 	most  int // at once
 }
 
-func (b *bucketful) Turn() int { return b.burst }
+func (b *bucketful) Quantum() int { return b.burst }
 
 func (b *bucketful) Moved(n int) time.Duration {
 	b.mu.Lock()
@@ -85,7 +85,7 @@ func TestPaceOfEachDirection(t *testing.T) {
 // stopper is a pacer that lets a number of bytes pass, and then none for an hour.
 type stopper struct{ left atomic.Int64 }
 
-func (*stopper) Turn() int { return 1 << 20 }
+func (*stopper) Quantum() int { return 1 << 20 }
 
 func (st *stopper) Moved(n int) time.Duration {
 	if st.left.Add(-int64(n)) > 0 {

@@ -96,7 +96,7 @@ func (p *pump) allowance(most int) int {
 	if p.pacer == nil {
 		return most
 	}
-	return min(most, p.pacer.Turn())
+	return min(most, p.pacer.Quantum())
 }
 
 // sent notes that the destination has taken n bytes, and pauses where the pacer asks for it.

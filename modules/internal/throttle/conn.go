@@ -67,7 +67,7 @@ func (c *Conn) Read(b []byte) (int, error) {
 	if !c.reading.wait(c.closed) {
 		return 0, net.ErrClosed
 	}
-	n, err := c.Conn.Read(b[:min(len(b), c.reading.pacer.Turn())])
+	n, err := c.Conn.Read(b[:min(len(b), c.reading.pacer.Quantum())])
 	c.reading.moved(n)
 	return n, err
 }
@@ -81,7 +81,7 @@ func (c *Conn) readDatagram(b []byte) (int, error) {
 	}
 }
 
-// Write writes all, in as many turns as it takes. A datagram that may not pass is dropped.
+// Write writes all, a quantum at a time. A datagram that may not pass is dropped.
 func (c *Conn) Write(b []byte) (written int, err error) {
 	if c.datagrams && c.throttle.AllowDown != nil && !c.throttle.taken.Load() && !c.throttle.AllowDown(len(b)) {
 		return len(b), nil
@@ -95,7 +95,7 @@ func (c *Conn) Write(b []byte) (written int, err error) {
 		if !c.writing.wait(c.closed) {
 			return written, net.ErrClosed
 		}
-		n, err := c.Conn.Write(b[written:min(len(b), written+c.writing.pacer.Turn())])
+		n, err := c.Conn.Write(b[written:min(len(b), written+c.writing.pacer.Quantum())])
 		c.writing.moved(n)
 		written += n
 		if err != nil || written == len(b) {

@@ -15,7 +15,7 @@ type turns struct {
 	told  []int
 }
 
-func (p *turns) Turn() int { return p.turn }
+func (p *turns) Quantum() int { return p.turn }
 
 func (p *turns) Moved(n int) time.Duration {
 	p.told = append(p.told, n)

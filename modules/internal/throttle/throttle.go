@@ -9,8 +9,8 @@ import (
 
 // Pacer bounds the rate of one direction of one session's bytes. It is used by one goroutine at a time.
 type Pacer interface {
-	// Turn returns how many bytes may move before Moved is called: at least one.
-	Turn() int
+	// Quantum returns how many bytes may move before Moved is called: at least one.
+	Quantum() int
 	// Moved reports that n bytes have moved, and returns how long to wait before more may move. It is called with
 	// n of 0 before anything has moved.
 	Moved(n int) (pause time.Duration)
@@ -47,7 +47,7 @@ func slower(a, b Pacer) Pacer {
 
 type pacers [2]Pacer
 
-func (p pacers) Turn() int { return min(p[0].Turn(), p[1].Turn()) }
+func (p pacers) Quantum() int { return min(p[0].Quantum(), p[1].Quantum()) }
 
 func (p pacers) Moved(n int) time.Duration { return max(p[0].Moved(n), p[1].Moved(n)) }
 

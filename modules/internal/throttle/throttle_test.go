@@ -12,7 +12,7 @@ type fixedPacer struct {
 	told  int
 }
 
-func (p *fixedPacer) Turn() int { return p.turn }
+func (p *fixedPacer) Quantum() int { return p.turn }
 
 func (p *fixedPacer) Moved(n int) time.Duration {
 	p.told += n
@@ -41,7 +41,7 @@ func TestLimitsOfSeveralHandlersAllHold(t *testing.T) {
 	l.Add(Limits{PaceDown: slow, AllowDown: allow("c", true)})
 
 	up := l.PaceUp
-	if got := up.Turn(); got != 10 {
+	if got := up.Quantum(); got != 10 {
 		t.Errorf("a turn of %d, want the smaller one", got)
 	}
 	if got := up.Moved(7); got != time.Minute || slow.told != 7 || slower.told != 7 {

@@ -42,9 +42,9 @@ type Limit struct {
 	tolerance time.Duration // the time in which an empty bucket fills
 	maxDelay  time.Duration // Events: how long one that comes too early may be held
 
-	rate int64         // Bytes: so many
-	per  time.Duration // in this time
-	turn int           // Bytes: how many to move at a time
+	rate    int64         // Bytes: so many
+	per     time.Duration // in this time
+	quantum int           // Bytes: how many to move at a time
 }
 
 // NewEvents returns a limit of n events per time, burst of them at once. The id tells the limits of one store
@@ -68,9 +68,9 @@ func NewCount(id uint16, n int64) *Limit {
 // How much one session may move at a time, while others that share its rate wait: what moves in a 64th of a second, but
 // not so little or so much that it costs more than it is worth.
 const (
-	turnsPerSecond = 64
-	minTurn        = 1 << 10
-	maxTurn        = 1 << 20 // as much as a pipe takes at once
+	quantaPerSecond = 64
+	minQuantum      = 1 << 10
+	maxQuantum      = 1 << 20 // as much as a pipe takes at once
 )
 
 // NewBytes returns a limit of n bytes per time, and burst bytes beyond that. All three must be above zero.
@@ -79,10 +79,10 @@ func NewBytes(id uint16, n int64, per time.Duration, burst int64) (*Limit, error
 	if tolerance > maxRefill {
 		return nil, ErrRefill
 	}
-	turn := min(max(float64(n)/per.Seconds()/turnsPerSecond, minTurn), maxTurn)
+	quantum := min(max(float64(n)/per.Seconds()/quantaPerSecond, minQuantum), maxQuantum)
 	return &Limit{
 		id: id, kind: Bytes, tolerance: tolerance, rate: n, per: per,
-		turn: int(min(burst, int64(turn))),
+		quantum: int(min(burst, int64(quantum))),
 	}, nil
 }
 

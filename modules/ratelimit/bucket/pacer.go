@@ -11,21 +11,21 @@ import "time"
 type Pacer struct {
 	store    *Memory
 	requests []Request
-	turn     int
-	moved    int // in this turn
+	quantum  int
+	moved    int // in this quantum
 }
 
 // NewPacer returns a pacer for these buckets, of which there must be one.
 func NewPacer(store *Memory, requests ...Request) *Pacer {
-	p := &Pacer{store: store, requests: requests, turn: maxTurn}
+	p := &Pacer{store: store, requests: requests, quantum: maxQuantum}
 	for i := range requests {
-		p.turn = min(p.turn, requests[i].Limit.turn)
+		p.quantum = min(p.quantum, requests[i].Limit.quantum)
 	}
 	return p
 }
 
-// Turn is how many bytes may move before Moved is told.
-func (p *Pacer) Turn() int { return p.turn }
+// Quantum is how many bytes may move before Moved is told.
+func (p *Pacer) Quantum() int { return p.quantum }
 
 // Moved charges n bytes and returns the time until which to pause. Without a pause that is now or earlier. With n of 0 it
 // returns the pause before anything has moved.
@@ -36,9 +36,9 @@ func (p *Pacer) Moved(now time.Duration, n int) (until time.Duration) {
 	if n == 0 {
 		return until
 	}
-	if p.moved += n; p.moved < p.turn {
+	if p.moved += n; p.moved < p.quantum {
 		return now
 	}
-	p.moved %= p.turn
+	p.moved %= p.quantum
 	return until
 }

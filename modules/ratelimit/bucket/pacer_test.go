@@ -49,7 +49,7 @@ func transfer(tick time.Duration, all ...*sender) (end time.Duration) {
 	}
 	for len(queue) > 0 {
 		s := heap.Pop(&queue).(*sender)
-		n := min(s.left, s.pacer.Turn())
+		n := min(s.left, s.pacer.Quantum())
 		if s.part > 0 {
 			n = min(n, s.part)
 		}
@@ -132,7 +132,7 @@ func TestFairShares(t *testing.T) {
 }
 
 // Whoever sends less than the rate is never held up, and one that shares with a greedy one is held up by no
-// more than that one's turn.
+// more than that one's quantum.
 func TestTinyWritesAreNotDelayed(t *testing.T) {
 	t.Parallel()
 	m := bucket.NewMemory(10)
@@ -155,8 +155,8 @@ func TestShortSessionsDoNotEscape(t *testing.T) {
 	for moved < 10e6 {
 		pacer := bucket.NewPacer(m, bucket.Request{Limit: l, Key: l.ForText("a")})
 		now = max(now, pacer.Moved(now, 0))
-		pacer.Moved(now, pacer.Turn())
-		moved += pacer.Turn()
+		pacer.Moved(now, pacer.Quantum())
+		moved += pacer.Quantum()
 	}
 	if now < 9500*time.Millisecond {
 		t.Errorf("10 MB took %v, want 10s", now)
@@ -169,8 +169,8 @@ func TestPacerOfSeveralLimits(t *testing.T) {
 	m := bucket.NewMemory(10)
 	slow, quick := bandwidth(t, 1e5, 1e4), mustBytes(t)[0]
 	pacer := bucket.NewPacer(m, quick, bucket.Request{Limit: slow, Key: slow.ForText("a")})
-	if slow := bucket.NewPacer(m, bucket.Request{Limit: slow, Key: slow.ForText("a")}); pacer.Turn() != slow.Turn() {
-		t.Errorf("a turn of %d, want that of the slower one, %d", pacer.Turn(), slow.Turn())
+	if slow := bucket.NewPacer(m, bucket.Request{Limit: slow, Key: slow.ForText("a")}); pacer.Quantum() != slow.Quantum() {
+		t.Errorf("a quantum of %d, want that of the slower one, %d", pacer.Quantum(), slow.Quantum())
 	}
 	if got := transfer(time.Millisecond, &sender{pacer: pacer, left: 1e6}); got < 9*time.Second || got > 11*time.Second {
 		t.Errorf("1 MB at 100 kB/s took %v", got)
