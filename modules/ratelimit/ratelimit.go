@@ -173,13 +173,13 @@ func (h *Handler) Handle(cx *layer4.Connection, next layer4.Handler) error {
 			return nil
 		}
 	}
-	terms := h.terms(v, held)
-	if terms == nil {
+	t := h.throttle(v, held)
+	if t == nil {
 		return next.Handle(cx)
 	}
-	v.Throttle(terms)
+	v.Throttle(t)
 	if h.inFront || h.limits.moving() {
-		cx.Conn = throttle.Wrap(cx.Conn, v.Network, terms)
+		cx.Conn = throttle.Wrap(cx.Conn, v.Network, t)
 	}
 	err := next.Handle(cx)
 	if held != nil && !v.Begun() && !(h.inFront && wasGivenAway(err)) {
@@ -196,8 +196,8 @@ func (h *Handler) Serve(a *session.Arrival) (next bool) {
 		h.refuse(v, d)
 		return false
 	}
-	if terms := h.terms(v, held); terms != nil {
-		a.Throttle(terms)
+	if t := h.throttle(v, held); t != nil {
+		a.Throttle(t)
 	}
 	return true
 }

@@ -9,33 +9,33 @@ import (
 	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket"
 )
 
-// terms are what the session is held to from now on, nil where there are none. These limits are kept in memory also
+// throttle returns the limits of the session from now on, nil where there are none. They are kept in memory also
 // where there is a store: a datagram does not wait for an answer.
-func (h *Handler) terms(v *visitor, held *holding) *throttle.Throttle {
+func (h *Handler) throttle(v *visitor, held *holding) *throttle.Throttle {
 	moving := h.limits.moving() && !h.DryRun
 	if held == nil && !moving {
 		return nil
 	}
-	terms := new(throttle.Throttle)
+	t := new(throttle.Throttle)
 	if held != nil {
-		terms.End = held.release
+		t.End = held.release
 	}
 	if !moving {
-		return terms
+		return t
 	}
 	up, down := h.pacer(h.limits.up, v), h.pacer(h.limits.down, v)
 	if up != nil {
-		terms.PaceUp = up
+		t.PaceUp = up
 	}
 	if down != nil {
-		terms.PaceDown = down
-		terms.AllowDown = func(size int) bool { return down.allow(size, nil) }
+		t.PaceDown = down
+		t.AllowDown = func(size int) bool { return down.allow(size, nil) }
 	}
 	datagrams := h.datagrams(v)
 	if up != nil || datagrams != nil {
-		terms.AllowUp = func(size int) bool { return up.allow(size, datagrams) }
+		t.AllowUp = func(size int) bool { return up.allow(size, datagrams) }
 	}
-	return terms
+	return t
 }
 
 func (h *Handler) requests(limits []limit, v *visitor) []bucket.Request {
