@@ -115,7 +115,7 @@ func TestTheLongestPause(t *testing.T) {
 
 type pausing time.Duration
 
-func (pausing) Quantum() int                 { return 1 << 20 }
+func (pausing) Quantum() int              { return 1 << 20 }
 func (p pausing) Moved(int) time.Duration { return time.Duration(p) }
 
 func TestLongestKeepAlive(t *testing.T) {
