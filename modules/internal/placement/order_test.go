@@ -161,8 +161,10 @@ func TestProxyProtocolBeforeAGuard(t *testing.T) {
 			"@ route 0 subroute route 0: matcher test_judge stands behind caddy-l4's proxy_protocol in @ route 0"},
 		{"in a branch beside it", route(`{"handler":"tee","branch":[`+pp+`]}`, aGuard), ""},
 		{"before a matcher", matched(pp) + "," + matcher, "@ route 1: matcher test_judge stands behind caddy-l4's proxy_protocol in @ route 0"},
-		{"before a matcher in a subroute", route(pp, sub(`{"match":[{"not":[{"test_judge":{}}]}],"handle":[`+echo+`]}`)),
-			"@ route 0 subroute route 0: matcher test_judge stands behind caddy-l4's proxy_protocol in @ route 0"},
+		{
+			"before a matcher in a subroute", route(pp, sub(`{"match":[{"not":[{"test_judge":{}}]}],"handle":[`+echo+`]}`)),
+			"@ route 0 subroute route 0: matcher test_judge stands behind caddy-l4's proxy_protocol in @ route 0",
+		},
 		{"behind a matcher", `{"match":[{"test_judge":{}}],"handle":[` + pp + `,` + echo + `]}`, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
