@@ -146,7 +146,7 @@ func TestACLSources(t *testing.T) {
 func TestACLForms(t *testing.T) {
 	t.Parallel()
 	list := writeFile(t, "list", "127.0.0.2\n::1\nfe80::/10\n192.0.2.0/24\n2001:db8::/32\n")
-	proxied := gate.JSON{"handler": "proxy_protocol"}
+	proxied := gate.JSON{"handler": "accept_proxy", "from": []string{"127.0.0.0/8"}}
 	rules := map[string]gate.JSON{
 		"inline": acl("deny 127.0.0.2 ::1 fe80::/10 192.0.2.0/24 2001:db8::/32"),
 		"mapped": acl("deny ::ffff:127.0.0.2 ::1 fe80::/10 ::ffff:192.0.2.0/120 2001:db8::/32"),

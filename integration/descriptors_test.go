@@ -106,6 +106,37 @@ func TestSilentClientsLeaveDescriptorsToOthers(t *testing.T) {
 	})
 }
 
+// A port of a stock network takes no descriptors that others need either: its sessions are counted when they are forwarded.
+func TestSilentClientsOfAStockNetwork(t *testing.T) {
+	const limit, clients = 512, 700
+	upstream := serve(t, echo)
+	attacked, other := gate.ReserveAddr(t), gate.ReserveAddr(t)
+	p := gate.Start(t, gate.Layer4(
+		gate.Listen("tcp/"+attacked, gate.Forward(upstream)),
+		gate.Listen(other, gate.Forward(upstream)),
+	), gate.WithFiles(limit), gate.WithoutRace())
+	must(t, oneRequest(attacked))
+	must(t, oneRequest(other))
+	before := p.Baseline()
+
+	silent, _ := silentClients(t, "127.0.0.2", attacked, clients)
+	refused := p.WaitSessions(1, func(s gate.Session) bool { return s.Reason == "session_limit" })
+	if s := refused[0]; s.Status != 429 || s.ClientIP != "127.0.0.2" {
+		t.Errorf("access log: %s", s.Line)
+	}
+	for range 20 {
+		must(t, oneRequest(other))
+	}
+	if n := p.Descriptors(); n > limit-16 {
+		t.Errorf("%d of %d descriptors are open", n, limit)
+	}
+	for _, conn := range silent {
+		conn.Close()
+	}
+	before.MustReturn(t, peerTimeout)
+	must(t, oneRequest(attacked))
+}
+
 // A flood over UDP leaves descriptors to others as well.
 func TestDatagramsLeaveDescriptorsToOthers(t *testing.T) {
 	const limit = 256

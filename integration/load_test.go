@@ -43,7 +43,7 @@ func chatBesideBulk(t *testing.T, idle, bulky int, atMost float64) {
 	p := gate.Start(t, gate.Layer4(
 		gate.Listen(addr, gate.Forward(echo)), gate.Listen(bulk, gate.Forward(source)),
 		gate.ListenUDP(datagrams, gate.Forward(serveUDP(t, echoUDP)).With("idle_timeout", "10m")),
-	), gate.WithoutRace())
+	).WithApp("portgate", gate.JSON{"max_sessions": idle + chatting + bulky, "reserve_descriptors": 32}), gate.WithoutRace())
 	streams, pairs := idleSessions(t, idle, chatting+bulky)
 	idleStreams, idlePairs := openMany(t, addr, streams), askMany(t, datagrams, pairs)
 	chatters := startProcess(t, first, "chat", addr, strconv.Itoa(chatting))

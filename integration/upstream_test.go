@@ -90,7 +90,7 @@ func TestRetriesBoundHowManyUpstreamsAreTried(t *testing.T) {
 	t.Parallel()
 	refused := []string{gate.ReserveAddr(t), gate.ReserveAddr(t), gate.ReserveAddr(t)}
 	answers, addr := serve(t, echo), gate.ReserveAddr(t)
-	forward := gate.Forward(append(refused, answers)...)
+	forward := gate.Forward(append(refused, answers)...).With("max_fails", 0) // else those that have refused are tried last
 	p := gate.Start(t, gate.Layer4(gate.Listen(addr, forward.With("retries", 2))))
 	// The first connection tries the three that refuse.
 	if s := mustBeReset(t, p, addr, ""); s.Status != 502 || s.Upstream != refused[2] {
@@ -100,7 +100,7 @@ func TestRetriesBoundHowManyUpstreamsAreTried(t *testing.T) {
 	for range 4 { // whosever turn it is, none is tried twice, so that the last is reached
 		must(t, oneRequest(addr))
 	}
-	p.Load(gate.Layer4(gate.Listen(addr, gate.Forward(refused[0], answers).With("retries", 0))))
+	p.Load(gate.Layer4(gate.Listen(addr, gate.Forward(refused[0], answers).With("retries", 0).With("max_fails", 0))))
 	mustBeReset(t, p, addr, "")
 	must(t, oneRequest(addr))
 }

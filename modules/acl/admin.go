@@ -138,11 +138,14 @@ func findList(wanted string) (found *dynamic) {
 	return found
 }
 
+// clears reports whether a request says that it means all entries of a list.
+func clears(r *http.Request) bool { return slices.Equal(r.URL.Query()["all"], []string{"true"}) }
+
 func serveList(w http.ResponseWriter, r *http.Request, name string, d *dynamic) error {
 	switch r.Method {
 	case http.MethodGet:
 	case http.MethodDelete:
-		if all := r.URL.Query()["all"]; !slices.Equal(all, []string{"true"}) {
+		if !clears(r) {
 			return adminapi.Error(http.StatusBadRequest, "all: expected ?all=true, which removes all entries of the list")
 		}
 		removed, err := d.replaceAll(nil)
@@ -158,7 +161,10 @@ func serveList(w http.ResponseWriter, r *http.Request, name string, d *dynamic) 
 			return err
 		}
 		if body.Entries == nil {
-			return adminapi.Error(http.StatusBadRequest, "entries: expected a list, if only an empty one")
+			return adminapi.Error(http.StatusBadRequest, "entries: expected a list")
+		}
+		if len(body.Entries) == 0 && !clears(r) {
+			return adminapi.Error(http.StatusBadRequest, "entries: expected at least one, or ?all=true, which removes all entries of the list")
 		}
 		entries := make([]entry, len(body.Entries))
 		for i, given := range body.Entries {

@@ -16,6 +16,7 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
 	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
 	"github.com/portgate/caddy-portgate/modules/internal/gate"
+	"github.com/portgate/caddy-portgate/modules/internal/global"
 	"github.com/portgate/caddy-portgate/modules/internal/hops"
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 	"github.com/portgate/caddy-portgate/modules/internal/placement"
@@ -101,6 +102,7 @@ type Handler struct {
 	policy       upstream.Policy
 	drainTimeout time.Duration
 	gracePeriod  time.Duration
+	uncounted    uncounted
 
 	pool  *upstream.Pool
 	watch watch
@@ -147,6 +149,11 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.scope, err = session.NewScope(ctx, h.gracePeriod, h.drainTimeout); err != nil {
 		return err
 	}
+	options, err := global.Of(ctx)
+	if err != nil {
+		return err
+	}
+	h.uncounted.maxSessions, h.uncounted.reserve = options.MaxSessions, options.ReserveDescriptors
 	if err := h.watch.begin(ctx, h.scope, h.policy, upstreams); err != nil {
 		return err
 	}
@@ -188,9 +195,15 @@ func parseUpstreams(to []string) ([]upstream.Upstream, error) {
 // Handle forwards the connection. The session may go on when it has returned.
 func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
 	sess, accepted := session.Begin(cx, h.scope), listeners.Accepted(cx)
+	release, ok := h.uncounted.take(sess, accepted)
+	if !ok {
+		refuse(sess, accepted, session.StatusLimited, session.ReasonSessionLimit)
+		return nil
+	}
+	defer release() // where the listener has not counted them, Run returns at the end
 	trip, ok := h.trip(sess, accepted)
 	if !ok {
-		refuseLoop(sess, accepted)
+		refuse(sess, accepted, session.StatusLoop, session.ReasonLoop)
 		return nil
 	}
 	walk := func() *upstream.Walk { return h.walk(sess, accepted) }
@@ -215,7 +228,7 @@ func (h *Handler) Serve(a *session.Arrival) (next bool) {
 	sess, conn := a.Begin(h.scope), a.Conn
 	trip, ok := h.trip(sess, conn)
 	if !ok {
-		refuseLoop(sess, conn)
+		refuse(sess, conn, session.StatusLoop, session.ReasonLoop)
 		return false
 	}
 	if gate.Datagrams(sess.Network) {

@@ -122,11 +122,12 @@ func trackerOf(t *hops.Trip) relay.Tracker {
 	return tracker{t}
 }
 
-// refuseLoop ends a session that goes round in circles. The client is reset, so that all hops before it end as well.
-func refuseLoop(sess *session.Session, conn net.Conn) {
+// refuse ends a session before an upstream is tried. The client is reset: where it is a hop of a loop, all hops before it
+// end as well.
+func refuse(sess *session.Session, conn net.Conn, status int, reason string) {
 	if tcp, ok := conn.(interface{ SetLinger(int) error }); ok {
 		_ = tcp.SetLinger(0)
 	}
 	_ = conn.Close()
-	sess.End(session.End{Connect: time.Since(sess.Start), Status: session.StatusLoop, Reason: session.ReasonLoop})
+	sess.End(session.End{Connect: time.Since(sess.Start), Status: status, Reason: reason})
 }

@@ -2,6 +2,7 @@ package gate
 
 import (
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -48,7 +49,11 @@ func BindingOf(addr caddy.NetworkAddress) Binding {
 	family := n.Family
 	switch {
 	case n.Inherited, addr.IsFdNetwork():
-		return Binding{Transport: "fd", Name: addr.Host, gate: isGate}
+		name := addr.Host
+		if fd, err := Descriptor(name); err == nil {
+			name = strconv.Itoa(fd) // 03 is 3
+		}
+		return Binding{Transport: "fd", Name: name, gate: isGate}
 	case addr.IsUnixNetwork():
 		path, _, _ := strings.Cut(addr.Host, "|")
 		return Binding{Transport: "unix", Name: path}

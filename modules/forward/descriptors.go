@@ -1,0 +1,33 @@
+package forward
+
+import (
+	"net"
+
+	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
+	"github.com/portgate/caddy-portgate/modules/internal/gate"
+	"github.com/portgate/caddy-portgate/modules/internal/session"
+)
+
+// uncounted bounds the sessions of listeners that do not count them: those of other networks than the gate networks. They
+// are counted for the handler instead.
+type uncounted struct {
+	sessions    descriptors.Listener
+	maxSessions int
+	reserve     int
+}
+
+// take takes the descriptors of a session where its listener has not. It returns how to release them, and false where there
+// are as many sessions as there may be, or fewer descriptors than the reserve would be left.
+func (u *uncounted) take(sess *session.Session, accepted net.Conn) (release func(), ok bool) {
+	if _, counted := accepted.(descriptors.Owner); counted {
+		return func() {}, true
+	}
+	if !gate.Datagrams(sess.Network) {
+		return u.sessions.Release, u.sessions.Take(u.maxSessions, u.reserve)
+	}
+	if _, counted := accepted.(interface{ ListenerAddr() string }); counted { // a session of gate+udp
+		return func() {}, true
+	}
+	release = func() { descriptors.Release(descriptors.PerDatagrams) }
+	return release, descriptors.Take(descriptors.PerDatagrams, u.reserve)
+}
