@@ -157,8 +157,10 @@ func TestProxyProtocolBeforeAGuard(t *testing.T) {
 		{"before its subroute", route(pp, sub(matched(aGuard))), "@ route 0 subroute route 0: test_guard stands behind caddy-l4's proxy_protocol in @ route 0"},
 		{"in a subroute in capitals before it", route(`{"handler":"subroute","Routes":[{`+matching+`"HANDLE":[`+pp+`]}]}`, aGuard), "@ route 0: test_guard stands behind caddy-l4's proxy_protocol in @ route 0 subroute route 0"},
 		{"before its subroute in capitals", route(pp, `{"handler":"subroute","Routes":[{`+matching+`"HANDLE":[`+aGuard+`]}]}`), "@ route 0 subroute route 0: test_guard stands behind caddy-l4's proxy_protocol in @ route 0"},
-		{"before a matcher in a subroute in capitals", route(pp, `{"handler":"subroute","routeſ":[{"Match":[{"test_judge":{}}],"handle":[`+echo+`]}]}`),
-			"@ route 0 subroute route 0: matcher test_judge stands behind caddy-l4's proxy_protocol in @ route 0"},
+		{
+			"before a matcher in a subroute in capitals", route(pp, `{"handler":"subroute","routeſ":[{"Match":[{"test_judge":{}}],"handle":[`+echo+`]}]}`),
+			"@ route 0 subroute route 0: matcher test_judge stands behind caddy-l4's proxy_protocol in @ route 0",
+		},
 		{"in a branch beside it", route(`{"handler":"tee","branch":[`+pp+`]}`, aGuard), ""},
 		{"before a matcher", matched(pp) + "," + matcher, "@ route 1: matcher test_judge stands behind caddy-l4's proxy_protocol in @ route 0"},
 		{
