@@ -45,8 +45,8 @@ func (g *enforced) open(ctx caddy.Context, rs *rules, places []placement.Place) 
 		return active.GetMetricsRegistry() == registry
 	}
 	enforcing.add(g)
-	for _, r := range rs.all {
-		r.list.watch(g.Admission)
+	for _, l := range rs.lists() {
+		l.watch(g.Admission)
 	}
 }
 
@@ -55,8 +55,8 @@ func (g *enforced) close() {
 	if g.rules == nil {
 		return
 	}
-	for _, r := range g.rules.all {
-		r.list.unwatch(g.Admission)
+	for _, l := range g.rules.lists() {
+		l.unwatch(g.Admission)
 	}
 	enforcing.remove(g)
 	g.Changed() // what was admitted and has not begun is for the next config to judge

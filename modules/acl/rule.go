@@ -3,7 +3,6 @@ package acl
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -60,7 +59,7 @@ type spec struct {
 	sourceKey          // zero where they are given in the config or in a dynamic list
 	dynamic   string   // name of a dynamic list
 	prefixes  []string // as configured
-	set       *ipset.Set
+	ranges    []ipset.Range
 	countries []string
 	systems   []uint32
 }
@@ -86,21 +85,20 @@ func parseRule(values []string) (spec, error) {
 	)
 	if !known {
 		s.prefixes = values
-		s.set, err = parsePrefixes(values)
+		s.ranges, err = parsePrefixes(values)
 	}
 	return s, err
 }
 
-func parsePrefixes(values []string) (*ipset.Set, error) {
-	var builder ipset.Builder
-	for _, value := range values {
-		r, err := ipset.Parse(value)
-		if err != nil {
+func parsePrefixes(values []string) ([]ipset.Range, error) {
+	ranges := make([]ipset.Range, len(values))
+	for i, value := range values {
+		var err error
+		if ranges[i], err = ipset.Parse(value); err != nil {
 			return nil, err
 		}
-		builder.Add(r)
 	}
-	return builder.Set(), nil
+	return ranges, nil
 }
 
 func (s *spec) setURL(args []string) error {
@@ -188,49 +186,6 @@ func (k *sourceKey) name() string {
 	}
 }
 
-// rule is a rule that is ready to judge.
-type rule struct {
-	allow bool
-	label string
-	list  *list
-}
-
-func (r *rule) action() string {
-	if r.allow {
-		return allow
-	}
-	return deny
-}
-
-// rules are in order: the first one that has the client decides.
-type rules struct {
-	all      []rule
-	fallback rule
-	release  []func() error
-}
-
-// labels returns what the rules are called in the metrics.
-func (rs *rules) labels() []string {
-	all := []string{rs.fallback.label}
-	for i := range rs.all {
-		all = append(all, rs.all[i].label)
-	}
-	return all
-}
-
-// judge returns the rule that decides about a client. One without an address, as on a unix socket, is in no list.
-func (rs *rules) judge(client netip.Addr) *rule {
-	if client.IsValid() {
-		client = ipset.Canonical(client)
-		for i := range rs.all {
-			if rs.all[i].list.contains(client) {
-				return &rs.all[i]
-			}
-		}
-	}
-	return &rs.fallback
-}
-
 // config is what handler and matcher have in common.
 type config struct {
 	Rules           []Rule
@@ -262,8 +217,9 @@ func (rs *rules) compile(ctx caddy.Context, c config) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.label(action), s.nameDatabase(err))
 		}
-		rs.all = append(rs.all, rule{action == allow, s.label(action), loaded})
+		rs.add(rule{action == allow, s.label(action), loaded}, s.ranges)
 	}
+	rs.addFixed()
 	return rs.setDefault(c.Default)
 }
 
@@ -316,7 +272,8 @@ func (rs *rules) setDefault(given string) error {
 	return nil
 }
 
-// load returns the list of a rule, which all handlers share that have the same source.
+// load returns the list of a rule, which all handlers share that have the same source. A rule whose addresses are in the config
+// has none.
 func (rs *rules) load(ctx caddy.Context, s *spec) (*list, error) {
 	switch {
 	case s.dynamic != "":
@@ -337,9 +294,7 @@ func (rs *rules) load(ctx caddy.Context, s *spec) (*list, error) {
 		rs.release = append(rs.release, ref.Release)
 		return ref.Value().content(), nil
 	default:
-		fixed := new(list)
-		fixed.set.Store(s.set)
-		return fixed, nil
+		return nil, nil
 	}
 }
 

@@ -2,9 +2,12 @@ package acl
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/portgate/caddy-portgate/modules/acl/ipset"
 )
 
 func TestRuleLabels(t *testing.T) {
@@ -127,9 +130,7 @@ func TestEveryRuleAndEveryFormOfAnAddress(t *testing.T) {
 			u := follow(t, p.URL, defaultInterval, storage)
 			inline, err := parsePrefixes([]string{text})
 			must(t, err)
-			fixed := new(list)
-			fixed.set.Store(inline)
-			all := map[string]*list{"inline": fixed, "file": f.content(), "url": u.content()}
+			all := map[string]*list{"inline": nil, "neighbor": nil, "file": f.content(), "url": u.content()}
 			if !strings.Contains(text, "-") {
 				d := openList(t, brokenStorage{})
 				e, err := newEntry(text, options{By: "test"}, nil)
@@ -138,7 +139,12 @@ func TestEveryRuleAndEveryFormOfAnAddress(t *testing.T) {
 				all["list"] = d.content()
 			}
 			for kind, l := range all {
-				rs := rules{all: []rule{{label: kind, list: l}}, fallback: rule{allow: true, label: "default"}}
+				rs := rules{fallback: rule{allow: true, label: "default"}}
+				if kind == "neighbor" {
+					rs.add(rule{label: "other"}, []ipset.Range{{First: addr("203.0.113.0"), Last: addr("203.0.113.9")}})
+				}
+				rs.add(rule{label: kind, list: l}, inline)
+				rs.addFixed()
 				for _, form := range forms[client] {
 					if got := rs.judge(addr(form)); got.allow {
 						t.Errorf("%s %s: %s is let in", kind, text, form)
@@ -148,6 +154,84 @@ func TestEveryRuleAndEveryFormOfAnAddress(t *testing.T) {
 					t.Errorf("%s %s: %s is denied", kind, text, other[client])
 				}
 			}
+		}
+	}
+}
+
+// counted is a lookup that counts.
+type counted struct {
+	lookup
+	n *int
+}
+
+func (c counted) first(addr netip.Addr) int {
+	*c.n++
+	return c.lookup.first(addr)
+}
+
+func (rs *rules) count() *int {
+	n := new(int)
+	for i := range rs.lookups {
+		rs.lookups[i] = counted{rs.lookups[i], n}
+	}
+	return n
+}
+
+// However many rules with addresses there are, a decision looks up one set for all neighbours of them, and the rule that is named
+// is still the first one that has the client.
+func TestNeighborsAreLookedUpAtOnce(t *testing.T) {
+	t.Parallel()
+	const lines = 20_000
+	line := func(n int) string { return fmt.Sprintf(`{"deny":["10.%d.%d.0/28"]}`, n>>8, n&255) }
+	var many []string
+	for n := range lines {
+		many = append(many, line(n))
+	}
+	config := `{"rules":[` + strings.Join(many, ",") + `,{"deny":["10.0.0.0/8"]},{"deny":["list","between"]},{"allow":["10.0.1.0/24"]},{"deny":["2001:db8::/32"]}],"default":"allow"}`
+	for _, c := range []struct {
+		client, want string
+		lookups      int
+	}{
+		{"10.0.0.5", "deny 10.0.0.0/28", 1},
+		{"10.78.31.7", "deny 10.78.31.0/28", 1},
+		{"10.78.31.77", "deny 10.0.0.0/8", 1},
+		{"192.0.2.1", "default allow", 3},
+		{"2001:db8::1", "deny 2001:db8::/32", 3},
+	} {
+		h, unload := handler(t, config)
+		m, unloadMatcher := provision[*Matcher](t, "layer4.matchers.acl", config)
+		for what, rs := range map[string]*rules{"handler": &h.rules, "matcher": &m.rules} {
+			n := rs.count()
+			if got := rs.judge(addr(c.client)); got.label != c.want || *n != c.lookups {
+				t.Errorf("%s: %s: %s after %d lookups, want %s after %d", what, c.client, got.label, *n, c.want, c.lookups)
+			}
+		}
+		unload()
+		unloadMatcher()
+	}
+}
+
+// BenchmarkJudge judges clients by 20,000 rules with an address each, and by one rule that has them all.
+func BenchmarkJudge(b *testing.B) {
+	const lines = 20_000
+	var many, one []string
+	for n := range lines {
+		prefix := fmt.Sprintf(`"10.%d.%d.0/28"`, n>>8, n&255)
+		many, one = append(many, `{"deny":[`+prefix+`]}`), append(one, prefix)
+	}
+	for name, config := range map[string]string{
+		"lines=20000": `{"rules":[` + strings.Join(many, ",") + `]}`,
+		"lines=1":     `{"rules":[{"deny":[` + strings.Join(one, ",") + `]}]}`,
+	} {
+		h, _ := handler(b, config)
+		for what, client := range map[string]string{"denied": "10.39.16.5", "allowed": "192.0.2.1"} {
+			client := addr(client)
+			b.Run(name+"/"+what, func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					h.rules.judge(client)
+				}
+			})
 		}
 	}
 }

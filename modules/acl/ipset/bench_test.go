@@ -91,7 +91,7 @@ func BenchmarkRead(b *testing.B) {
 			var peak, held uint64
 			for b.Loop() {
 				runtime.GC()
-				before := heap()
+				before := heapBytes()
 				watch := watchHeap()
 				set, _, err := Read(bytes.NewReader(list))
 				if err != nil {
@@ -99,7 +99,7 @@ func BenchmarkRead(b *testing.B) {
 				}
 				peak = max(peak, watch()-before)
 				runtime.GC()
-				held = heap() - before
+				held = heapBytes() - before
 				runtime.KeepAlive(set)
 			}
 			b.ReportMetric(float64(peak)/(1<<20), "peak-MiB")
@@ -108,7 +108,7 @@ func BenchmarkRead(b *testing.B) {
 	}
 }
 
-func heap() uint64 {
+func heapBytes() uint64 {
 	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
 	metrics.Read(sample)
 	return sample[0].Value.Uint64()
@@ -120,13 +120,13 @@ func watchHeap() func() uint64 {
 	go func() {
 		tick := time.NewTicker(time.Millisecond)
 		defer tick.Stop()
-		peak := heap()
+		peak := heapBytes()
 		for {
 			select {
 			case <-tick.C:
-				peak = max(peak, heap())
+				peak = max(peak, heapBytes())
 			case <-stop:
-				most <- max(peak, heap())
+				most <- max(peak, heapBytes())
 				return
 			}
 		}
