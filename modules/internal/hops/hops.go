@@ -6,6 +6,8 @@
 package hops
 
 import (
+	"encoding/binary"
+	"hash/maphash"
 	"net"
 	"net/netip"
 	"sync"
@@ -19,29 +21,31 @@ const Max = 4
 
 // Trip is a session that may open a socket to an upstream. Begin makes one.
 type Trip struct {
-	datagrams bool
-	exceeded  func()
+	exceeded func()
 
 	// What follows is guarded by the table.
-	hops   int
-	client key     // in table.waiting, or zero
+	client key     // in table.waiting, or 0
 	from   *Socket // by which it has come here
 	to     *Socket // that it has opened last
+	first  Socket  // the one that it has in most cases
+
+	hops      uint8
+	datagrams bool
 }
 
 // Socket is a socket that leads from a trip to an address of this machine.
 type Socket struct {
-	trip   *Trip
-	remote netip.AddrPort
-	local  key   // zero before Connected
+	trip   *Trip // nil: there is no socket
 	next   *Trip // which came by it
+	remote netip.AddrPort
+	local  key // 0 before Connected
 }
 
-// key is the two addresses of a socket.
-type key struct {
-	local, remote netip.AddrPort
-	datagrams     bool
-}
+// key stands for the two addresses of a socket. It is a hash that no client can know: an idle session is to be small, and of
+// 20,000 sockets two have the same one with a probability of 1 in 90 billion. It is never 0.
+type key uint64
+
+var seed = maphash.MakeSeed()
 
 // table has the sockets. What it has is bounded by those that are open.
 var table = struct {
@@ -61,10 +65,11 @@ func Begin(conn net.Conn, datagrams bool, exceeded func()) (t *Trip, ok bool) {
 	if table.active.Load() == 0 {
 		return t, true
 	}
-	client := keyOf(listeners.AddrPort(conn.RemoteAddr()), listeners.AddrPort(conn.LocalAddr()), datagrams)
-	if !IsLocal(client.local.Addr()) {
+	from := listeners.AddrPort(conn.RemoteAddr())
+	if !IsLocal(from.Addr()) {
 		return t, true
 	}
+	client := keyOf(from, listeners.AddrPort(conn.LocalAddr()), datagrams)
 	table.mu.Lock()
 	defer table.mu.Unlock()
 	if s := table.sockets[client]; s != nil {
@@ -81,12 +86,21 @@ func Begin(conn net.Conn, datagrams bool, exceeded func()) (t *Trip, ok bool) {
 // keyOf returns the key of a socket. A listener for all addresses may not know which of them a client has sent to; then it is
 // the client's own, as the system chooses it.
 func keyOf(local, remote netip.AddrPort, datagrams bool) key {
-	local = netip.AddrPortFrom(local.Addr().WithZone(""), local.Port())
-	to := remote.Addr().Unmap().WithZone("")
+	from, to := local.Addr().Unmap().WithZone(""), remote.Addr().Unmap().WithZone("")
 	if to.IsUnspecified() {
-		to = local.Addr()
+		to = from
 	}
-	return key{local, netip.AddrPortFrom(to, remote.Port()), datagrams}
+	var b [37]byte
+	if datagrams {
+		b[0] = 1
+	}
+	put := func(b []byte, ip netip.Addr, port uint16) {
+		*(*[16]byte)(b) = ip.As16()
+		binary.NativeEndian.PutUint16(b[16:], port)
+	}
+	put(b[1:], from, local.Port())
+	put(b[19:], to, remote.Port())
+	return key(max(maphash.Bytes(seed, b[:]), 1))
 }
 
 // follow makes the trip the next hop of a socket's.
@@ -98,7 +112,7 @@ func (t *Trip) follow(s *Socket) {
 func (t *Trip) Hops() int {
 	table.mu.Lock()
 	defer table.mu.Unlock()
-	return t.hops
+	return int(t.hops)
 }
 
 // Connecting is called before the trip opens a socket. It returns nil where remote is not on this machine: then no connection can
@@ -107,13 +121,16 @@ func (t *Trip) Connecting(remote netip.AddrPort) *Socket {
 	if !IsLocal(remote.Addr()) {
 		return nil
 	}
-	s := &Socket{trip: t, remote: remote}
 	table.active.Add(1)
 	table.mu.Lock()
+	defer table.mu.Unlock()
 	table.connecting++
-	t.to = s
-	table.mu.Unlock()
-	return s
+	t.to = &t.first
+	if t.first.trip != nil {
+		t.to = new(Socket)
+	}
+	*t.to = Socket{trip: t, remote: remote}
+	return t.to
 }
 
 // Connected notes the socket's own address.
@@ -151,23 +168,23 @@ func (t *Trip) raise() (over *Trip) {
 func connected() {
 	if table.connecting--; table.connecting == 0 {
 		for _, t := range table.waiting {
-			t.client = key{}
+			t.client = 0
 		}
 		clear(table.waiting)
 	}
 }
 
 func (t *Trip) stopWaiting() {
-	if t.client != (key{}) && table.waiting[t.client] == t {
+	if t.client != 0 && table.waiting[t.client] == t {
 		delete(table.waiting, t.client)
 	}
-	t.client = key{}
+	t.client = 0
 }
 
 // Closed is called before the socket is closed, and where it could not be connected.
 func (s *Socket) Closed() {
 	table.mu.Lock()
-	if s.local == (key{}) {
+	if s.local == 0 {
 		connected()
 	} else if table.sockets[s.local] == s {
 		delete(table.sockets, s.local)
@@ -178,6 +195,7 @@ func (s *Socket) Closed() {
 	if s.next != nil {
 		s.next.from = nil
 	}
+	*s = Socket{}
 	table.mu.Unlock()
 	table.active.Add(-1)
 }

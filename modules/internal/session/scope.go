@@ -220,8 +220,8 @@ func (sc *Scope) logEnd(s *Session, e *End, duration time.Duration) {
 		zap.Int("status", e.Status),
 		zap.String("reason", e.Reason),
 	)
-	if len(s.failed) > 0 {
-		fields = append(fields, zap.Strings("failed_upstreams", s.failed))
+	if s.troubles != nil && len(s.troubles.failed) > 0 {
+		fields = append(fields, zap.Strings("failed_upstreams", s.troubles.failed))
 	}
 	if s.rule != "" {
 		fields = append(fields, zap.String("rule", s.rule))

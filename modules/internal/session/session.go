@@ -82,15 +82,28 @@ type Session struct {
 	mu       sync.Mutex
 	mover    Mover
 	rule     string        // that has denied the client
-	closing  string        // why to close the mover when there is one
 	label    string        // the upstream as configured
 	upstream net.Addr      // nil where it could not be resolved
-	failed   []string      // addresses of upstreams that have failed, oldest first
+	troubles *troubles     // nil where there were none
 	dialed   time.Duration // what the attempt took that has succeeded; 0 where nobody tells
 	up, down traffic
 	ended    bool // from then on nothing here changes
 
 	datagramsUp, datagramsDown int64 // as counted last
+}
+
+// troubles is what few sessions have. The others are small, because many are idle.
+type troubles struct {
+	closing string   // why to close the mover when there is one
+	failed  []string // addresses of upstreams that have failed, oldest first
+}
+
+// troublesLocked returns the session's troubles, to add one.
+func (s *Session) troublesLocked() *troubles {
+	if s.troubles == nil {
+		s.troubles = new(troubles)
+	}
+	return s.troubles
 }
 
 // Mover is what moves a session's bytes. None of its methods blocks.
@@ -162,10 +175,10 @@ func (s *Session) SetMover(m Mover) {
 		return
 	}
 	s.mover = m
-	closing := s.closing
+	troubles := s.troubles
 	s.mu.Unlock()
-	if closing != "" {
-		m.Close(closing)
+	if troubles != nil && troubles.closing != "" {
+		m.Close(troubles.closing)
 	}
 }
 
@@ -198,8 +211,12 @@ func (s *Session) UpstreamFailed(label string, addr net.Addr) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n := len(s.failed); !s.ended && n < maxFailed && (n == 0 || s.failed[n-1] != label) {
-		s.failed = append(s.failed, label)
+	if s.ended {
+		return
+	}
+	t := s.troublesLocked()
+	if n := len(t.failed); n < maxFailed && (n == 0 || t.failed[n-1] != label) {
+		t.failed = append(t.failed, label)
 	}
 }
 
@@ -231,8 +248,10 @@ func (s *Session) SetRule(label string) {
 func (s *Session) Close(reason string) {
 	s.mu.Lock()
 	m := s.mover
-	if m == nil && s.closing == "" {
-		s.closing = reason
+	if m == nil {
+		if t := s.troublesLocked(); t.closing == "" {
+			t.closing = reason
+		}
 	}
 	s.mu.Unlock()
 	if m != nil {
