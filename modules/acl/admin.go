@@ -3,17 +3,14 @@ package acl
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
 
-	"github.com/portgate/caddy-portgate/caddyfile"
 	"github.com/portgate/caddy-portgate/modules/acl/ipset"
 	"github.com/portgate/caddy-portgate/modules/internal/adminapi"
 )
@@ -31,10 +28,10 @@ const maxRemark = 256
 //
 //	GET    /portgate/lists                            names and sizes
 //	GET    /portgate/lists/{name}                     all entries
-//	PUT    /portgate/lists/{name}                     {"entries": [...]} replaces them
+//	PUT    /portgate/lists/{name}                     {"entries": [...]} replaces them; takes what GET gives
 //	DELETE /portgate/lists/{name}?all=true            removes them
 //	GET    /portgate/lists/{name}/entries/{prefix}    one entry
-//	PUT    /portgate/lists/{name}/entries/{prefix}    adds it: {"ttl": "1h", "reason": "...", "by": "..."}
+//	PUT    /portgate/lists/{name}/entries/{prefix}    adds it: {"ttl": "1h", "reason": "...", "by": "..."}; takes what GET gives
 //	DELETE /portgate/lists/{name}/entries/{prefix}    removes it
 type adminAPI struct{}
 
@@ -54,10 +51,17 @@ func (a *adminAPI) Routes() []caddy.AdminRoute {
 
 // summary is what the API tells of a list as a whole.
 type summary struct {
-	Name    string  `json:"name"`
-	Size    int     `json:"size"`
-	Removed int     `json:"removed,omitempty"`
-	Entries []entry `json:"entries,omitempty"`
+	Name    string      `json:"name"`
+	Size    int         `json:"size"`
+	Removed int         `json:"removed,omitempty"`
+	Expired int         `json:"expired,omitempty"` // entries of a PUT whose time was over
+	Entries []remaining `json:"entries,omitzero"`
+}
+
+// remaining is an entry with the time that it still has.
+type remaining struct {
+	entry
+	TTL string `json:"ttl,omitempty"`
 }
 
 func (a *adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
@@ -154,34 +158,53 @@ func serveList(w http.ResponseWriter, r *http.Request, name string, d *dynamic) 
 		}
 		return adminapi.Answer(w, summary{Name: name, Removed: removed})
 	case http.MethodPut:
-		var body struct {
-			Entries []listed `json:"entries"`
-		}
-		if err := adminapi.Decode(r, &body); err != nil {
-			return err
-		}
-		if body.Entries == nil {
-			return adminapi.Error(http.StatusBadRequest, "entries: expected a list")
-		}
-		if len(body.Entries) == 0 && !clears(r) {
-			return adminapi.Error(http.StatusBadRequest, "entries: expected at least one, or ?all=true, which removes all entries of the list")
-		}
-		entries := make([]entry, len(body.Entries))
-		for i, given := range body.Entries {
-			e, err := newEntry(given.Prefix, options{given.TTL, given.Reason, given.By}, r)
-			if err != nil {
-				return adminapi.Error(http.StatusBadRequest, "entries: %w", err)
-			}
-			entries[i] = e
-		}
-		if _, err := d.replaceAll(entries); err != nil {
-			return editError(err)
-		}
+		return putList(w, r, name, d)
 	default:
 		return adminapi.Method(r, http.MethodGet, http.MethodPut, http.MethodDelete)
 	}
+	return adminapi.Answer(w, whole(name, d))
+}
+
+func whole(name string, d *dynamic) summary {
 	entries := d.all()
-	return adminapi.Answer(w, summary{Name: name, Size: len(entries), Entries: entries})
+	return summary{Name: name, Size: len(entries), Entries: entries}
+}
+
+// putList takes what GET gives, of which the entries alone count.
+func putList(w http.ResponseWriter, r *http.Request, name string, d *dynamic) error {
+	var body struct {
+		Entries []given `json:"entries"`
+		Name    string  `json:"name"`
+		Size    int     `json:"size"`
+	}
+	if err := adminapi.Decode(r, &body); err != nil {
+		return err
+	}
+	if body.Entries == nil {
+		return adminapi.Error(http.StatusBadRequest, "entries: expected a list")
+	}
+	if len(body.Entries) == 0 && !clears(r) {
+		return adminapi.Error(http.StatusBadRequest, "entries: expected at least one, or ?all=true, which removes all entries of the list")
+	}
+	entries := make([]entry, 0, len(body.Entries))
+	expired := 0
+	for i := range body.Entries {
+		e, err := body.Entries[i].entry(d.clock.now(), r)
+		switch {
+		case errors.Is(err, errOver):
+			expired++
+		case err != nil:
+			return adminapi.Error(http.StatusBadRequest, "entries: %w", err)
+		default:
+			entries = append(entries, e)
+		}
+	}
+	if _, err := d.replaceAll(entries); err != nil {
+		return editError(err)
+	}
+	answer := whole(name, d)
+	answer.Expired = expired
+	return adminapi.Answer(w, answer)
 }
 
 func serveEntry(w http.ResponseWriter, r *http.Request, d *dynamic, path string) error {
@@ -198,18 +221,7 @@ func serveEntry(w http.ResponseWriter, r *http.Request, d *dynamic, path string)
 		}
 		return adminapi.Answer(w, e)
 	case http.MethodPut:
-		var given options
-		if err := adminapi.Decode(r, &given); err != nil {
-			return err
-		}
-		e, err := newEntry(path, given, r)
-		if err != nil {
-			return adminapi.Error(http.StatusBadRequest, "%w", err)
-		}
-		if err := d.add(e); err != nil {
-			return editError(err)
-		}
-		return adminapi.Answer(w, e)
+		return putEntry(w, r, d, prefix)
 	case http.MethodDelete:
 		switch ok, err := d.remove(prefix); {
 		case err != nil:
@@ -224,68 +236,25 @@ func serveEntry(w http.ResponseWriter, r *http.Request, d *dynamic, path string)
 	}
 }
 
-// options of an entry, as they are given.
-type options struct {
-	TTL    string `json:"ttl"`
-	Reason string `json:"reason"`
-	By     string `json:"by"`
-}
-
-// listed is an entry of a list, as it is given.
-type listed struct {
-	Prefix string `json:"prefix"`
-	TTL    string `json:"ttl"`
-	Reason string `json:"reason"`
-	By     string `json:"by"`
-}
-
-// UnmarshalJSON decodes an entry and refuses unknown options.
-func (l *listed) UnmarshalJSON(data []byte) error {
-	type plain listed
-	return caddyfile.UnmarshalJSON(data, (*plain)(l))
-}
-
-func newEntry(text string, given options, r *http.Request) (entry, error) {
-	prefix, err := ipset.ParsePrefix(text)
+func putEntry(w http.ResponseWriter, r *http.Request, d *dynamic, prefix netip.Prefix) error {
+	var body given
+	if err := adminapi.Decode(r, &body); err != nil {
+		return err
+	}
+	if body.Prefix == "" {
+		body.Prefix = prefix.String()
+	}
+	e, err := body.entry(d.clock.now(), r)
+	if err == nil && e.Prefix != prefix {
+		err = fmt.Errorf("prefix: %q: expected %q, as the path has it, or nothing", body.Prefix, prefix)
+	}
 	if err != nil {
-		return entry{}, fmt.Errorf("prefix: %w", err)
+		return adminapi.Error(http.StatusBadRequest, "%w", err)
 	}
-	for name, remark := range map[string]string{"reason": given.Reason, "by": given.By} {
-		if len(remark) > maxRemark {
-			return entry{}, fmt.Errorf("%s: expected at most %d bytes", name, maxRemark)
-		}
+	if err := d.add(e); err != nil {
+		return editError(err)
 	}
-	e := entry{Prefix: prefix, Added: time.Now().UTC().Truncate(time.Millisecond), Reason: given.Reason, By: given.By}
-	if e.By == "" {
-		e.By = whoAsks(r)
-	}
-	if given.TTL != "" {
-		ttl, err := caddyfile.ParseDuration(given.TTL)
-		if err == nil && ttl == 0 {
-			err = fmt.Errorf("%q: expected a duration of more than 0", given.TTL)
-		}
-		if err != nil {
-			return entry{}, fmt.Errorf("ttl: %w", err)
-		}
-		expires := e.Added.Add(time.Duration(ttl))
-		e.Expires = &expires
-	}
-	return e, nil
-}
-
-// whoAsks names the sender of a request who does not give a name.
-func whoAsks(r *http.Request) string {
-	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
-		return r.TLS.PeerCertificates[0].Subject.CommonName
-	}
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return "" // a unix socket
-	}
-	if addr, err := netip.ParseAddr(host); err == nil {
-		return ipset.Canonical(addr).String()
-	}
-	return ""
+	return adminapi.Answer(w, d.shown(e))
 }
 
 // editError tells a list that is full from one that can't be stored.

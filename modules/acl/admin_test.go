@@ -1,10 +1,12 @@
 package acl
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -35,7 +37,7 @@ func TestAdminAPI(t *testing.T) {
 		want               string // the beginning of the answer
 		denied             bool   // 192.0.2.1, afterwards
 	}{
-		{"GET", list, "", 200, `{"name":"api","size":0}`, false},
+		{"GET", list, "", 200, `{"name":"api","size":0,"entries":[]}`, false},
 		{"PUT", list + "/entries/192.0.2.0/24", `{"ttl":"1h","reason":"scan","by":"me"}`, 200, `{"prefix":"192.0.2.0/24","added":"`, true},
 		{"GET", listsPath, "", 200, `[{"name":"api","size":1}]`, true},
 		{"GET", list + "/entries/192.0.2.0/24", "", 200, `{"prefix":"192.0.2.0/24","added":"`, true},
@@ -47,7 +49,7 @@ func TestAdminAPI(t *testing.T) {
 		{"PUT", list + "/entries/x", "", 400, `prefix: "x": expected an address`, true},
 		{"PUT", list + "/entries/192.0.2.9", `{"ttl":"soon"}`, 400, `ttl: "soon": expected a duration such as 30s`, true},
 		{"PUT", list + "/entries/192.0.2.9", `{"ttl":"0s"}`, 400, `ttl: "0s": expected a duration of more than 0`, true},
-		{"PUT", list + "/entries/192.0.2.9", `{"tl":"1h"}`, 400, `unknown option "tl": expected one of ttl, reason, by`, true},
+		{"PUT", list + "/entries/192.0.2.9", `{"tl":"1h"}`, 400, `unknown option "tl": expected one of prefix, ttl, reason, by, added, expires`, true},
 		{"PUT", list + "/entries/192.0.2.9", `{"ttl":60}`, 400, `ttl: "60": expected a string`, true},
 		{"PUT", list + "/entries/192.0.2.9", `{`, 400, `body: expected a JSON object`, true},
 		{"PUT", list + "/entries/192.0.2.9", `{} {}`, 400, `body: expected a JSON object`, true},
@@ -57,8 +59,12 @@ func TestAdminAPI(t *testing.T) {
 		{"POST", list + "/entries/192.0.2.9", "", 405, `method POST: expected GET, PUT or DELETE`, true},
 		{"GET", list, "", 200, `{"name":"api","size":1,"entries":[{"prefix":"192.0.2.1/32","added":"`, true},
 		{"PUT", list, `{"entries":[{"prefix":"10.0.0.0/8"},{"prefix":"10.1.0.0/33"}]}`, 400, `entries: prefix: "10.1.0.0/33": expected a prefix length`, true},
+		{"PUT", list + "/entries/192.0.2.9", `{"prefix":"192.0.2.8"}`, 400, `prefix: "192.0.2.8": expected "192.0.2.9/32", as the path has it, or nothing`, true},
+		{"PUT", list + "/entries/192.0.2.9", `{"expires":"2001-02-03T04:05:06Z"}`, 400, `expires: "2001-02-03T04:05:06Z": expected a time to come`, true},
+		{"PUT", list + "/entries/192.0.2.9", `{"expires":"tomorrow"}`, 400, `expires: "tomorrow": expected a time such as 2026-01-02T03:04:05Z`, true},
+		{"PUT", list + "/entries/192.0.2.9", `{"added":"1700000000"}`, 400, `added: "1700000000": expected a time such as 2026-01-02T03:04:05Z`, true},
 		{"PUT", list, `[]`, 400, `body: expected a JSON object`, true},
-		{"PUT", list, `{"entries":[{"prefix":"10.0.0.0/8","tl":"1h"}]}`, 400, `entries: unknown option "tl": expected one of prefix, ttl, reason, by`, true},
+		{"PUT", list, `{"entries":[{"prefix":"10.0.0.0/8","tl":"1h"}]}`, 400, `entries: unknown option "tl": expected one of prefix, ttl, reason, by, added, expires`, true},
 		{"PUT", list, `{"entries":{}}`, 400, `entries: "{}": expected a list`, true},
 		{"PUT", list, ``, 400, `entries: expected a list`, true},
 		{"PUT", list, `{"entries": []}`, 400, `entries: expected at least one, or ?all=true, which removes all entries of the list`, true},
@@ -80,6 +86,50 @@ func TestAdminAPI(t *testing.T) {
 		if denied := !try(t, h, from(one)); denied != step.denied {
 			t.Errorf("%s: denied %t, want %t", what, denied, step.denied)
 		}
+	}
+}
+
+// A list is carried over by a PUT of what GET has given, and nothing of it is another one: who added an entry, when, and until when it
+// stays. An entry whose time is over meanwhile is left out.
+func TestListIsRestored(t *testing.T) {
+	handler(t, `{"rules":[{"deny":["list","origin"]},{"deny":["list","copy"]}]}`)
+	origin, copied := listsPath+"/origin", listsPath+"/copy"
+	if status, got := call(t, "PUT", origin, `{"entries":[{"prefix":"192.0.2.1","ttl":"1h","reason":"scan","by":"me"},{"prefix":"2001:db8::/32","added":"2026-01-02T03:04:05.678Z"},
+		{"prefix":"192.0.2.9","expires":"2001-02-03T04:05:06Z"},{"prefix":"192.0.2.7","ttl":"1s","expires":"9999-02-03T04:05:06+02:00"}]}`); status != http.StatusOK || !strings.Contains(got, `"expired":1`) {
+		t.Fatal(status, got)
+	}
+	_, saved := call(t, "GET", origin, "")
+	if n := strings.Count(saved, `"ttl":"59m`) + strings.Count(saved, `"ttl":"1h0m0s"`); n != 1 {
+		t.Errorf("the time left is not shown: %s", saved)
+	}
+	sameAsOrigin := func() {
+		t.Helper()
+		var stored [2]string
+		for i, name := range []string{"origin", "copy"} {
+			entries := findList(name).snapshot()
+			slices.SortFunc(entries, func(a, b entry) int { return comparePrefixes(a.Prefix, b.Prefix) })
+			text, err := json.Marshal(entries)
+			must(t, err)
+			stored[i] = string(text)
+		}
+		if stored[0] != stored[1] {
+			t.Errorf("%s became\n%s", stored[0], stored[1])
+		}
+	}
+	if status, got := call(t, "PUT", copied, saved); status != http.StatusOK {
+		t.Fatal(status, got)
+	}
+	sameAsOrigin()
+	_, one := call(t, "GET", origin+"/entries/192.0.2.1", "")
+	call(t, "DELETE", copied+"/entries/192.0.2.1", "")
+	if status, got := call(t, "PUT", copied+"/entries/192.0.2.1", one); status != http.StatusOK {
+		t.Fatal(status, got)
+	}
+	sameAsOrigin()
+	call(t, "DELETE", origin+"?all=true", "")
+	_, empty := call(t, "GET", origin, "")
+	if status, got := call(t, "PUT", copied+"?all=true", empty); status != http.StatusOK || got != `{"name":"copy","size":0,"entries":[]}` {
+		t.Error(status, got)
 	}
 }
 

@@ -137,14 +137,14 @@ func runAdd(flags caddycmd.Flags) (int, error) {
 	if err != nil {
 		return exitCode(err), err
 	}
-	given := options{TTL: flags.String("ttl"), Reason: flags.String("reason"), By: flags.String("by")}
-	if given.By == "" {
+	wanted := map[string]string{"ttl": flags.String("ttl"), "reason": flags.String("reason"), "by": flags.String("by")}
+	if wanted["by"] == "" {
 		if me, err := user.Current(); err == nil {
-			given.By = me.Username
+			wanted["by"] = me.Username
 		}
 	}
 	var added entry
-	body, err := json.Marshal(given)
+	body, err := json.Marshal(wanted)
 	if err == nil {
 		body, err = request(flags, http.MethodPut, path, body)
 	}

@@ -32,18 +32,17 @@ type entry struct {
 	By      string       `json:"by,omitempty"`
 }
 
-func (e *entry) expired(now time.Time) bool { return e.Expires != nil && !now.Before(*e.Expires) }
-
 // dynamic is a list that is edited while it is used.
 type dynamic struct {
 	list
 	storing
+	clock clock
 
 	editing sync.Mutex
 	entries map[netip.Prefix]*timed
 	queue   expiryQueue
 	expiry  *time.Timer
-	next    time.Time // when it fires; zero: nothing expires
+	next    time.Duration // when it fires, by clock.passed; 0: it does not
 	closed  bool
 	edits   int64    // counts the edits
 	unsaved [][]byte // the last edits, in JSON
@@ -57,7 +56,11 @@ var errFull = fmt.Errorf("expected at most %d entries in a list", maxEntries)
 
 // openDynamic brings a list back as it was stored. One that was never stored is empty.
 func openDynamic(name string, storage certmagic.Storage) (*dynamic, error) {
-	d := new(dynamic)
+	return openAt(systemClock(), name, storage)
+}
+
+func openAt(c clock, name string, storage certmagic.Storage) (*dynamic, error) {
+	d := &dynamic{clock: c}
 	d.init("list " + name)
 	d.journal.name = listsFolder + "/" + name
 	d.storage.use(storage)
@@ -90,11 +93,11 @@ func (d *dynamic) Destruct() error {
 
 // put makes these the entries. It is called with editing held, as are those below.
 func (d *dynamic) put(entries []entry) {
-	now := time.Now()
 	d.entries = make(map[netip.Prefix]*timed, len(entries))
 	d.queue = nil
+	now := d.clock.now()
 	for _, e := range entries {
-		if !e.expired(now) {
+		if e.Expires == nil || now.Before(*e.Expires) {
 			d.insert(e)
 		}
 	}
@@ -110,6 +113,7 @@ func (d *dynamic) insert(e entry) {
 	t := &timed{entry: e, at: notQueued}
 	d.entries[e.Prefix] = t
 	if e.Expires != nil {
+		t.ends = d.clock.end(*e.Expires)
 		heap.Push(&d.queue, t)
 	}
 }
@@ -117,24 +121,17 @@ func (d *dynamic) insert(e entry) {
 const (
 	// expiryPause is the least time between two rounds of taking out what has expired.
 	expiryPause = 100 * time.Millisecond
-	// expiryCheck is the most: the system's clock may be set forward meanwhile.
-	expiryCheck = 30 * time.Second
 	// expiryRound is how many entries a round takes out before others may edit the list.
 	expiryRound = 1000
 )
 
 // schedule sees to it that the timer fires when the next entry expires, or before.
 func (d *dynamic) schedule() {
-	var next time.Time
-	if len(d.queue) > 0 {
-		next = *d.queue[0].Expires
-	}
-	if next.Equal(d.next) {
+	if len(d.queue) == 0 || d.queue[0].ends == d.next {
 		return
 	}
-	if d.next = next; !next.IsZero() {
-		d.expiry.Reset(min(max(time.Until(next), expiryPause), expiryCheck))
-	}
+	d.next = d.queue[0].ends
+	d.expiry.Reset(max(d.next-d.clock.passed(), expiryPause))
 }
 
 // expire removes the entries whose time has come.
@@ -150,9 +147,9 @@ func (d *dynamic) expireSome() (more bool) {
 	if d.closed {
 		return false
 	}
-	now, set := time.Now(), d.set.Load()
+	passed, set := d.clock.passed(), d.set.Load()
 	var gone []netip.Prefix
-	for len(gone) < expiryRound && len(d.queue) > 0 && d.queue[0].expired(now) {
+	for len(gone) < expiryRound && len(d.queue) > 0 && d.queue[0].ends <= passed {
 		t := heap.Pop(&d.queue).(*timed)
 		delete(d.entries, t.Prefix)
 		set = set.Without(t.Prefix)
@@ -161,7 +158,7 @@ func (d *dynamic) expireSome() (more bool) {
 	if len(gone) > 0 {
 		d.change(set, gone)
 	}
-	d.next = time.Time{}
+	d.next = 0
 	d.schedule()
 	return len(gone) == expiryRound
 }
@@ -219,11 +216,25 @@ func (d *dynamic) replaceAll(entries []entry) (before int, err error) {
 	return before, d.save(number)
 }
 
-// all returns the entries in order.
-func (d *dynamic) all() []entry {
+// all returns the entries in order, with what is left of their time.
+func (d *dynamic) all() []remaining {
 	entries := d.snapshot()
 	slices.SortFunc(entries, func(a, b entry) int { return comparePrefixes(a.Prefix, b.Prefix) })
-	return entries
+	all := make([]remaining, len(entries))
+	for i, e := range entries {
+		all[i] = d.shown(e)
+	}
+	return all
+}
+
+// shown adds what is left of an entry's time.
+func (d *dynamic) shown(e entry) remaining {
+	shown := remaining{entry: e}
+	if e.Expires != nil {
+		left := max(e.Expires.Sub(d.clock.now()), time.Millisecond)
+		shown.TTL = left.Round(time.Millisecond).String()
+	}
+	return shown
 }
 
 func (d *dynamic) snapshot() []entry {
@@ -236,17 +247,17 @@ func (d *dynamic) snapshot() []entry {
 func (d *dynamic) copyAll() []entry {
 	entries := make([]entry, 0, len(d.entries))
 	for _, t := range d.entries {
-		entries = append(entries, t.entry)
+		entries = append(entries, t.byTheClock(d.clock))
 	}
 	return entries
 }
 
 // get returns the entry of a prefix.
-func (d *dynamic) get(prefix netip.Prefix) (entry, bool) {
+func (d *dynamic) get(prefix netip.Prefix) (remaining, bool) {
 	d.editing.Lock()
 	defer d.editing.Unlock()
 	if t := d.entries[prefix]; t != nil {
-		return t.entry, true
+		return d.shown(t.byTheClock(d.clock)), true
 	}
-	return entry{}, false
+	return remaining{}, false
 }

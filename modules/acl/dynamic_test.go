@@ -3,9 +3,12 @@ package acl
 import (
 	"errors"
 	"fmt"
+	"net/http/httptest"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/certmagic"
@@ -182,5 +185,61 @@ func TestDynamicListEditedConcurrently(t *testing.T) {
 	}
 	if len(d.all()) != 80 || d.set.Load().Len() != 80 {
 		t.Errorf("%d entries, %d in the set, want 80", len(d.all()), d.set.Load().Len())
+	}
+}
+
+// settable is a clock of the system that somebody sets.
+type settable struct{ by atomic.Int64 }
+
+func (s *settable) set(by time.Duration) { s.by.Add(int64(by)) }
+
+func (s *settable) clock() clock {
+	c := systemClock()
+	c.now = func() time.Time { return time.Now().Add(time.Duration(s.by.Load())).Round(0) }
+	return c
+}
+
+// Whoever sets the clock of the system, forward or back, neither frees those who are banned nor keeps them longer. What is shown and stored
+// then is by the new time, so that a restart keeps them for as long as they have left.
+func TestClockThatIsSet(t *testing.T) {
+	t.Parallel()
+	for _, by := range []time.Duration{2 * time.Hour, -2 * time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			m, system := newMemory(), new(settable)
+			open := func() *dynamic {
+				d, err := openAt(system.clock(), "test", m)
+				must(t, err)
+				return d
+			}
+			d := open()
+			defer func() { must(t, d.Destruct()) }()
+			e, err := (&given{Prefix: one, TTL: "1m"}).entry(d.clock.now(), httptest.NewRequest("PUT", "/", nil))
+			must(t, err)
+			must(t, d.add(e))
+			system.set(by)
+			time.Sleep(30 * time.Second)
+			if all := d.all(); len(all) != 1 || all[0].TTL != "30s" || !d.contains(addr(one)) {
+				t.Errorf("%v: after half of the time: %v", by, all)
+			}
+			if shown, left := d.all()[0], 30*time.Second; shown.Expires.Sub(d.clock.now()) != left {
+				t.Errorf("%v: shown to expire at %v, now %v", by, shown.Expires, d.clock.now())
+			}
+			_, err = d.replaceAll(d.snapshot()) // all is stored anew
+			must(t, err)
+			must(t, d.Destruct())
+			d = open()
+			if all := d.all(); len(all) != 1 || all[0].TTL != "30s" {
+				t.Errorf("%v: after a restart: %v", by, all)
+			}
+			system.set(by)
+			time.Sleep(30*time.Second - expiryPause)
+			if !d.contains(addr(one)) {
+				t.Errorf("%v: is let in too early", by)
+			}
+			time.Sleep(2 * expiryPause)
+			if d.contains(addr(one)) || len(d.all()) != 0 {
+				t.Errorf("%v: is kept too long", by)
+			}
+		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/portgate/caddy-portgate/modules/acl/ipset"
 )
@@ -133,7 +134,7 @@ func TestEveryRuleAndEveryFormOfAnAddress(t *testing.T) {
 			all := map[string]*list{"inline": nil, "neighbor": nil, "file": f.content(), "url": u.content()}
 			if !strings.Contains(text, "-") {
 				d := openList(t, brokenStorage{})
-				e, err := newEntry(text, options{By: "test"}, nil)
+				e, err := (&given{Prefix: text, By: "test"}).entry(time.Now(), nil)
 				must(t, err)
 				_ = d.add(e)
 				all["list"] = d.content()
