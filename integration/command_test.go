@@ -3,9 +3,14 @@ package integration
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/portgate/caddy-portgate/integration/gate"
 )
@@ -51,6 +56,37 @@ func TestForwardCommandIdleTimeoutAndAccessLog(t *testing.T) {
 	client, upstream := pair(t, addr, accepted)
 	mustEndAfter(t, start, limit, client, upstream)
 	mustHaveEnded(t, p, client, "idle_timeout")
+}
+
+// The command serves, and ends when it is told to, where nobody reads its log.
+func TestForwardCommandWithALogThatNobodyReads(t *testing.T) {
+	t.Parallel()
+	var ends [2]int
+	must(t, unix.Pipe2(ends[:], unix.O_CLOEXEC))
+	t.Cleanup(func() { unix.Close(ends[0]) })
+	_, err := unix.FcntlInt(uintptr(ends[1]), unix.F_SETPIPE_SZ, 4096)
+	must(t, err)
+	log := os.NewFile(uintptr(ends[1]), "pipe")
+	defer log.Close()
+
+	addr := gate.ReserveAddr(t)
+	cmd := exec.Command(gate.Binary(t, gate.Plain), "forward", "--from", addr, "--to", serve(t, echo), "--access-log")
+	cmd.Stderr = log
+	must(t, cmd.Start())
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	defer cmd.Process.Kill()
+	gate.Eventually(t, peerTimeout, func() error { return oneRequest(addr) })
+	for range 100 { // of which ten fill the pipe
+		must(t, oneRequest(addr))
+	}
+	must(t, cmd.Process.Signal(syscall.SIGTERM))
+	select {
+	case err := <-ended:
+		must(t, err)
+	case <-time.After(peerTimeout):
+		t.Error("SIGTERM does not end the process")
+	}
 }
 
 func TestForwardCommandForwardsPortRanges(t *testing.T) {

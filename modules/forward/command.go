@@ -126,7 +126,7 @@ func commandConfig(from caddy.NetworkAddress, h *Handler, accessLog, debug bool)
 			HandlersRaw: []json.RawMessage{caddyconfig.JSONModuleObject(h, "handler", "forward", nil)},
 		}},
 	}}}
-	log := &caddy.CustomLog{}
+	log := &caddy.CustomLog{BaseLog: caddy.BaseLog{WriterRaw: output()}}
 	if !accessLog {
 		log.Exclude = []string{"layer4.log.access"}
 	}
@@ -138,6 +138,15 @@ func commandConfig(from caddy.NetworkAddress, h *Handler, accessLog, debug bool)
 		Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{caddy.DefaultLoggerName: log}},
 		AppsRaw: caddy.ModuleMap{"layer4": caddyconfig.JSON(app, nil)},
 	}
+}
+
+// output is where the command logs to: a queue in front of stderr, so that it serves and ends where nobody reads that. A terminal
+// has none, because Caddy writes for people only where it knows that it writes to one.
+func output() json.RawMessage {
+	if stat, err := os.Stderr.Stat(); err == nil && stat.Mode()&os.ModeCharDevice != 0 {
+		return nil
+	}
+	return json.RawMessage(`{"output":"queued","writer":{"output":"stderr"}}`)
 }
 
 // describe says what runs now.

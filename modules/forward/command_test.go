@@ -3,6 +3,7 @@ package forward
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
@@ -111,22 +112,28 @@ func TestCommandConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	stderr := os.Stderr
+	defer func() { os.Stderr = stderr }()
+	if os.Stderr, err = os.Create(t.TempDir() + "/stderr"); err != nil { // not a terminal
+		t.Fatal(err)
+	}
+	defer os.Stderr.Close()
 	app := `{"layer4":{"servers":{"forward":{"listen":["gate+tcp/:8080"],` +
 		`"routes":[{"handle":[{"handler":"forward","idle_timeout":3600000000000,"to":["a:1","unix//run/s"]}]}]}}}}`
 	for _, c := range []struct {
 		accessLog, debug bool
 		want             string
 	}{
-		{false, false, `{"exclude":["layer4.log.access"]}`},
-		{true, false, `{}`},
-		{false, true, `{"level":"DEBUG","exclude":["layer4.log.access"]}`},
-		{true, true, `{"level":"DEBUG"}`},
+		{false, false, `,"exclude":["layer4.log.access"]}`},
+		{true, false, `}`},
+		{false, true, `,"level":"DEBUG","exclude":["layer4.log.access"]}`},
+		{true, true, `,"level":"DEBUG"}`},
 	} {
 		config, err := json.Marshal(commandConfig(from, h, c.accessLog, c.debug))
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := `{"admin":{"disabled":true,"config":{"persist":false}},"logging":{"logs":{"default":` + c.want + `}},"apps":` + app + `}`
+		want := `{"admin":{"disabled":true,"config":{"persist":false}},"logging":{"logs":{"default":{"writer":{"output":"queued","writer":{"output":"stderr"}}` + c.want + `}},"apps":` + app + `}`
 		if string(config) != want {
 			t.Errorf("%+v:\ngot  %s\nwant %s", c, config, want)
 		}
