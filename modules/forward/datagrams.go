@@ -18,15 +18,15 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/throttle"
 )
 
-// datagrams prepares what moves a session of datagrams. walk begins a walk through the upstreams.
-func (h *Handler) datagrams(sess *session.Session, client net.Conn, trip *hops.Trip, walk func() *upstream.Walk) *relay.PacketRelay {
+// datagrams prepares what moves a session of datagrams. walk is its walk through the upstreams, and begin begins another one.
+func (h *Handler) datagrams(sess *session.Session, client net.Conn, trip *hops.Trip, walk *upstream.Walk, begin func() *upstream.Walk) *relay.PacketRelay {
 	line, counts := h.succession.of(client)
-	next := &datagramUpstreams{sess: sess, begin: walk, walk: walk()}
+	next := &datagramUpstreams{sess: sess, begin: begin, walk: walk}
 	cfg := relay.PacketConfig{
 		Client: client,
 		Next:   next.next,
 		Attempt: func(addr net.Addr, _ time.Duration, err error) {
-			h.watch.attempted(sess, *next.current.Load(), addr, err)
+			next.current.Load().attempted(h, sess, addr, err)
 		},
 		Track:         trackerOf(trip),
 		Limits:        h.datagramLimits,
@@ -68,20 +68,35 @@ type datagramUpstreams struct {
 	begin func() *upstream.Walk
 	walk  *upstream.Walk
 
-	current atomic.Pointer[string] // the name of the upstream that has the session
+	current atomic.Pointer[datagramUpstream] // the upstream that has the session
+}
+
+// datagramUpstream is an upstream as configured, and where its address comes from.
+type datagramUpstream struct {
+	name   string
+	source upstream.Source
+}
+
+// attempted notes how an attempt to reach the upstream went.
+func (u *datagramUpstream) attempted(h *Handler, sess *session.Session, addr net.Addr, err error) {
+	if err == nil {
+		u.source.Works(addr)
+	}
+	h.watch.attempted(sess, u.name, addr, err)
 }
 
 func (u *datagramUpstreams) next(ctx context.Context, failed error) (net.Addr, error) {
 	addr, err := u.walk.Next(ctx, failed)
 	if err != nil && errors.Is(failed, syscall.ECONNREFUSED) {
 		u.walk = u.begin()
+		u.walk.Renew = true
 		addr, err = u.walk.Next(ctx, nil)
 	}
 	name, _ := u.walk.Current()
 	if err != nil && u.current.Load() != nil {
 		return nil, err // the session keeps its upstream
 	}
-	u.current.Store(&name)
+	u.current.Store(&datagramUpstream{name, u.walk.Source()})
 	u.sess.SetUpstream(name, addr)
 	return addr, err
 }

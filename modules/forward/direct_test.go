@@ -10,7 +10,7 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
-func TestIsAStepWhereNothingHasToBeLookedUp(t *testing.T) {
+func TestIsAStepWithoutPlaceholdersOfConnections(t *testing.T) {
 	for _, c := range []struct {
 		to   []string
 		want bool
@@ -18,9 +18,9 @@ func TestIsAStepWhereNothingHasToBeLookedUp(t *testing.T) {
 		{[]string{"127.0.0.1:9000"}, true},
 		{[]string{"127.0.0.1:9000", "[::1]:9000", "unix//run/s"}, true},
 		{[]string{"{env.PORTGATE_TEST_HOST}:9000"}, true},
-		{[]string{"localhost:9000"}, false},
-		{[]string{":9000"}, false},
-		{[]string{"127.0.0.1:9000", "localhost:9000"}, false},
+		{[]string{"localhost:9000"}, true},
+		{[]string{":9000"}, true},
+		{[]string{"127.0.0.1:9000", "localhost:9000", "name.invalid:9000"}, true},
 		{[]string{"{l4.tls.server_name}:9000"}, false},
 	} {
 		host := newHost()

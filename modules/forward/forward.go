@@ -33,13 +33,13 @@ func init() {
 // is reset at once.
 type Handler struct {
 	// To lists the upstreams: `host:port`, `unix//path`, or `host:first-last` where every listen
-	// address of the server is a range of as many ports. Upstreams get connections in turn. Names
-	// are looked up when a session begins, at most once a second, and all their addresses are tried. Placeholders may stand for any
-	// part, but those of a connection can't turn a port into a range or into a unix socket. An upstream that is a listen
+	// address of the server is a range of as many ports. Upstreams get connections in turn. A session uses what a name
+	// was last looked up to, and all these addresses are tried. If that is older than a second, the name is looked up again meanwhile.
+	// Placeholders may stand for any part, but those of a connection can't turn a port into a range or into a unix socket. An upstream that is a listen
 	// address of the server itself is refused.
 	To []string `json:"to,omitempty"`
 
-	// ConnectTimeout bounds one connection attempt, and one name lookup. Default: 3s.
+	// ConnectTimeout bounds one connection attempt, and how long a session waits for a name that was never looked up. Default: 3s.
 	ConnectTimeout *caddy.Duration `json:"connect_timeout,omitempty"`
 
 	// IdleTimeout ends a session in which no byte has moved either way for so long. 0: never.
@@ -70,6 +70,11 @@ type Handler struct {
 	// that fails, too, the time is doubled, up to 5m. More than 0. Default: 10s.
 	FailDuration *caddy.Duration `json:"fail_duration,omitempty"`
 
+	// Stale is how long the last good answer for a name is used while the name can't be looked up. 0: never; then a session waits
+	// for a lookup unless there was one within the last second. That name servers say there is no such name counts after 30s, or after
+	// Stale if that is shorter. Default: 24h.
+	Stale *caddy.Duration `json:"stale,omitempty"`
+
 	// KeepAlive is the silence after which a peer is asked whether it is still there (TCP keepalive);
 	// it has gone when it leaves three such questions, a sixth of that time apart, unanswered.
 	// 0: never. Default: 1m.
@@ -98,6 +103,7 @@ type Handler struct {
 	maxReplyRatio  float64
 
 	keepAlive    time.Duration
+	stale        time.Duration
 	retries      int
 	policy       upstream.Policy
 	drainTimeout time.Duration
@@ -105,6 +111,7 @@ type Handler struct {
 	uncounted    uncounted
 
 	pool  *upstream.Pool
+	names names
 	watch watch
 	local hops.Where  // tells whether an upstream is on this machine
 	ports []portRange // of the listen addresses; nil where no upstream is a range
@@ -158,10 +165,13 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.pool.Failures = h.watch.failures()
+	if err := h.names.begin(ctx, h.pool); err != nil {
+		return err
+	}
 	if err := h.succession.begin(h.canonical, listen); err != nil {
 		return err
 	}
-	if h.pool.Fixed() { // a lookup might block, and placeholders need a layer4 connection
+	if !h.pool.Dynamic() { // placeholders need a layer4 connection
 		fastpath.Offer(ctx, h.canonical, h)
 	}
 	return nil
@@ -215,7 +225,7 @@ func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
 		}
 	}
 	if gate.Datagrams(sess.Network) {
-		h.datagrams(sess, detach(cx), trip, walk).Run()
+		h.datagrams(sess, detach(cx), trip, walk(), walk).Run()
 		return nil
 	}
 	conn, prefetched := unwrap(cx)
@@ -231,12 +241,25 @@ func (h *Handler) Serve(a *session.Arrival) (next bool) {
 		refuse(sess, conn, session.StatusLoop, session.ReasonLoop)
 		return false
 	}
+	walk := h.walk(sess, conn)
 	if gate.Datagrams(sess.Network) {
-		h.datagrams(sess, conn, trip, func() *upstream.Walk { return h.walk(sess, conn) }).Start()
+		start(h.datagrams(sess, conn, trip, walk, func() *upstream.Walk { return h.walk(sess, conn) }), walk)
 	} else {
-		h.relay(sess, h.walk(sess, conn), trip, conn, nil).Start()
+		start(h.relay(sess, walk, trip, conn, nil), walk)
 	}
 	return false
+}
+
+// start starts a relay. One that has to wait for a name waits in a goroutine of its own.
+func start(r interface {
+	Run()
+	Start()
+}, walk *upstream.Walk) {
+	if walk.Ready() {
+		r.Start()
+	} else {
+		go r.Run()
+	}
 }
 
 // walk begins a session's walk through the upstreams. accepted is its connection as the listener gave it.
@@ -244,7 +267,7 @@ func (h *Handler) walk(sess *session.Session, accepted net.Conn) *upstream.Walk 
 	walk := h.pool.Walk()
 	walk.Retries = h.retries
 	walk.Unresolved = func(name string, err error) { h.watch.unresolved(sess, name) }
-	walk.LookupTimeout = h.limits.Connect
+	walk.LookupTimeout, walk.Stale = h.limits.Connect, h.stale
 	walk.Datagrams = gate.Datagrams(sess.Network)
 	if h.ports != nil {
 		walk.Offset = offset(accepted, h.ports)
@@ -348,6 +371,7 @@ func ended(reason relay.Reason, connect time.Duration, err error) session.End {
 // the new config has an identical handler.
 func (h *Handler) Cleanup() error {
 	h.succession.end()
+	h.names.end()
 	h.watch.end()
 	if h.scope != nil {
 		h.scope.Replaced()

@@ -29,6 +29,7 @@ const (
 	defaultRetries        = 2
 	defaultMaxFails       = 3
 	defaultFailDuration   = 10 * time.Second
+	defaultStale          = 24 * time.Hour
 	defaultKeepAlive      = time.Minute
 	defaultGracePeriod    = 10 * time.Second
 )
@@ -82,7 +83,8 @@ func (h *Handler) applyDefaults() error {
 	if err := h.applyPolicy(); err != nil {
 		return err
 	}
-	h.keepAlive = defaultKeepAlive
+	h.keepAlive, h.stale = defaultKeepAlive, defaultStale
+	override(&h.stale, h.Stale)
 	override(&h.keepAlive, h.KeepAlive)
 	override(&h.gracePeriod, h.GracePeriod)
 	override(&h.drainTimeout, h.DrainTimeout)
@@ -154,6 +156,7 @@ func override(limit *time.Duration, option *caddy.Duration) {
 //		retries            <count>
 //		max_fails          <count>
 //		fail_duration      <duration>
+//		stale              <duration>
 //		keepalive          <duration>
 //		max_replies        <count>
 //		max_reply_ratio    <ratio>
@@ -186,6 +189,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 			return err
 		}),
 		positive("fail_duration", &h.FailDuration),
+		duration("stale", &h.Stale),
 		duration("keepalive", &h.KeepAlive),
 		value("max_replies", func(arg string) error {
 			n, err := caddyfile.ParseCount(arg, 0, maxMaxReplies)

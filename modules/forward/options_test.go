@@ -24,12 +24,13 @@ type settings struct {
 	drainTimeout  time.Duration
 	gracePeriod   time.Duration
 	policy        upstream.Policy
+	stale         time.Duration
 }
 
 func (h *Handler) settings() settings {
 	return settings{
 		h.limits, h.datagramLimits.Idle, h.maxReplies, h.maxReplyRatio,
-		h.keepAlive, h.retries, h.scope.DrainTimeout, h.scope.GracePeriod, h.policy,
+		h.keepAlive, h.retries, h.scope.DrainTimeout, h.scope.GracePeriod, h.policy, h.stale,
 	}
 }
 
@@ -38,6 +39,7 @@ func TestDefaultsAndPresets(t *testing.T) {
 	defaults := settings{
 		Limits: relay.Limits{Connect: 3 * time.Second, Idle: 10 * time.Minute}, datagrams: time.Minute,
 		keepAlive: time.Minute, retries: 2, gracePeriod: 10 * time.Second, policy: upstream.Policy{MaxFails: 3, FailDuration: 10 * time.Second},
+		stale: 24 * time.Hour,
 	}
 	strict := defaults
 	strict.Limits = relay.Limits{Connect: 3 * time.Second, Idle: time.Minute, HalfClose: 15 * time.Second, Lifetime: 5 * time.Minute}
@@ -60,6 +62,8 @@ func TestDefaultsAndPresets(t *testing.T) {
 		`"retries": 100`:             with(defaults, func(s *settings) { s.retries = 100 }),
 		`"max_fails": 0`:             with(defaults, func(s *settings) { s.policy.MaxFails = 0 }),
 		`"fail_duration": "1m"`:      with(defaults, func(s *settings) { s.policy.FailDuration = time.Minute }),
+		`"stale": "1h"`:              with(defaults, func(s *settings) { s.stale = time.Hour }),
+		`"stale": 0`:                 with(defaults, func(s *settings) { s.stale = 0 }),
 		`"max_replies": 1`:           with(defaults, func(s *settings) { s.maxReplies = 1 }),
 		`"max_reply_ratio": 2.5`:     with(defaults, func(s *settings) { s.maxReplyRatio = 2.5 }),
 		`"keepalive": "15s"`:         with(defaults, func(s *settings) { s.keepAlive = 15 * time.Second }),
@@ -95,7 +99,7 @@ func TestPresetsStayAsTheyAre(t *testing.T) {
 	}
 }
 
-const optionNames = "to, connect_timeout, idle_timeout, half_close_timeout, max_lifetime, timeouts, retries, max_fails, fail_duration, keepalive, max_replies, max_reply_ratio, drain_timeout, grace_period"
+const optionNames = "to, connect_timeout, idle_timeout, half_close_timeout, max_lifetime, timeouts, retries, max_fails, fail_duration, stale, keepalive, max_replies, max_reply_ratio, drain_timeout, grace_period"
 
 func TestJSONErrors(t *testing.T) {
 	t.Parallel()
@@ -234,7 +238,7 @@ func TestCaddyfileErrors(t *testing.T) {
 func TestCaddyfileAndBack(t *testing.T) {
 	t.Parallel()
 	config, err := parse("forward a:1 {\n to b:2\n timeouts strict\n connect_timeout 1s\n idle_timeout 2s\n half_close_timeout 3s\n" +
-		" max_lifetime 4s\n retries 5\n keepalive 6s\n drain_timeout 7s\n grace_period 8s\n max_replies 9\n max_reply_ratio 10\n max_fails 11\n fail_duration 12s\n}")
+		" max_lifetime 4s\n retries 5\n keepalive 6s\n drain_timeout 7s\n grace_period 8s\n max_replies 9\n max_reply_ratio 10\n max_fails 11\n fail_duration 12s\n stale 13s\n}")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,7 +246,7 @@ func TestCaddyfileAndBack(t *testing.T) {
 	want := settings{
 		relay.Limits{Connect: time.Second, Idle: 2 * time.Second, HalfClose: 3 * time.Second, Lifetime: 4 * time.Second},
 		2 * time.Second, 9, 10, 6 * time.Second, 5, 7 * time.Second, 8 * time.Second,
-		upstream.Policy{MaxFails: 11, FailDuration: 12 * time.Second},
+		upstream.Policy{MaxFails: 11, FailDuration: 12 * time.Second}, 13 * time.Second,
 	}
 	if got := h.settings(); got != want {
 		t.Errorf("got  %+v\nwant %+v", got, want)

@@ -3,7 +3,6 @@
 package upstream
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -170,28 +169,4 @@ func (a Addr) at(ip netip.Addr, offset int, datagrams bool) net.Addr {
 		return net.UDPAddrFromAddrPort(addr)
 	}
 	return net.TCPAddrFromAddrPort(addr)
-}
-
-// lookup is [net.Resolver.LookupNetIP].
-type lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)
-
-// resolve returns all addresses to dial, best first, for the port that is offset from the first. A
-// name is looked up anew each time; ctx bounds that.
-func (a Addr) resolve(ctx context.Context, lookup lookup, offset int, datagrams bool) ([]net.Addr, error) {
-	if addr, ok := a.fixed(offset, datagrams); ok {
-		return []net.Addr{addr}, nil
-	}
-	host := a.Host
-	if host == "" {
-		host = "localhost"
-	}
-	ips, err := lookup(ctx, "ip"+strings.TrimLeft(a.Network, "tcpud"), host)
-	if err != nil {
-		return nil, err
-	}
-	addrs := make([]net.Addr, len(ips))
-	for i, ip := range ips {
-		addrs[i] = a.at(ip, offset, datagrams)
-	}
-	return addrs, nil
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestParse(t *testing.T) {
@@ -158,7 +159,7 @@ func FuzzParse(f *testing.F) {
 				t.Errorf("%q: looked up %q", in, host)
 			}
 			return []netip.Addr{netip.IPv6Loopback()}, nil
-		}, max(a.Ports()-1, 0), false)
+		}, max(a.Ports()-1, 0), a.Carries(false) != nil)
 		if err != nil || len(addrs) != 1 {
 			t.Fatalf("%q: got %v, %v", in, addrs, err)
 		}
@@ -294,21 +295,6 @@ func TestResolvePassesTheErrorOn(t *testing.T) {
 	}
 }
 
-// The pool's own lookup is the system's: it knows this machine by name, and gives up when it is told to.
-func TestSystemLookup(t *testing.T) {
-	t.Parallel()
-	pool := NewPool([]Upstream{{Addr: mustParse(t, "tcp4/localhost:80")}})
-	got, err := mustParse(t, "tcp4/localhost:80").resolve(t.Context(), pool.lookup, 0, false)
-	if err != nil || !slices.Equal(spellings(got), []string{"tcp 127.0.0.1:80"}) {
-		t.Errorf("got %v, %v", spellings(got), err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if got, err := mustParse(t, "no.such.name.invalid:80").resolve(ctx, pool.lookup, 0, false); err == nil {
-		t.Errorf("got %v", got)
-	}
-}
-
 func mustParse(t testing.TB, s string) Addr {
 	t.Helper()
 	a, err := Parse(s)
@@ -316,6 +302,20 @@ func mustParse(t testing.TB, s string) Addr {
 		t.Fatal(err)
 	}
 	return a
+}
+
+type lookup = func(ctx context.Context, network, host string) ([]netip.Addr, error)
+
+// lookUpBy returns names that are looked up by a function, and of which nothing is known.
+func lookUpBy(f lookup) *Names { return NewNames(NamesConfig{Lookup: f}) }
+
+// resolve returns what a session gets of an upstream whose name is not known yet.
+func (a Addr) resolve(ctx context.Context, lookup lookup, offset int, datagrams bool) ([]net.Addr, error) {
+	u := Upstream{Addr: a}
+	u.fix()
+	walk := &Walk{pool: &Pool{names: lookUpBy(lookup)}, LookupTimeout: time.Minute, Offset: offset, Datagrams: datagrams}
+	addrs, _, err := walk.resolve(ctx, &u)
+	return addrs, err
 }
 
 func noLookup(t testing.TB) lookup {

@@ -1,14 +1,9 @@
 package upstream
 
 import (
-	"context"
-	"errors"
 	"net"
 	"net/netip"
-	"slices"
-	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // Upstream is one of the servers to forward to.
@@ -21,8 +16,10 @@ type Upstream struct {
 	Dynamic bool
 
 	fixed *fixed // nil where there is something to look up
-	names *names // nil where there is nothing, or where each session looks up something else
 }
+
+// named reports whether the upstream has a name that is the same for all sessions.
+func (u *Upstream) named() bool { return u.fixed == nil && !u.Dynamic }
 
 // Pool hands out upstreams in turn (round robin). It is never empty.
 type Pool struct {
@@ -30,7 +27,9 @@ type Pool struct {
 	Failures *Failures
 
 	upstreams []Upstream
-	lookup    lookup
+	names     *Names
+	dynamic   bool
+	literal   bool
 	turn      atomic.Uint32
 }
 
@@ -39,10 +38,33 @@ func NewPool(upstreams []Upstream) *Pool {
 	if len(upstreams) == 0 {
 		panic("upstream: empty pool")
 	}
+	p := &Pool{upstreams: upstreams, literal: true}
 	for i := range upstreams {
 		upstreams[i].fix()
+		p.dynamic = p.dynamic || upstreams[i].Dynamic
+		p.literal = p.literal && upstreams[i].fixed != nil
 	}
-	return &Pool{upstreams: upstreams, lookup: net.DefaultResolver.LookupNetIP}
+	return p
+}
+
+// Hold has the pool use what is known of names, until Release. A pool that is not [Pool.Fixed] needs it. Names that are not known yet
+// are looked up now, so that the first session need not wait for that.
+func (p *Pool) Hold(names *Names) {
+	p.names = names
+	for i := range p.upstreams {
+		if u := &p.upstreams[i]; u.named() {
+			names.hold(u.Addr.nameKey())
+		}
+	}
+}
+
+// Release gives back what Hold has taken. Sessions may go on to use the pool.
+func (p *Pool) Release() {
+	for i := range p.upstreams {
+		if u := &p.upstreams[i]; u.named() {
+			p.names.release(u.Addr.nameKey())
+		}
+	}
 }
 
 // fixed are the addresses of an upstream, by the offset of the port.
@@ -57,7 +79,6 @@ func (u *Upstream) fix() {
 	for offset := range max(u.Addr.Ports(), 1) {
 		stream, ok := u.Addr.fixed(offset, false)
 		if !ok {
-			u.names = new(names)
 			return
 		}
 		datagram, _ := u.Addr.fixed(offset, true)
@@ -67,14 +88,10 @@ func (u *Upstream) fix() {
 }
 
 // Dynamic reports whether sessions need [Walk.Expand].
-func (p *Pool) Dynamic() bool {
-	return slices.ContainsFunc(p.upstreams, func(u Upstream) bool { return u.Dynamic })
-}
+func (p *Pool) Dynamic() bool { return p.dynamic }
 
-// Fixed reports whether there is nothing to look up: Next never blocks.
-func (p *Pool) Fixed() bool {
-	return !slices.ContainsFunc(p.upstreams, func(u Upstream) bool { return u.fixed == nil })
-}
+// Fixed reports whether there is nothing to look up.
+func (p *Pool) Fixed() bool { return p.literal }
 
 // EachIP calls take with the IP addresses of upstreams that need no lookup.
 func (p *Pool) EachIP(take func(netip.Addr)) {
@@ -82,40 +99,5 @@ func (p *Pool) EachIP(take func(netip.Addr)) {
 		if ip, err := netip.ParseAddr(u.Addr.Host); err == nil && !u.Dynamic {
 			take(ip)
 		}
-	}
-}
-
-// rememberFor is how long what a name was resolved to is used again. Many sessions may begin in a second, or find
-// an upstream gone; and where it has moved, its name says so within a second all the same.
-const rememberFor = time.Second
-
-// names is what the last lookup of an upstream's name has found, or why it has failed.
-type names struct {
-	mu  sync.Mutex
-	ips []netip.Addr
-	err error
-	at  time.Time // zero before the first lookup
-}
-
-// remember returns a lookup that does without where the last one was a moment ago. A failure is remembered as well, or each
-// of many sessions would wait until the name server's time is up. That a session was given up is no failure.
-func (n *names) remember(lookup lookup) lookup {
-	return func(ctx context.Context, network, host string) ([]netip.Addr, error) {
-		n.mu.Lock()
-		ips, err, at := n.ips, n.err, n.at
-		n.mu.Unlock()
-		if !at.IsZero() && time.Since(at) < rememberFor {
-			return ips, err
-		}
-		ips, err = lookup(ctx, network, host)
-		if errors.Is(ctx.Err(), context.Canceled) {
-			return nil, err
-		}
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		if err == nil || n.err != nil || time.Since(n.at) >= rememberFor { // another session may have had an answer meanwhile
-			n.ips, n.err, n.at = ips, err, time.Now()
-		}
-		return ips, err
 	}
 }

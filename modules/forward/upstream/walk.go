@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -16,8 +17,13 @@ type Walk struct {
 	Retries int
 	// Offset picks the port of a range: 0 for its first.
 	Offset int
-	// LookupTimeout bounds the resolution of one name.
+	// LookupTimeout bounds how long the session waits for the lookup of one name.
 	LookupTimeout time.Duration
+	// Stale is how long the last good answer for a name is used while it can't be looked up. Zero: never.
+	Stale time.Duration
+	// Renew waits for a lookup where the last answer for a name is older than a second, and takes that only if the lookup fails: for
+	// a session whose upstream may have moved.
+	Renew bool
 	// Datagrams asks for addresses that datagrams can be sent to, in place of streams.
 	Datagrams bool
 	// Expand replaces the placeholders of an upstream's name.
@@ -31,14 +37,17 @@ type Walk struct {
 	passed  []candidate // those that are tried last, because they have failed for others
 	tried   int
 	current *Upstream
+	source  Source     // of addrs
 	addrs   []net.Addr // of current, not tried yet
 	last    net.Addr
 	errs    error
+	hurries bool // does not wait for names
 }
 
 // candidate is an upstream, and addresses of it that are out.
 type candidate struct {
 	upstream *Upstream
+	source   Source
 	addrs    []net.Addr
 }
 
@@ -56,23 +65,59 @@ func (w *Walk) Current() (name string, addr net.Addr) {
 	return name, w.last
 }
 
+// Source returns the name that the addresses of the upstream come from that is being tried.
+func (w *Walk) Source() Source { return w.source }
+
 // Next returns the next address to try: all those of one upstream, then those of the next one, as
 // often as Retries allows, none twice. Addresses that are out come last, so that they are tried where there are no
 // others. failed is what became of the last address. When there is none left, the error tells of every failure and
 // unwraps to the last.
 func (w *Walk) Next(ctx context.Context, failed error) (net.Addr, error) {
 	w.note(failed)
+	w.find(ctx)
+	if len(w.addrs) == 0 {
+		return nil, w.errs
+	}
+	return w.take(), nil
+}
+
+// Ready reports whether Next will return without waiting for a name. It is called before the first Next.
+func (w *Walk) Ready() bool {
+	w.hurries = true
+	defer func() { w.hurries = false }()
+	return w.find(context.Background())
+}
+
+// Another returns one more address of the upstream that is being tried, nil if it has none. It does not block. failed is what became of
+// another address, or nil.
+func (w *Walk) Another(failed error) net.Addr {
+	w.note(failed)
+	if len(w.addrs) == 0 {
+		return nil
+	}
+	return w.take()
+}
+
+func (w *Walk) take() net.Addr {
+	w.last, w.addrs = w.addrs[0], w.addrs[1:]
+	return w.last
+}
+
+// find goes on until there is an address to try, or no upstream left. A walk that hurries does not wait: find then reports false.
+func (w *Walk) find(ctx context.Context) (ready bool) {
 	if w.seen == 0 {
 		w.skipTurns()
 	}
-	for len(w.addrs) == 0 {
-		if w.tried > w.Retries || !w.advance(ctx) {
-			return nil, w.errs
+	for len(w.addrs) == 0 && w.tried <= w.Retries && w.left() {
+		if !w.advance(ctx) {
+			return false
 		}
 	}
-	w.last, w.addrs = w.addrs[0], w.addrs[1:]
-	return w.last, nil
+	return true
 }
+
+// left reports whether there is an upstream to go on to.
+func (w *Walk) left() bool { return w.seen < len(w.pool.upstreams) || len(w.passed) > 0 }
 
 // skipTurns leaves out the turns of upstreams that are out. The others share them in this way; else all would go to the
 // one that comes next.
@@ -90,28 +135,29 @@ func (w *Walk) skipTurns() {
 	}
 }
 
-// advance goes to the next upstream. It reports false where there is none left.
+// advance goes to the next upstream. It reports false where that has a name to wait for, and the walk hurries.
 func (w *Walk) advance(ctx context.Context) bool {
 	if w.seen == len(w.pool.upstreams) {
-		if len(w.passed) == 0 {
-			return false
-		}
-		w.current, w.addrs, w.last = w.passed[0].upstream, w.passed[0].addrs, nil
+		next := w.passed[0]
 		w.passed = w.passed[1:]
+		w.current, w.source, w.addrs, w.last = next.upstream, next.source, next.addrs, nil
 		w.tried++
 		return true
 	}
 	u := &w.pool.upstreams[(w.first+w.seen)%len(w.pool.upstreams)]
+	addrs, source, err := w.resolve(ctx, u)
+	if err == errUnknown { //nolint:errorlint // it is never wrapped
+		return false
+	}
 	w.seen++
-	addrs, err := w.resolve(ctx, u)
 	in, out := w.pool.Failures.split(addrs)
 	if len(out) > 0 {
-		w.passed = append(w.passed, candidate{u, out})
+		w.passed = append(w.passed, candidate{u, source, out})
 	}
 	if err == nil && len(in) == 0 {
 		return true
 	}
-	w.current, w.addrs, w.last = u, in, nil
+	w.current, w.source, w.addrs, w.last = u, source, in, nil
 	w.tried++
 	if err != nil {
 		w.note(fmt.Errorf("upstream %q: %w", u.Name, err))
@@ -138,36 +184,77 @@ func (w *Walk) fixed(u *Upstream) []net.Addr {
 	}
 }
 
-func (w *Walk) resolve(ctx context.Context, u *Upstream) ([]net.Addr, error) {
+// errUnknown means that a name would have to be waited for.
+var errUnknown = errors.New("not known yet")
+
+func (w *Walk) resolve(ctx context.Context, u *Upstream) ([]net.Addr, Source, error) {
 	addr, offset := u.Addr, 0
 	if err := addr.Carries(w.Datagrams); err != nil {
-		return nil, err
+		return nil, Source{}, err
 	}
 	if fixed := w.fixed(u); fixed != nil {
-		return fixed, nil
+		return fixed, Source{}, nil
 	}
 	if addr.Ports() > 1 {
 		offset = w.Offset
 	}
 	if u.Dynamic {
 		var err error
-		if addr, err = ParseExpanded(u.Name, w.Expand(u.Name)); err != nil {
-			return nil, err
+		if addr, err = w.expand(u); err != nil {
+			return nil, Source{}, err
 		}
-		if err := u.checkExpanded(addr); err != nil {
-			return nil, err
-		}
-		if err := addr.Carries(w.Datagrams); err != nil {
-			return nil, err
+		if fixed, ok := addr.fixed(0, w.Datagrams); ok {
+			return []net.Addr{fixed}, Source{}, nil
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, w.LookupTimeout)
-	defer cancel()
-	lookup := w.pool.lookup
-	if u.names != nil {
-		lookup = u.names.remember(lookup)
+	return w.lookUp(ctx, addr, offset)
+}
+
+// expand returns the address that an upstream has for this session.
+func (w *Walk) expand(u *Upstream) (Addr, error) {
+	addr, err := ParseExpanded(u.Name, w.Expand(u.Name))
+	if err == nil {
+		err = u.checkExpanded(addr)
 	}
-	return addr.resolve(ctx, lookup, offset, w.Datagrams)
+	if err == nil {
+		err = addr.Carries(w.Datagrams)
+	}
+	return addr, err
+}
+
+// lookUp returns all addresses of a name, best first, and errUnknown instead of waiting where the walk hurries.
+func (w *Walk) lookUp(ctx context.Context, addr Addr, offset int) ([]net.Addr, Source, error) {
+	names, key := w.pool.names, addr.nameKey()
+	known, err := w.ask(ctx, key)
+	if err != nil {
+		return nil, Source{}, err
+	}
+	source := Source{names: names, service: service{key.host, addr.Port + uint16(offset), w.Datagrams}}
+	ips := names.inOrder(known, source.service)
+	addrs := make([]net.Addr, len(ips))
+	for i, ip := range ips {
+		addrs[i] = addr.at(ip, offset, w.Datagrams)
+	}
+	source.six = len(ips) > 0 && ips[0].Is6()
+	return addrs, source, nil
+}
+
+// ask returns what a name stands for.
+func (w *Walk) ask(ctx context.Context, key nameKey) ([]netip.Addr, error) {
+	names := w.pool.names
+	if w.hurries {
+		known, ok := names.known(key, w.Stale)
+		if !ok {
+			return nil, errUnknown
+		}
+		return known.ips, known.err
+	}
+	if w.Renew {
+		if ips, err := names.find(ctx, key, 0, w.LookupTimeout); err == nil {
+			return ips, nil
+		}
+	}
+	return names.find(ctx, key, w.Stale, w.LookupTimeout)
 }
 
 // checkExpanded refuses what a placeholder must not stand for. Its value may be the client's word.

@@ -1,0 +1,115 @@
+package forward
+
+import (
+	"errors"
+	"net"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+
+	"github.com/portgate/caddy-portgate/modules/forward/upstream"
+	"github.com/portgate/caddy-portgate/modules/internal/degraded"
+	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
+	"github.com/portgate/caddy-portgate/modules/internal/meter"
+	"github.com/portgate/caddy-portgate/modules/internal/state"
+)
+
+// names is a handler's share in what is known of names.
+type names struct {
+	pool  *upstream.Pool
+	known *state.Ref[*knownNames] // nil where no upstream has a name
+}
+
+// resolved has what all handlers know of names. There is one value.
+var resolved = state.NewPool[struct{}, *knownNames]()
+
+var lookups = meter.Counter("name_lookups_total", "Lookups of names of upstreams.", "result")
+
+// The results of a lookup.
+const (
+	lookupAnswered = "answered"
+	lookupNotFound = "not_found"
+	lookupFailed   = "failed"
+)
+
+// knownNames is what all handlers know of names. It outlives their configs.
+type knownNames struct {
+	*upstream.Names
+	old map[oldName]*degraded.Part // guarded by the Names
+}
+
+type oldName struct{ network, host string }
+
+func newKnownNames() *knownNames {
+	k := &knownNames{old: make(map[oldName]*degraded.Part)}
+	k.Names = upstream.NewNames(upstream.NamesConfig{Looked: countLookup, Old: k.useOld, Over: k.over})
+	return k
+}
+
+// Destruct has nothing to release: the handlers have released their names.
+func (*knownNames) Destruct() error { return nil }
+
+// begin is called in Provision. After an error end releases what there is.
+func (n *names) begin(ctx caddy.Context, pool *upstream.Pool) (err error) {
+	if pool.Fixed() {
+		return nil
+	}
+	for _, result := range []string{lookupAnswered, lookupNotFound, lookupFailed} {
+		lookups.WithLabelValues(result) // begin at 0
+	}
+	if err := meter.Register(ctx.GetMetricsRegistry(), lookups); err != nil {
+		return err
+	}
+	n.known, err = resolved.Acquire(struct{}{}, func() (*knownNames, error) { return newKnownNames(), nil })
+	if err != nil {
+		return err
+	}
+	n.pool = pool
+	pool.Hold(n.known.Value().Names)
+	return nil
+}
+
+func (n *names) end() {
+	if n.pool == nil {
+		return
+	}
+	n.pool.Release()
+	n.pool = nil
+	_ = n.known.Release()
+}
+
+func countLookup(err error) {
+	result := lookupAnswered
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns) && dns.IsNotFound:
+		result = lookupNotFound
+	case err != nil:
+		result = lookupFailed
+	}
+	lookups.WithLabelValues(result).Inc()
+}
+
+// useOld says that sessions use an old answer.
+func (k *knownNames) useOld(network, host string, age time.Duration, err error) {
+	part := degraded.New("name")
+	k.old[oldName{network, host}] = part
+	part.Begin(logqueue.Default("forward"), "a name can't be looked up, its last answer is used", zap.String("name", host),
+		zap.Duration("age", age), zap.Error(err))
+}
+
+// over says that they do not any more.
+func (k *knownNames) over(network, host string, err error) {
+	key, log := oldName{network, host}, logqueue.Default("forward")
+	part := k.old[key]
+	delete(k.old, key)
+	switch {
+	case errors.Is(err, upstream.ErrReleased):
+	case err != nil:
+		part.End(log, "there is no such name any more", zap.String("name", host), zap.Error(err))
+	default:
+		part.End(log, "a name can be looked up again", zap.String("name", host))
+	}
+	part.Close()
+}
