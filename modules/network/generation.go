@@ -27,6 +27,7 @@ type shared interface {
 	// for an address that is changed to one that overlaps it
 	sharePort(on bool) error
 	hide() bool
+	settle(until time.Time)
 
 	// by embedding a lineage
 	ofConfig(config <-chan struct{}) *generation

@@ -68,9 +68,13 @@ func acquireBeside(ctx context.Context, key socketKey, g *generation, cfg net.Li
 }
 
 const (
-	// retirement is how long sockets that are hidden are kept: for the last packets of handshakes that had begun, and for answers to
-	// datagrams that were received. It is longer than a packet takes round the world.
+	// retirement is how long sockets that are hidden are kept at least: for the last packets of handshakes that had begun. It is longer
+	// than a packet takes round the world.
 	retirement = 300 * time.Millisecond
+
+	// maxAnswer bounds how long they are kept for answers to datagrams that were received: a resolver waits for so long, before it asks
+	// again (resolv.conf(5)).
+	maxAnswer = 5 * time.Second
 
 	// maxDrain bounds the time that a server takes for what is left in the accept queue then.
 	maxDrain = time.Second
@@ -87,6 +91,7 @@ func retire(g *generation) (moved bool) {
 		return false
 	}
 	time.Sleep(time.Until(since.Add(retirement)))
+	g.socket.settle(since.Add(maxAnswer))
 	return true
 }
 

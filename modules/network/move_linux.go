@@ -45,22 +45,43 @@ func (l *listener) acceptWaiting() *Conn {
 
 func (l *packetListener) sharePort(on bool) error { return sharePort(l.raw, on) }
 
-// hide connects the socket to itself: it gets nothing from anybody else then, but answers may still be sent.
+// hide connects the socket to itself: it gets nothing from anybody else then, but answers may still be sent. What it has received before
+// stays in its queue.
 func (l *packetListener) hide() bool {
-	ip := l.addr.AddrPort().Addr()
-	if ip.IsUnspecified() {
-		ip = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-		if l.family == unix.AF_INET6 {
-			ip = netip.IPv6Loopback()
+	var hidden bool
+	failed := l.raw.Control(func(fd uintptr) { hidden = connectToItself(int(fd)) == nil })
+	return failed == nil && hidden
+}
+
+func connectToItself(fd int) error {
+	self, err := unix.Getsockname(fd)
+	if err != nil {
+		return err
+	}
+	switch self := self.(type) {
+	case *unix.SockaddrInet4:
+		if netip.AddrFrom4(self.Addr).IsUnspecified() {
+			self.Addr = loopback.As4()
+		}
+	case *unix.SockaddrInet6:
+		if netip.AddrFrom16(self.Addr).IsUnspecified() {
+			self.Addr = netip.IPv6Loopback().As16()
+			if unix.Connect(fd, self) == nil {
+				return nil
+			}
+			self.Addr = loopback.As16() // this system has no IPv6
 		}
 	}
-	var self unix.Sockaddr
-	if l.family == unix.AF_INET {
-		self = &unix.SockaddrInet4{Port: l.addr.Port, Addr: ip.Unmap().As4()}
-	} else {
-		self = &unix.SockaddrInet6{Port: l.addr.Port, Addr: ip.As16()}
-	}
-	var err error
-	failed := l.raw.Control(func(fd uintptr) { err = unix.Connect(int(fd), self) })
-	return failed == nil && err == nil
+	return unix.Connect(fd, self)
+}
+
+var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+
+// isEmpty reports whether everything that the socket has received was delivered.
+func (l *packetListener) isEmpty() bool {
+	l.receiving.Lock()
+	defer l.receiving.Unlock()
+	socket := []unix.PollFd{{Fd: int32(l.fd), Events: unix.POLLIN}}
+	_, err := unix.Poll(socket, 0)
+	return err == nil && socket[0].Revents&unix.POLLIN == 0
 }

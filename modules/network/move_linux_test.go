@@ -169,28 +169,7 @@ func TestDatagramsAreMovedInOneReload(t *testing.T) {
 		}
 		var sessions sync.WaitGroup
 		answer := func(g *generation) <-chan struct{} {
-			done := make(chan struct{})
-			go func() {
-				defer close(done)
-				for {
-					conn, err := g.Accept()
-					if err != nil {
-						return
-					}
-					sessions.Go(func() {
-						b := make([]byte, 100)
-						for {
-							n, err := conn.Read(b)
-							if err != nil {
-								_ = conn.Close()
-								return
-							}
-							_, _ = conn.Write(b[:n])
-						}
-					})
-				}
-			}()
-			return done
+			return answerAll(&sessions, g, func() {})
 		}
 		done := answer(current)
 		stop := make(chan struct{})
@@ -247,6 +226,108 @@ func TestDatagramsAreMovedInOneReload(t *testing.T) {
 		sessions.Wait() // the last one closes the socket
 		return err
 	})
+}
+
+// answerAll sends back what the sessions of g get, when hold has returned. The channel is closed when g accepts no more.
+func answerAll(sessions *sync.WaitGroup, g *generation, hold func()) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := g.Accept()
+			if err != nil {
+				return
+			}
+			sessions.Go(func() {
+				b := make([]byte, 100)
+				for {
+					n, err := conn.Read(b)
+					if err != nil {
+						_ = conn.Close()
+						return
+					}
+					hold()
+					_, _ = conn.Write(b[:n])
+				}
+			})
+		}
+	}()
+	return done
+}
+
+// What a socket has received is answered before it is closed, though it takes longer than the socket is kept in any case: it may still wait
+// in the queue of the socket, for who accepts sessions, or for the answer. What does not expect an answer is not waited for.
+func TestQuestionsAreAnsweredBeforeASocketGoes(t *testing.T) {
+	t.Parallel()
+	const questions = 3 * batchSize // more than are received at once
+	for name, test := range map[string]struct {
+		stall func(g *generation) (release func()) // holds up the socket that goes; nil: answers are held up
+	}{
+		"received late": {stall: func(g *generation) func() {
+			s := g.socket.(*packetSocket)
+			s.mu.Lock()
+			return s.mu.Unlock
+		}},
+		"accepted late": {stall: func(g *generation) func() {
+			g.accepting.Lock()
+			return g.accepting.Unlock
+		}},
+		"answered late": {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			onFreePort(t, func(port int) error {
+				old, err := tryListen(config(t), t, fmt.Sprintf("gate+udp/127.0.0.1:%d", port))
+				if err != nil {
+					return err
+				}
+				next, err := tryListen(config(t), t, fmt.Sprintf("gate+udp/:%d", port))
+				if err != nil {
+					return errors.Join(err, old.Close())
+				}
+				var sessions sync.WaitGroup
+				defer sessions.Wait()
+				answers := make(chan struct{})
+				hold, release := func() {}, func() { close(answers) }
+				if test.stall != nil {
+					release = test.stall(old)
+				} else {
+					hold = func() { <-answers }
+				}
+				done, nextDone := answerAll(&sessions, old, hold), answerAll(&sessions, next, func() {})
+				clients := make([]net.Conn, questions)
+				for i := range clients {
+					if clients[i], err = net.Dial("udp", fmt.Sprintf("127.0.0.1:%d", port)); err != nil {
+						t.Fatal(err)
+					}
+					defer clients[i].Close()
+					_, _ = io.WriteString(clients[i], "question")
+				}
+				closed := make(chan error, 1)
+				go func() { closed <- old.Close() }()
+				for !old.socket.isHidden() {
+					time.Sleep(time.Millisecond)
+				}
+				time.Sleep(2 * retirement)
+				release()
+				for i, client := range clients {
+					b := make([]byte, 100)
+					_ = client.SetReadDeadline(time.Now().Add(10 * time.Second))
+					if n, err := client.Read(b); err != nil || string(b[:n]) != "question" {
+						t.Errorf("question %d: got %q, %v", i, b[:n], err)
+						break
+					}
+				}
+				if err := <-closed; err != nil {
+					t.Error(err)
+				}
+				<-done
+				err = next.Close()
+				<-nextDone
+				return err
+			})
+		})
+	}
 }
 
 // Where the sockets of a config are closed at the same time, each is kept for what it had received.

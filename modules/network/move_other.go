@@ -16,3 +16,4 @@ func (*listener) acceptWaiting() *Conn { return nil }
 
 func (*packetListener) sharePort(bool) error { return errors.ErrUnsupported }
 func (*packetListener) hide() bool           { return false }
+func (*packetListener) isEmpty() bool        { return true }

@@ -74,6 +74,8 @@ type packetListener struct {
 	wildcard  bool // the local addresses of datagrams are told
 	inherited bool // the address is never free, and another descriptor has the socket, too
 
+	receiving sync.Mutex // held while datagrams are received and delivered
+
 	batch   *batch    // nil while there is nothing to receive
 	tuple   fiveTuple // of the datagram that is being delivered
 	deliver func(f *fiveTuple, b []byte, truncated bool)
@@ -140,6 +142,8 @@ func (l *packetListener) receive(deliver func(f *fiveTuple, b []byte, truncated 
 // tryReceive is called by the poller: false waits for datagrams. After a batch that is not full there are none,
 // and what arrives from then on wakes the poller: that spares a system call that would only say so.
 func (l *packetListener) tryReceive(fd uintptr) bool {
+	l.receiving.Lock()
+	defer l.receiving.Unlock()
 	if l.batch == nil {
 		l.batch = batches.Get().(*batch)
 	}

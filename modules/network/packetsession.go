@@ -35,7 +35,7 @@ type PacketSession struct {
 
 	entry   entry // belongs to the socket
 	replied atomic.Bool
-	active  atomic.Int64 // when a datagram passed last, as long as nobody is attached; in ns since epoch
+	active  atomic.Int64 // when a datagram passed last, as long as nobody is attached; in ns since epoch, see toClient
 	ended   atomic.Bool  // by whoever
 	closing atomic.Bool  // by Close
 
@@ -44,7 +44,13 @@ type PacketSession struct {
 	receive func(b []byte) (taken bool)
 	closed  func(reason string)
 	gone    func()
+	relay   interface { // nil where nobody is attached who answers
+		Unanswered(within time.Duration) bool
+	}
 }
+
+// toClient is set in active where the datagram was sent to the client, and not where it came from it: the nanosecond is not missed.
+const toClient = 1
 
 // Attach hands the datagrams to receive instead of Read: those that wait first, together with those that
 // Read has given before. It reports false, and does nothing, where the session is gone or Read has given
@@ -70,6 +76,32 @@ func (c *PacketSession) Attach(receive func(b []byte) (taken bool), closed func(
 	}
 	c.receive, c.closed = receive, closed
 	return true
+}
+
+// ServedBy says who is attached. Before the listener ends a session whose client waits for an answer, it waits as well.
+func (c *PacketSession) ServedBy(relay interface {
+	Unanswered(within time.Duration) bool
+},
+) {
+	c.mu.Lock()
+	c.relay = relay
+	c.mu.Unlock()
+}
+
+// unanswered reports whether the client waits for an answer, which it does for maxAnswer at most.
+func (c *PacketSession) unanswered() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.ended.Load():
+		return false
+	case c.relay != nil:
+		return c.relay.Unanswered(maxAnswer)
+	case c.inbox == nil:
+		return false // what comes is thrown away
+	}
+	active := c.active.Load()
+	return active&toClient == 0 && time.Since(epoch)-time.Duration(active) < maxAnswer
 }
 
 // OnEnd has f called when the listener ends the session before somebody attaches to it; nil ends that. f must not block.
@@ -129,7 +161,7 @@ func (c *PacketSession) deliver(b []byte) outcome {
 		return full
 	default:
 		c.socket.held.Add(int64(len(b)))
-		c.active.Store(int64(time.Since(epoch)))
+		c.active.Store(int64(time.Since(epoch)) &^ toClient)
 	}
 	return delivered
 }
@@ -193,7 +225,7 @@ func (c *PacketSession) Write(b []byte) (int, error) {
 	if err != nil {
 		return 0, c.opError("write", err)
 	}
-	c.active.Store(int64(time.Since(epoch)))
+	c.active.Store(int64(time.Since(epoch)) | toClient)
 	if !sent {
 		c.counts.Dropped[listeners.DropSendFailed].Add(1)
 	}

@@ -2,9 +2,12 @@ package network
 
 import (
 	"context"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -99,6 +102,32 @@ func (s *packetSocket) sharePort(on bool) error { return s.listener.sharePort(on
 
 // hide leaves what arrives from now on to a socket that overlaps.
 func (s *packetSocket) hide() bool { return s.listener.hide() }
+
+// settle waits until the clients have answers to what a hidden socket has received, at the latest until the given time. Questions of
+// clients that came before are few: most have been answered by now.
+func (s *packetSocket) settle(until time.Time) {
+	wait := func() bool {
+		time.Sleep(settlePause)
+		return time.Now().Before(until)
+	}
+	for !s.listener.isEmpty() {
+		if !wait() {
+			return
+		}
+	}
+	s.mu.Lock()
+	waiting := slices.Collect(maps.Values(s.table.sessions)) // nothing arrives that could begin others
+	s.mu.Unlock()
+	for {
+		waiting = slices.DeleteFunc(waiting, func(c *PacketSession) bool { return !c.unanswered() })
+		if len(waiting) == 0 || !wait() {
+			return
+		}
+	}
+}
+
+// settlePause is how often settle looks.
+const settlePause = 5 * time.Millisecond
 
 // loop receives until the socket is destructed. Errors do not end it.
 func (s *packetSocket) loop(receive func() error) {

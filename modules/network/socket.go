@@ -84,6 +84,9 @@ func (s *socket) sharePort(on bool) error { return s.listener.sharePort(on) }
 // hide leaves what arrives from now on to a socket that overlaps. The accept queue is served before the active generation ends.
 func (s *socket) hide() bool { return s.listener.hide() }
 
+// settle does nothing: acceptFor serves the accept queue of a hidden socket.
+func (*socket) settle(time.Time) {}
+
 // ready tells whether g is not closed. Then it takes back the interruption of an older generation, which
 // would keep g from accepting.
 func (s *socket) ready(g *generation) bool {

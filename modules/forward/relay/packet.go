@@ -58,6 +58,12 @@ type PacketClient interface {
 
 	// Answered is called once, just before the first reply is sent: the client may send something right after it.
 	Answered()
+
+	// ServedBy is called once, after Attach. The network may ask the relay then, until Close, whether the client waits for an
+	// answer.
+	ServedBy(relay interface {
+		Unanswered(within time.Duration) bool
+	})
 }
 
 // PacketConfig is what a relay of datagrams has to do.
@@ -196,6 +202,17 @@ func (r *PacketRelay) Stats() PacketStats {
 	}
 }
 
+// Unanswered reports whether the client's last datagram came after the last reply, and within that time. A client that was never
+// sent a reply, in a session that is older, does not expect one. It may be called at any time.
+func (r *PacketRelay) Unanswered(within time.Duration) bool {
+	now, last := r.age(), r.activeAt()
+	return last&towardsClient == 0 && now-last < within && (r.trust.Load() != unanswered || now < within)
+}
+
+// towardsClient is set in the times at which datagrams were sent to the client, and not in those at which they came from it: the
+// nanosecond is not missed.
+const towardsClient time.Duration = 1
+
 // trust: whether the client is known to receive what is sent to its address.
 const (
 	unanswered int32 = iota // it was sent no reply
@@ -205,7 +222,7 @@ const (
 
 // received notes a datagram of the client.
 func (r *PacketRelay) received(size int) {
-	r.touch(r.age())
+	r.touch(r.age() &^ towardsClient)
 	if r.cfg.MaxReplyRatio > 0 {
 		r.asked.Add(int64(size))
 	}
@@ -269,7 +286,7 @@ func (r *PacketRelay) sentUp(size int) {
 
 // sentDown notes a datagram that was sent to the client.
 func (r *PacketRelay) sentDown(size int) {
-	r.touch(r.age())
+	r.touch(r.age() | towardsClient)
 	r.bytesDown.Add(int64(size))
 	r.datagramsDown.Add(1)
 }

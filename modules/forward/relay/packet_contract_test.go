@@ -37,6 +37,32 @@ func TestPacketsOfAllSizes(t *testing.T) {
 	})
 }
 
+// A client waits for an answer from its datagram on until a reply is sent. One that has never got any does not expect one after a while.
+func TestUnansweredPackets(t *testing.T) {
+	overPackets(t, packetEngines, func(t *testing.T, p packetPair) {
+		sock := p.listen(t)
+		s := p.start(t, always(sock.LocalAddr()))
+		s.upstream = sock
+		for range 3 {
+			s.up([]byte("question"))
+			if !s.relay.Unanswered(time.Hour) || s.relay.Unanswered(time.Nanosecond) {
+				t.Error("the client does not wait for an answer, or for ever")
+			}
+			s.down([]byte("answer"))
+			eventually(t, "answered", func() bool { return !s.relay.Unanswered(time.Hour) })
+		}
+		const within = 500 * time.Millisecond
+		report := p.start(t, always(sock.LocalAddr()))
+		report.upstream = sock
+		report.up([]byte("first"))
+		eventually(t, "age", func() bool { return report.relay.age() > within })
+		report.up([]byte("second"))
+		if report.relay.Unanswered(within) {
+			t.Error("a client that only reports is waited for")
+		}
+	})
+}
+
 // numbered is the i-th of many datagrams.
 func numbered(i int) []byte { return binary.BigEndian.AppendUint32(nil, uint32(i)) }
 

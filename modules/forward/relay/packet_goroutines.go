@@ -50,7 +50,7 @@ func (r *PacketRelay) runGoroutines() {
 		g.end(err)
 		return
 	}
-	g.touch(g.age())
+	g.touch(g.age() &^ towardsClient) // the client's first datagram is answered later
 	if g.use(conn) {
 		g.connect = g.age()
 		g.schedule()

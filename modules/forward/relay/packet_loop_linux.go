@@ -72,6 +72,7 @@ func (r *PacketRelay) runLoop() bool {
 		}()
 		return true
 	}
+	client.ServedBy(r)
 	s.replyFD, s.peer, s.control = client.ReplyPath()
 	if reason := r.begin(s); reason != "" {
 		s.cut(reason)
@@ -145,7 +146,7 @@ func (s *loopPackets) tryConnect() {
 	default:
 		s.phase = phaseOpen
 		s.connect = s.age()
-		s.touch(s.connect)
+		s.touch(s.connect &^ towardsClient) // the client's first datagram is answered later
 		s.dialled()
 	}
 }

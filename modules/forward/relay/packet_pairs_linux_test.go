@@ -3,6 +3,7 @@ package relay
 import (
 	"net"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -66,3 +67,8 @@ func pktinfo(ip net.IP) []byte {
 }
 
 func (a attachable) Answered() { a.answers.Add(1) }
+
+func (attachable) ServedBy(interface {
+	Unanswered(within time.Duration) bool
+}) {
+}
