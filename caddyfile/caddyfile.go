@@ -101,6 +101,7 @@ func find(options []Option, name string) (Option, error) {
 }
 
 func errUnknown(name string, known []string) error {
+	name = masked(name)
 	if len(known) == 0 {
 		return fmt.Errorf("unknown option %q: expected none", name)
 	}
@@ -112,7 +113,7 @@ func (o Option) apply(args []string) error {
 		if len(args) == 0 {
 			return fmt.Errorf("%s: expected %s", o.Name, o.arity())
 		}
-		return fmt.Errorf("%s: %q: expected %s", o.Name, strings.Join(args, " "), o.arity())
+		return fmt.Errorf("%s: %q: expected %s", o.Name, masked(strings.Join(args, " ")), o.arity())
 	}
 	if err := o.Set(args); err != nil {
 		return fmt.Errorf("%s: %w", o.Name, err)

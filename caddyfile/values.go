@@ -116,5 +116,11 @@ func ParseSize(s string) (int64, error) {
 func errNegative(value string) error { return errExpected(value, "a duration of 0 or more") }
 
 func errExpected(value, expected string) error {
-	return fmt.Errorf("%q: expected %s", value, expected)
+	return fmt.Errorf("%q: expected %s", masked(value), expected)
 }
+
+// secret matches what may be a password in a URL: all before its last @, and parameters.
+var secret = regexp.MustCompile(`(?s)(://).*(@)|(password=)[^&"\s]*`)
+
+// masked returns a value for an error. URLs are given to the wrong option, too, so no option can know that it has no password.
+func masked(value string) string { return secret.ReplaceAllString(value, "$1$3***$2") }

@@ -3,10 +3,12 @@ package caddyfile_test
 import (
 	"math"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	caddycaddyfile "github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/portgate/caddy-portgate/caddyfile"
 )
@@ -167,6 +169,27 @@ func TestOneOf(t *testing.T) {
 		}
 		if got != c.want {
 			t.Errorf("%q of %v: %s, want %s", c.value, c.known, got, c.want)
+		}
+	}
+}
+
+// No error repeats the password of a URL, to whatever option it was given.
+func TestErrorsHaveNoPassword(t *testing.T) {
+	t.Parallel()
+	unmarshal := func(input string) error { return new(sample).unmarshal(caddycaddyfile.NewTestDispenser(input)) }
+	var o object
+	for _, err := range []error{
+		unmarshal("forward {\n redis://user:hidden@host\n}"),
+		unmarshal("forward {\n pair redis://user:hid@hidden@host?a=b b c d\n}"),
+		unmarshal("forward {\n idle_timeout redis://user:hidden@host\n}"),
+		unmarshal("forward {\n retries redis://host?sentinel_password=hidden&x=y\n}"),
+		caddyfile.OneOf("redis://user:hidden@host", "memory", "redis"),
+		caddyfile.UnmarshalJSON([]byte(`"redis://user:hidden@host"`), &o),
+		caddyfile.UnmarshalJSON([]byte(`{"to": "redis://user:hidden@host"}`), &o),
+		caddyfile.UnmarshalJSON([]byte(`{"name": {"url": "redis://user:hid den hidden@host"}}`), &o),
+	} {
+		if err == nil || strings.Contains(err.Error(), "hidden") || !strings.Contains(err.Error(), "***") {
+			t.Errorf("got %v", err)
 		}
 	}
 }
