@@ -81,7 +81,7 @@ func run(b *testing.B, decide func(i int) error) {
 
 // A decision while the breaker is open.
 func BenchmarkBreakerOpen(b *testing.B) {
-	store, err := New(Options{URL: "unix:///nonexistent", Timeout: hurried, Prefix: "x", OnError: Local}, bucket.NewMemory(1000))
+	store, err := New(Options{URL: "unix:///nonexistent", Timeout: hurried, Prefix: "x", Name: "limits", OnError: Local}, bucket.NewMemory(1000))
 	if err != nil {
 		b.Fatal(err)
 	}

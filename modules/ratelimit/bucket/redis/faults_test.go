@@ -263,7 +263,7 @@ func TestPolicies(t *testing.T) {
 	rate, count := text(hourly(t, 1, 3), "x"), text(bucket.NewCount(2, 2), "x")
 	both := append(text(hourly(t, 3, 5), "x"), text(bucket.NewCount(4, 3), "x")...)
 	for policy, want := range map[Policy][3]int{Local: {3, 2, 3}, Allow: {9, 9, 9}, Deny: {0, 0, 0}} {
-		store, err := New(Options{URL: "unix:///nonexistent", Timeout: hurried, Prefix: "x", OnError: policy}, bucket.NewMemory(10))
+		store, err := New(Options{URL: "unix:///nonexistent", Timeout: hurried, Prefix: "x", Name: "limits", OnError: policy}, bucket.NewMemory(10))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -483,7 +483,7 @@ func TestNeverWorked(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			said := new(told)
-			options := Options{URL: c.url, Timeout: patient, Prefix: "test", OnError: Local}
+			options := Options{URL: c.url, Timeout: patient, Prefix: "test:", Name: "limits", OnError: Local}
 			said.listen(&options)
 			store, err := New(options, bucket.NewMemory(10))
 			must(t, err)
@@ -500,7 +500,7 @@ func TestNeverWorked(t *testing.T) {
 	t.Run("mended", func(t *testing.T) {
 		t.Parallel()
 		mended, said := guardedServer(t, "another"), new(told)
-		options := Options{URL: withPassword(mended, "secret"), Timeout: patient, Prefix: "test", OnError: Local}
+		options := Options{URL: withPassword(mended, "secret"), Timeout: patient, Prefix: "test:", Name: "limits", OnError: Local}
 		said.listen(&options)
 		store, err := New(options, bucket.NewMemory(10))
 		must(t, err)
@@ -577,7 +577,7 @@ func TestWrongTypeOfNodes(t *testing.T) {
 
 	server.do("DEL", store.nodesKey())
 	server.do("SET", store.nodesKey(), "mine") // when another one starts
-	options, other := Options{URL: server.url, Timeout: patient, Prefix: "test", OnError: Local}, new(told)
+	options, other := Options{URL: server.url, Timeout: patient, Prefix: "test:", Name: "limits", OnError: Local}, new(told)
 	other.listen(&options)
 	late, err := New(options, bucket.NewMemory(10))
 	must(t, err)
@@ -639,7 +639,7 @@ func must(t testing.TB, err error) {
 // A store whose server is never there leaves nothing behind, which TestMain sees, and its sessions end.
 func TestCloseWithoutServer(t *testing.T) {
 	t.Parallel()
-	store, err := New(Options{URL: "redis://127.0.0.1:1", Timeout: hurried, Prefix: "x", OnError: Local}, bucket.NewMemory(10))
+	store, err := New(Options{URL: "redis://127.0.0.1:1", Timeout: hurried, Prefix: "x", Name: "limits", OnError: Local}, bucket.NewMemory(10))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -86,6 +87,13 @@ func ofOneKey(err error) bool {
 	return ok && (strings.Contains(answer.Error(), "WRONGTYPE") || strings.Contains(answer.Error(), "attempt to "))
 }
 
+// isElsewhere reports whether the server says that another one is to be asked. Which one that is may be seen when the name is
+// looked up again, or when the client asks for the nodes of a cluster.
+func isElsewhere(err error) bool {
+	answer, ok := rueidis.IsRedisErr(err)
+	return ok && slices.Contains([]string{"READONLY", "MASTERDOWN", "MOVED"}, strings.SplitN(answer.Error(), " ", 2)[0])
+}
+
 // isBroken tells a connection that has ended from one on which an answer is late.
 func isBroken(err error) bool {
 	_, answered := rueidis.IsRedisErr(err)
@@ -137,20 +145,16 @@ func (h *health) probe() {
 	if n := len(h.former) - int(leaseTime/probeEvery); n > 0 {
 		h.former = h.former[n:] // their leases are over
 	}
-	ctx, cancel := h.store.timeout()
-	defer cancel()
-	start := time.Now()
-	err = client.Do(ctx, client.B().Zrem().Key(h.store.nodesKey()).Member(h.former...).Build()).Error()
-	h.store.observe(start, err)
-	if ofOneKey(err) {
-		err = foreign(h.store.nodesKey())
-	}
+	err = h.rehearse(client)
 	if err == nil {
-		_, err = h.publish(client, true) // which also shows that Redis takes writes
+		_, err = h.publish(client, true)
 	}
 	if err != nil {
 		h.store.counts.hush()
 		h.report(err)
+		if isElsewhere(err) {
+			h.store.client.drop()
+		}
 		return
 	}
 	h.former = nil
@@ -158,6 +162,34 @@ func (h *health) probe() {
 	h.open.Store(false)
 	h.over()
 	h.tell()
+}
+
+// rehearse has Redis do all that a decision takes: what it refuses, because the user may not do it or because no writes are taken, it
+// refuses here too. Then it removes the names that are no longer used.
+func (h *health) rehearse(client rueidis.Client) error {
+	ctx, cancel := h.store.timeout()
+	defer cancel()
+	var err error
+	decision, statement := h.store.rehearsal(h.store.counts.nodeName())
+	for _, call := range [][2][]string{decision, statement} {
+		if err == nil {
+			err = h.store.exec(ctx, client, call[0], call[1]).Error()
+		}
+	}
+	foreignKey := ofOneKey(err)
+	if err != nil && !foreignKey {
+		return err
+	}
+	start := time.Now()
+	err = client.Do(ctx, client.B().Zrem().Key(h.store.nodesKey()).Member(h.former...).Build()).Error()
+	h.store.observe(start, err)
+	switch {
+	case ofOneKey(err):
+		return foreign(h.store.nodesKey())
+	case foreignKey:
+		return foreign(decision[0][0])
+	}
+	return err
 }
 
 // connect returns the client, and counts an attempt that failed.

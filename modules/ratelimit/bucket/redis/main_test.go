@@ -58,13 +58,19 @@ func newServer(t testing.TB, args ...string) *server {
 	return s
 }
 
-func (s *server) start() {
+// launch does not wait until it serves.
+func (s *server) launch() {
 	s.t.Helper()
 	s.cmd = exec.Command("redis-server", s.args...)
 	s.cmd.Env = append(os.Environ(), s.env...)
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+func (s *server) start() {
+	s.t.Helper()
+	s.launch()
 	eventually(s.t, func() error {
 		_, err := s.tryDo("PING")
 		return err
@@ -147,7 +153,7 @@ const patient = 5 * time.Second
 // open returns a store that is connected.
 func open(t testing.TB, s *server, change ...func(*Options)) *Store {
 	t.Helper()
-	options := Options{URL: s.url, Timeout: patient, Prefix: "test", OnError: Local}
+	options := Options{URL: s.url, Timeout: patient, Prefix: "test:", Name: "limits", OnError: Local}
 	for _, c := range change {
 		c(&options)
 	}

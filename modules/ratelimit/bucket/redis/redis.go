@@ -36,8 +36,10 @@ type Options struct {
 	URL string
 	// Timeout bounds one decision.
 	Timeout time.Duration
-	// Prefix begins every key. Stores with the same prefix share their limits.
-	Prefix  string
+	// Prefix begins every key. It must have no braces.
+	Prefix string
+	// Name follows it. Stores with the same prefix and name share their limits. It must not be empty, nor have braces.
+	Name    string
 	OnError Policy
 
 	// Observe is told of each call of Redis. It may be nil.
@@ -169,7 +171,7 @@ func (s *Store) local(now time.Duration, requests []bucket.Request, held []holdi
 }
 
 // clients makes the client when Redis can be reached for the first time. From then on the client finds its
-// servers again by itself.
+// servers again by itself, unless they say that others are to be asked.
 type clients struct {
 	options rueidis.ClientOption
 
@@ -202,6 +204,17 @@ func (c *clients) connect() (rueidis.Client, error) {
 	}
 	c.client = client
 	return client, nil
+}
+
+// drop closes the client, so that the next connect makes another one.
+func (c *clients) drop() {
+	c.mu.Lock()
+	client := c.client
+	c.client = nil
+	c.mu.Unlock()
+	if client != nil {
+		client.Close()
+	}
 }
 
 func (c *clients) close() {

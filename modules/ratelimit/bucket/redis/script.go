@@ -23,15 +23,19 @@ const (
 	cancel  = "cancel"
 )
 
-// key names a bucket. All keys of a store are in one slot of a cluster, because a script can't reach further,
-// and what it decides must be of one piece.
+// key names a bucket.
 func (s *Store) key(k bucket.Key) string {
-	return s.options.tag() + strconv.Itoa(int(k.LimitID())) + ":" + k.String()
+	return s.named(strconv.Itoa(int(k.LimitID())) + ":" + k.String())
 }
 
-func (o *Options) tag() string { return "{" + o.Prefix + "}" }
+func (s *Store) nodesKey() string { return s.named("nodes") }
 
-func (s *Store) nodesKey() string { return s.options.tag() + "nodes" }
+// named returns a key of the store. It begins with the prefix, so that a Redis user can be restricted to such keys. The name in
+// braces has all keys of a store in one slot of a cluster, because a script can't reach further, and what it decides must be of
+// one piece.
+func (s *Store) named(rest string) string {
+	return s.options.Prefix + "{" + s.options.Name + "}:" + rest
+}
 
 // head is the beginning of the arguments.
 func head(what, node string, extra int) []string {
@@ -56,6 +60,17 @@ func (s *Store) question(requests []bucket.Request, held []holding) (keys, args 
 		args = append(args, "rate", number(int64(interval)), number(int64(tolerance)), number(int64(maxDelay)))
 	}
 	return append(keys, s.nodesKey()), args
+}
+
+// rehearsal returns what the script is asked to see whether it may do what a decision takes, and what it is told of it then. The
+// first key expires at once, the second one is removed by the statement.
+func (s *Store) rehearsal(node string) (decision, statement [2][]string) {
+	rate, count := s.named("probe:rate"), s.named("probe:count")
+	decision[0] = []string{rate, count, s.nodesKey()}
+	decision[1] = append(head(decide, node, 8), "rate", "1", number(int64(time.Second)), "0", "count", number(1<<31), "1", "1")
+	statement[0] = []string{count, s.nodesKey()}
+	statement[1] = append(head(publish, node, 2), "0", "2")
+	return decision, statement
 }
 
 // statement returns what the script is told of what this node holds.

@@ -40,7 +40,7 @@ func TestTLSAndUsers(t *testing.T) {
 	_, port, _ := net.SplitHostPort(addr)
 	host := startServer(t, "--tls-port", port, "--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", cert,
 		"--tls-auth-clients", "no", "--bind", "127.0.0.1")
-	host.do("ACL", "SETUSER", "gate", "on", ">secret", "~{test}*", "+@all")
+	host.do("ACL", "SETUSER", "gate", "on", ">secret", "~test:*", "+@all")
 	good := open(t, &server{url: "rediss://gate:secret@" + addr + "?skip_verify=true"})
 	works(t, good)
 	for _, url := range []string{
@@ -48,7 +48,7 @@ func TestTLSAndUsers(t *testing.T) {
 		"rediss://gate:wrong@" + addr + "?skip_verify=true", // the wrong password
 		"redis://gate:secret@" + addr,                       // no TLS
 	} {
-		store, err := New(Options{URL: url, Timeout: patient, Prefix: "test", OnError: Deny}, bucket.NewMemory(10))
+		store, err := New(Options{URL: url, Timeout: patient, Prefix: "test:", Name: "limits", OnError: Deny}, bucket.NewMemory(10))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -117,8 +117,8 @@ func TestCluster(t *testing.T) {
 			return err
 		})
 	}
-	for _, prefix := range []string{"one", "two", "three", "four"} { // in different slots
-		store := open(t, &server{url: "redis://127.0.0.1:" + ports[0] + "?addr=127.0.0.1:" + ports[1]}, func(o *Options) { o.Prefix = prefix })
+	for _, name := range []string{"one", "two", "three", "four"} { // in different slots
+		store := open(t, &server{url: "redis://127.0.0.1:" + ports[0] + "?addr=127.0.0.1:" + ports[1]}, func(o *Options) { o.Name = name })
 		works(t, store)
 	}
 }

@@ -1,14 +1,9 @@
 package redis
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -19,15 +14,22 @@ import (
 // trouble is why Redis is not used, and what was said about it.
 type trouble struct {
 	mu    sync.Mutex
-	since time.Time            // zero while Redis is used
-	told  bool                 // since then
-	last  map[string]time.Time // when each reason was told
-	bad   map[string]bool      // keys that were told of
+	since time.Time              // zero while Redis is used
+	told  bool                   // since then
+	last  map[string]tellingTime // of each reason
+	bad   map[string]bool        // keys that were told of
+}
+
+// tellingTime is when a reason was told last, and how long it is not told again from then on.
+type tellingTime struct {
+	at   time.Time
+	wait time.Duration
 }
 
 const (
-	// Where Redis works now and then, the same reason is not told more often.
-	toldEvery = time.Second
+	// Where Redis works now and then, a reason is not told again for minWait, and each time that it comes back soon after, for
+	// twice as long as before, up to maxWait.
+	minWait, maxWait = time.Second, time.Minute
 	// So many reasons and keys are remembered.
 	maxTold = 64
 )
@@ -40,14 +42,20 @@ func (t *trouble) take(reason string) bool {
 	if t.since.IsZero() {
 		t.since = now
 	}
-	last, known := t.last[reason]
-	if known && (!last.Before(t.since) || now.Sub(last) < toldEvery) {
-		return false
+	wait := minWait
+	if last, known := t.last[reason]; known {
+		pause := now.Sub(last.at)
+		if !last.at.Before(t.since) || pause < last.wait {
+			return false
+		}
+		if pause < 2*last.wait {
+			wait = min(2*last.wait, maxWait)
+		}
 	}
 	if t.last == nil || len(t.last) >= maxTold {
-		t.last = make(map[string]time.Time)
+		t.last = make(map[string]tellingTime)
 	}
-	t.last[reason], t.told = now, true
+	t.last[reason], t.told = tellingTime{now, wait}, true
 	return true
 }
 
@@ -89,44 +97,6 @@ func (h *health) over() {
 	if h.trouble.end() && h.store.options.Changed != nil {
 		h.store.options.Changed(nil)
 	}
-}
-
-// reason says what has failed, the same each time it fails in the same way, and without passwords.
-func (s *Store) reason(err error) string {
-	var lookup *net.DNSError
-	var operation *net.OpError
-	var text string
-	switch {
-	case errors.As(err, &lookup):
-		text = fmt.Sprintf("lookup of %q: %s", lookup.Name, lookup.Err)
-	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		text = "the server has closed the connection; one that expects TLS is written rediss://"
-	case isTimeout(err) && s.client.options.TLSConfig != nil:
-		text = "no answer in time; one that does not expect TLS is written redis://"
-	case isTimeout(err):
-		text = "no answer in time"
-	case errors.As(err, &operation):
-		without := *operation
-		without.Source = nil // which has another port each time
-		text = without.Error()
-	default:
-		text = err.Error()
-	}
-	options := &s.client.options
-	for _, secret := range []string{options.Password, options.Sentinel.Password} {
-		if secret != "" { // which old servers repeat where they know no HELLO
-			text = strings.ReplaceAll(text, secret, "***")
-		}
-	}
-	if len(options.InitAddress) == 0 {
-		return text
-	}
-	return strings.Join(options.InitAddress, ", ") + ": " + text
-}
-
-func isTimeout(err error) bool {
-	var timeout net.Error
-	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout()
 }
 
 // suspect has the keys of requests looked at if they are why a decision failed.

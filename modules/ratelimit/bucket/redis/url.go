@@ -40,6 +40,9 @@ func Parse(raw string) (rueidis.ClientOption, error) {
 	}
 	query := u.Query()
 	for name := range query {
+		if strings.Contains(name, "@") {
+			return rueidis.ClientOption{}, ErrURL // of a password with a question mark
+		}
 		if !slices.Contains(parameters, name) {
 			return rueidis.ClientOption{}, fmt.Errorf("unknown parameter %q: expected one of %s", name, strings.Join(parameters, ", "))
 		}
@@ -48,7 +51,9 @@ func Parse(raw string) (rueidis.ClientOption, error) {
 	if err != nil {
 		return rueidis.ClientOption{}, ErrURL
 	}
+	setDialer(&options)
 	options.ClientName = "portgate"
+	options.ClientSetInfo = []string{} // nothing that a user would need a right for
 	options.Dialer.Timeout = dialTimeout
 	options.ConnWriteTimeout = connTimeout
 	options.DisableCache = true // of no use to a script, and not every server has it
