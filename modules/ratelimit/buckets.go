@@ -152,9 +152,12 @@ func (h *Handler) acquire(ctx caddy.Context) (*state.Ref[*buckets], error) {
 	identity := h.identity(ctx)
 	options := redis.Options{}
 	if h.onRedis() {
-		options = h.redisOptions(identity)
+		var err error
+		if options, err = h.redisOptions(identity); err != nil {
+			return nil, fmt.Errorf("store: redis: %w", err)
+		}
 		h.settings.redis = options
-		identity = options.URL + " " + options.Prefix
+		identity = options.URL + " " + options.Prefix + " " + options.Name
 	}
 	ref, err := kept.Acquire(identity, func() (*buckets, error) {
 		b := &buckets{
@@ -211,23 +214,25 @@ func (h *Handler) identity(ctx caddy.Context) string {
 
 func (h *Handler) onRedis() bool { return h.Store != nil && h.Store.Type == "redis" }
 
-func (h *Handler) redisOptions(identity string) redis.Options {
+func (h *Handler) redisOptions(identity string) (redis.Options, error) {
+	url, err := h.Store.expand()
 	options := redis.Options{
-		URL:     caddy.NewReplacer().ReplaceKnown(h.Store.URL, ""),
+		URL:     url,
 		Timeout: defaultTimeout,
-		Prefix:  defaultPrefix + identity,
+		Prefix:  defaultPrefix,
+		Name:    strings.Replace(identity, "name ", "name:", 1),
 		OnError: redis.Local,
 	}
 	if h.Store.Timeout != nil {
 		options.Timeout = time.Duration(*h.Store.Timeout)
 	}
 	if h.Store.Prefix != "" {
-		options.Prefix = h.Store.Prefix + identity
+		options.Prefix = h.Store.Prefix
 	}
 	if h.Store.OnError != "" {
 		options.OnError = redis.Policy(h.Store.OnError)
 	}
-	return options
+	return options, err
 }
 
 // observe counts a call of Redis.

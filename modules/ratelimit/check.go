@@ -181,11 +181,3 @@ func (s *Store) check() error {
 	}
 	return nil
 }
-
-// quote adds the URL as it was written to an error about it, unless there may be a password in it.
-func (s *Store) quote(err error) error {
-	if s.URL == "" || strings.ContainsAny(s.URL, "@?") {
-		return err
-	}
-	return fmt.Errorf("%q: %w", s.URL, err)
-}

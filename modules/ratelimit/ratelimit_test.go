@@ -423,6 +423,41 @@ func TestRedis(t *testing.T) {
 	unloadB()
 }
 
+// A Redis user who may only touch keys with the prefix is enough, with a password that has all that means something in a URL, from
+// the environment as from a file.
+func TestRedisUserAndPassword(t *testing.T) {
+	url, _ := startRedis(t)
+	socket := strings.TrimPrefix(url, "unix://")
+	eventually(t, func() error {
+		out, err := exec.Command("redis-cli", "-s", socket, "ACL", "SETUSER", "gate", "on", ">"+oddest, "~edge:*", "+@all").CombinedOutput()
+		if err == nil && strings.TrimSpace(string(out)) != "OK" {
+			err = errors.New("not OK")
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	file := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(file, []byte(oddest+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("GATE_PASSWORD", oddest)
+	for i, password := range []string{"{env.GATE_PASSWORD}", "{file." + file + "}"} {
+		h, _ := provision(t, fmt.Sprintf(`{"name": "%s %d", "connections": [{"rate": "1/h", "burst": 5}], "concurrent": [{"max": 9}],
+			"store": {"type": "redis", "url": "unix://gate:%s@%s", "timeout": "5s", "on_error": "deny", "prefix": "edge:"}}`, t.Name(), i, password, socket))
+		eventually(t, func() error {
+			if h.buckets.Value().redis.Open() {
+				return errors.New("the breaker is open")
+			}
+			return nil
+		})
+		if n := visits(t, h, 9, "192.0.2.1:1"); n != 5 {
+			t.Errorf("%s: %d admitted, want 5", password, n)
+		}
+	}
+}
+
 // What nobody is counted for any more, and buckets that are full, are not held.
 func TestKeysAtRest(t *testing.T) {
 	t.Parallel()
