@@ -5,28 +5,45 @@ import (
 	"strings"
 )
 
-// networks of Caddy, beside those of this package.
-var stock = []string{"tcp", "tcp4", "tcp6", "udp", "udp4", "udp6", "unix", "unixpacket", "unixgram", "ip", "ip4", "ip6", "fd", "fdgram"}
+// networks of Caddy, beside those of this package, that can be listened on.
+var stock = []string{"tcp", "tcp4", "tcp6", "udp", "udp4", "udp6", "unix", "unixpacket", "unixgram", "fd", "fdgram"}
 
-// Misspelled returns the known network that somebody meant who wrote this one. A network that nothing is known of may be
-// another plugin's: only those that begin with "gate" can't be, and those that differ from a known one by a single letter, or
-// by two that are swapped, are taken for that.
-func Misspelled(network string) (meant string, ok bool) {
+// Unknown reports whether nobody can listen on a network of that name, and what may have been meant. A network that nothing is known of
+// may be another plugin's. Those can't be that Caddy takes for its own by their beginning, those that begin with "gate", and those that
+// differ from a known one by a single letter, or by two that are swapped.
+func Unknown(network string) (expected string, unknown bool) {
+	if _, known := Parse(network); known || slices.Contains(stock, network) {
+		return "", false
+	}
+	protocol, _, _ := strings.Cut(network, ":")
+	plain, isGate := strings.CutPrefix(network, "gate+")
+	switch {
+	case slices.Contains([]string{"ip", "ip4", "ip6"}, protocol): // which Caddy gives a port, so that no address is ever found
+		return "tcp or udp, because Caddy can't listen on raw IP", true
+	case strings.HasPrefix(network, "unix"):
+		return "unix, unixgram or unixpacket", true
+	case strings.HasPrefix(network, "fd"):
+		return "fd or fdgram", true
+	case isGate && slices.Contains(stock, plain):
+		return plain + ", which has no gate network", true
+	}
 	known := slices.Clone(stock)
 	for _, n := range Networks {
 		known = append(known, n.Name)
 	}
-	name, _, _ := strings.Cut(network, ":") // of a protocol: ip4:icmp
-	if slices.Contains(known, name) {
-		return "", false
-	}
 	best := len(network)
 	for _, name := range known {
 		if d := distance(network, name); d < best {
-			meant, best = name, d
+			expected, best = name, d
 		}
 	}
-	return meant, best <= 1 && len(network) > 2 || strings.HasPrefix(network, "gate")
+	switch {
+	case best <= 1 && len(network) > 2, isGate && best <= 2:
+		return expected, true
+	case strings.HasPrefix(network, "gate"):
+		return "one of " + Names(), true
+	}
+	return "", false
 }
 
 // distance is how many letters have to be added, taken away, replaced or swapped with the next one to make b of a (optimal string

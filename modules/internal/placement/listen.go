@@ -52,8 +52,8 @@ func checkListen(app *layer4.App) error {
 
 // checkAddress looks at one address alone.
 func checkAddress(addr caddy.NetworkAddress, address string) error {
-	if meant, ok := gate.Misspelled(addr.Network); ok {
-		return fmt.Errorf("unknown network %q: expected %s", addr.Network, meant)
+	if expected, unknown := gate.Unknown(addr.Network); unknown {
+		return fmt.Errorf("unknown network %q: expected %s", addr.Network, expected)
 	}
 	n, isGate := gate.Parse(addr.Network)
 	switch {
