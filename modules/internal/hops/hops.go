@@ -26,7 +26,7 @@ type Trip struct {
 	// What follows is guarded by the table.
 	client key     // in table.waiting, or 0
 	from   *Socket // by which it has come here
-	to     *Socket // that it has opened last
+	second *Socket // that it has opened beside the first: to try two addresses, or to replace one
 	first  Socket  // the one that it has in most cases
 
 	hops      uint8
@@ -125,12 +125,13 @@ func (t *Trip) Connecting(remote netip.AddrPort) *Socket {
 	table.mu.Lock()
 	defer table.mu.Unlock()
 	table.connecting++
-	t.to = &t.first
-	if t.first.trip != nil {
-		t.to = new(Socket)
+	s := &t.first
+	if s.trip != nil {
+		s = new(Socket)
+		t.second = s
 	}
-	*t.to = Socket{trip: t, remote: remote}
-	return t.to
+	*s = Socket{trip: t, remote: remote}
+	return s
 }
 
 // Connected notes the socket's own address.
@@ -153,15 +154,16 @@ func (s *Socket) Connected(local netip.AddrPort) {
 
 // raise carries a trip's hops on to those that have come from it since. It returns the first one that has too many.
 func (t *Trip) raise() (over *Trip) {
-	for ; ; t = t.to.next {
-		if t.hops > Max {
-			return t
-		}
-		if t.to == nil || t.to.next == nil {
-			return nil
-		}
-		t.to.next.hops = t.hops + 1
+	if t.hops > Max {
+		return t
 	}
+	for _, s := range [...]*Socket{&t.first, t.second} {
+		if s != nil && s.next != nil && over == nil {
+			s.next.hops = t.hops + 1
+			over = s.next.raise()
+		}
+	}
+	return over
 }
 
 // connected notes that a socket is not being connected any more.
@@ -189,8 +191,8 @@ func (s *Socket) Closed() {
 	} else if table.sockets[s.local] == s {
 		delete(table.sockets, s.local)
 	}
-	if s.trip.to == s {
-		s.trip.to = nil
+	if s.trip.second == s {
+		s.trip.second = nil
 	}
 	if s.next != nil {
 		s.next.from = nil

@@ -110,6 +110,34 @@ func TestLoopThatIsKnownLate(t *testing.T) {
 	mustBeEmpty(t)
 }
 
+// A trip may have two sockets, of which it closes one: what comes by the other one is still its next hop.
+func TestTripWithTwoSockets(t *testing.T) {
+	for kept := range 2 {
+		listener := ap("127.0.0.1", 80)
+		before, _ := Begin(conn{client: ap("198.51.100.1", 1), listener: listener}, false, nil)
+		from := before.Connecting(listener)
+		trip, _ := Begin(conn{client: ap("127.0.0.1", 1000), listener: listener}, false, func() {})
+		var sockets []*Socket
+		for n := range 2 {
+			s := trip.Connecting(listener)
+			s.Connected(ap("127.0.0.1", 2000+n))
+			sockets = append(sockets, s)
+		}
+		sockets[1-kept].Closed()
+		next, _ := Begin(conn{client: ap("127.0.0.1", 2000+kept), listener: listener}, false, func() {})
+		from.Connected(ap("127.0.0.1", 1000)) // where the trip has come from is known only now
+		if trip.Hops() != 1 || next.Hops() != 2 {
+			t.Errorf("socket %d: %d hops, then %d", kept, trip.Hops(), next.Hops())
+		}
+		sockets[kept].Closed()
+		from.Closed()
+		for _, trip := range []*Trip{next, trip, before} {
+			trip.End()
+		}
+	}
+	mustBeEmpty(t)
+}
+
 // Whoever has the address of a socket towards another port, or of one that was closed, is a client like any other.
 func TestInnocentClients(t *testing.T) {
 	own, _ := Begin(conn{client: ap("127.0.0.1", 1), listener: ap("127.0.0.1", 2)}, false, nil)
