@@ -287,11 +287,16 @@ func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, trip *hops.T
 			sess.SetUpstream(walk.Current())
 			return addr, err
 		},
+		Another: h.another(walk),
 		Attempt: func(addr net.Addr, took time.Duration, err error) {
-			name, _ := walk.Current()
+			name, last := walk.Current()
 			if err != nil {
 				sess.DialFailed(name, took)
 			} else {
+				if addr != last {
+					sess.SetUpstream(name, addr) // one that was tried before the last
+				}
+				walk.Source().Works(addr)
 				sess.Dialed(took)
 			}
 			h.watch.attempted(sess, name, addr, err)
@@ -310,6 +315,14 @@ func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, trip *hops.T
 	})
 	sess.SetMover(mover{r})
 	return r
+}
+
+// another returns what has a second address tried while the first one does not answer, nil where no upstream has two.
+func (h *Handler) another(walk *upstream.Walk) func(error) net.Addr {
+	if h.pool.Fixed() {
+		return nil
+	}
+	return walk.Another
 }
 
 // unwrap removes layer4's own wrapper, so that the relay has the socket. It returns cx if other handlers have wrapped the

@@ -51,6 +51,12 @@ func (s *slots) get(slot int32) loopSocket {
 	return s.chunks[i/slotsPerChunk].sockets[i%slotsPerChunk]
 }
 
+// replace gives a slot that is in use to another socket.
+func (s *slots) replace(slot int32, sock loopSocket) {
+	i := int(slot) - 1
+	s.chunks[i/slotsPerChunk].sockets[i%slotsPerChunk] = sock
+}
+
 // remove frees a slot that is in use.
 func (s *slots) remove(slot int32) {
 	chunk, i := (int(slot)-1)/slotsPerChunk, (int(slot)-1)%slotsPerChunk

@@ -86,9 +86,15 @@ type Config struct {
 	// calls it. ctx ends when the relay is closed.
 	Next func(ctx context.Context, failed error) (net.Addr, error)
 
+	// Another returns one more address of what Next gave last, such as of the same name, or nil. It is called when an attempt has
+	// taken raceDelay: a second attempt begins then, and whichever is connected first wins (RFC 8305). If one of the two fails, it is
+	// called again, with that error, for another address to compete with the other. Next gets the error of the last one that fails.
+	// Event loops call it: it must not block. Nil: one address is tried after the other.
+	Another func(failed error) net.Addr
+
 	// Attempt is called after each connection attempt, before Next is called with its error: with the address, how long the
 	// attempt took, and nil where the upstream is connected. An attempt that says nothing about the upstream is not
-	// reported: one that ends because the relay does, or because this system has no descriptor, memory or port left. Event
+	// reported: one that ends because the relay does, or because another one was faster, or because this system has no descriptor, memory or port left. Event
 	// loops call it: it must not block. It may be nil.
 	Attempt func(addr net.Addr, took time.Duration, err error)
 
@@ -184,6 +190,9 @@ func (r *Relay) Stats() Stats {
 		LastActive: r.start.Add(r.activeAt()),
 	}
 }
+
+// raceDelay is how long an attempt is under way before another one begins (RFC 8305, section 8).
+const raceDelay = 250 * time.Millisecond
 
 // never is the time of what does not happen.
 const never = time.Duration(1<<63 - 1)

@@ -76,7 +76,14 @@ func TestAddressOfAnotherKind(t *testing.T) {
 // deaf is an address whose queue of connections is full: it drops what wants to connect to it.
 func deaf(t testing.TB) (addr net.Addr, hear func()) {
 	t.Helper()
-	ln := listenDeaf(t)
+	ln, hear := listenLate(t)
+	return ln.Addr(), hear
+}
+
+// listenLate is the listener of an address that is deaf until hear is called.
+func listenLate(t testing.TB) (ln net.Listener, hear func()) {
+	t.Helper()
+	ln = listenDeaf(t)
 	var kept []net.Conn
 	t.Cleanup(func() {
 		for _, conn := range kept {
@@ -86,7 +93,7 @@ func deaf(t testing.TB) (addr net.Addr, hear func()) {
 	for {
 		conn, err := net.DialTimeout("tcp", ln.Addr().String(), 200*time.Millisecond)
 		if connectReason(err) == ConnectTimeout {
-			return ln.Addr(), func() { accept(t, ln, len(kept)) }
+			return ln, func() { accept(t, ln, len(kept)) }
 		}
 		if err != nil {
 			t.Fatal(err)

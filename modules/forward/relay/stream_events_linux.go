@@ -33,15 +33,7 @@ func (h *half) onEvents(events, generation uint32) {
 	if h.generation != generation {
 		return // the socket was closed in this round
 	}
-	if events&(unix.EPOLLIN|unix.EPOLLRDHUP|broken) != 0 {
-		h.readable = true
-	}
-	if events&(unix.EPOLLRDHUP|unix.EPOLLPRI|broken) != 0 {
-		h.ending = true
-	}
-	if events&(unix.EPOLLOUT|broken) != 0 {
-		h.writable = true
-	}
+	h.note(events)
 	s := h.stream
 	s.loop.current = s
 	bulk := s.client.bulk || s.upstream.bulk
@@ -62,5 +54,18 @@ func (h *half) onEvents(events, generation uint32) {
 		s.queue() // sessions that want little are served first
 	default:
 		s.serve()
+	}
+}
+
+// note notes what can be done with the socket.
+func (h *half) note(events uint32) {
+	if events&(unix.EPOLLIN|unix.EPOLLRDHUP|broken) != 0 {
+		h.readable = true
+	}
+	if events&(unix.EPOLLRDHUP|unix.EPOLLPRI|broken) != 0 {
+		h.ending = true
+	}
+	if events&(unix.EPOLLOUT|broken) != 0 {
+		h.writable = true
 	}
 }

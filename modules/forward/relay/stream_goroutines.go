@@ -63,39 +63,110 @@ func (g *goroutineStream) dial() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		began := g.age()
-		var conn net.Conn
-		if conn, failed = g.dialAddr(&dialer, addr); failed == nil {
-			attemptFunc(g.cfg.Attempt).report(addr, g.age()-began, nil)
-			return conn, nil
+		var won outcome
+		if g.cfg.Another == nil {
+			won = g.attempt(g.ctx, &dialer, addr)
+			g.report(won)
+		} else {
+			won = g.race(&dialer, addr)
 		}
-		if !g.isCut() {
-			attemptFunc(g.cfg.Attempt).report(addr, g.age()-began, failed)
+		if failed = won.err; failed == nil {
+			g.untrack = won.untrack
+			return won.conn, nil
 		}
 	}
 }
 
-// dialAddr makes one attempt. Where the process has no descriptor left it waits for one, until the attempt times out:
+// outcome is how a connection attempt went.
+type outcome struct {
+	addr    net.Addr
+	took    time.Duration
+	conn    net.Conn
+	untrack func()
+	err     error
+}
+
+func (g *goroutineStream) report(a outcome) {
+	if a.err == nil || !g.isCut() {
+		attemptFunc(g.cfg.Attempt).report(a.addr, a.took, a.err)
+	}
+}
+
+// race tries addr, and after raceDelay another address as well. It returns the attempt that is connected first, or the last one that
+// failed, and reports all but those that are given up.
+func (g *goroutineStream) race(dialer *net.Dialer, addr net.Addr) outcome {
+	ctx, giveUp := context.WithCancel(g.ctx)
+	defer giveUp()
+	over, underWay := make(chan outcome), 0
+	begin := func(addr net.Addr) {
+		if addr != nil {
+			underWay++
+			go func() { over <- g.attempt(ctx, dialer, addr) }()
+		}
+	}
+	begin(addr)
+	delay := time.NewTimer(raceDelay)
+	defer delay.Stop()
+	for {
+		select {
+		case <-delay.C:
+			begin(g.cfg.Another(nil))
+		case a := <-over:
+			delay.Stop()
+			underWay--
+			g.report(a)
+			if a.err != nil && underWay > 0 {
+				if !g.isCut() {
+					begin(g.cfg.Another(a.err))
+				}
+				continue
+			}
+			giveUp()
+			for ; underWay > 0; underWay-- {
+				(<-over).close()
+			}
+			return a
+		}
+	}
+}
+
+// close closes the connection of an attempt that another one was faster than.
+func (a outcome) close() {
+	if a.err == nil {
+		a.untrack()
+		_ = a.conn.Close()
+	}
+}
+
+// attempt makes one attempt.
+func (g *goroutineStream) attempt(ctx context.Context, dialer *net.Dialer, addr net.Addr) outcome {
+	began, a := g.age(), outcome{addr: addr, untrack: func() {}}
+	a.conn, a.err = g.dialAddr(ctx, dialer, &a)
+	a.took = g.age() - began
+	return a
+}
+
+// dialAddr dials the address of an attempt. Where the process has no descriptor left it waits for one, until the attempt times out:
 // other sessions end all the time.
-func (g *goroutineStream) dialAddr(dialer *net.Dialer, addr net.Addr) (net.Conn, error) {
+func (g *goroutineStream) dialAddr(ctx context.Context, dialer *net.Dialer, a *outcome) (net.Conn, error) {
 	pause := shortagePauseMin
 	for start := time.Now(); ; pause = min(pause*2, shortagePauseMax) {
-		conn, err := g.dialTracked(dialer, addr)
+		conn, err := g.dialTracked(ctx, dialer, a)
 		if err == nil || !isShortage(err) || (dialer.Timeout > 0 && time.Since(start) > dialer.Timeout) {
 			return conn, err
 		}
 		select {
 		case <-time.After(pause):
-		case <-g.ctx.Done():
+		case <-ctx.Done():
 			return nil, err
 		}
 	}
 }
 
 // dialTracked dials, and tells the Tracker.
-func (g *goroutineStream) dialTracked(dialer *net.Dialer, addr net.Addr) (net.Conn, error) {
-	tracked := trackConnecting(g.cfg.Track, addr)
-	conn, err := dialer.DialContext(g.ctx, addr.Network(), addr.String())
+func (g *goroutineStream) dialTracked(ctx context.Context, dialer *net.Dialer, a *outcome) (net.Conn, error) {
+	tracked := trackConnecting(g.cfg.Track, a.addr)
+	conn, err := dialer.DialContext(ctx, a.addr.Network(), a.addr.String())
 	if tracked == nil {
 		return conn, err
 	}
@@ -105,7 +176,7 @@ func (g *goroutineStream) dialTracked(dialer *net.Dialer, addr net.Addr) (net.Co
 	}
 	local, _ := addrPort(conn.LocalAddr())
 	tracked.Connected(local)
-	g.untrack = sync.OnceFunc(tracked.Closed)
+	a.untrack = sync.OnceFunc(tracked.Closed)
 	return conn, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"net"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +19,8 @@ type loopStream struct {
 	ctx      context.Context // of dial, ends when the relay is cut
 	target   net.Addr        // of the connection attempt that runs
 	tracked  TrackedSocket   // the upstream's socket; nil where it is not tracked
+	rival    *rival          // the second attempt; nil where none is under way
+	raceAt   time.Duration   // when to begin one, in the loop's time
 	firstFIN Reason
 
 	client, upstream half
@@ -100,17 +103,16 @@ func (s *loopStream) connectTo(addr net.Addr) {
 	}
 	s.target = addr
 	s.startConnecting(s.limits.Connect)
+	if s.raceAt = never; s.cfg.Another != nil {
+		s.raceAt = s.loop.now + raceDelay
+	}
 	s.tryConnect()
 }
 
 // tryConnect opens the socket and begins to connect. Where the process has no descriptor left it is tried again with
 // every tick of the wheel, until the attempt times out.
 func (s *loopStream) tryConnect() {
-	tracked := trackConnecting(s.cfg.Track, s.target)
-	fd, err := startConnect(s.target)
-	if err != nil && tracked != nil {
-		tracked.Closed()
-	}
+	fd, tracked, err := s.openSocket(s.target)
 	switch {
 	case isShortage(err) && s.loop.now < s.connectBy:
 		s.loop.wheel.set(&s.timer, s.loop.now)
@@ -119,9 +121,7 @@ func (s *loopStream) tryConnect() {
 		s.redial(err)
 		return
 	}
-	if s.tracked = tracked; tracked != nil {
-		tracked.Connected(localAddr(fd))
-	}
+	s.tracked = tracked
 	s.upstream = half{stream: s, fd: fd, generation: generations.Add(1)}
 	s.upstream.slot, err = s.loop.watch(fd, &s.upstream, streamEvents, s.upstream.generation)
 	if err != nil {
@@ -131,13 +131,31 @@ func (s *loopStream) tryConnect() {
 	s.setTimer()
 }
 
-// redial gives up an attempt and asks Next for another address.
+// openSocket opens a socket, begins to connect it, and tells the Tracker.
+func (s *loopStream) openSocket(addr net.Addr) (fd int, tracked TrackedSocket, err error) {
+	tracked = trackConnecting(s.cfg.Track, addr)
+	fd, err = startConnect(addr)
+	switch {
+	case tracked == nil:
+	case err != nil:
+		tracked.Closed()
+	default:
+		tracked.Connected(localAddr(fd))
+	}
+	return fd, tracked, err
+}
+
+// redial gives up an attempt, and goes on with the other one, or asks Next for another address.
 func (s *loopStream) redial(failed error) {
 	s.discard(&s.upstream)
-	s.phase = phaseDialing
-	s.setTimer()
 	failed = dialError(s.target, failed)
 	attemptFunc(s.cfg.Attempt).report(s.target, s.loop.now-s.connectAt, failed)
+	if s.rival != nil {
+		s.takeRival(failed)
+		return
+	}
+	s.phase = phaseDialing
+	s.setTimer()
 	go s.dial(s.ctx, s.cfg.Next, failed)
 }
 
@@ -171,6 +189,7 @@ func (s *loopStream) connected() {
 		s.redial(unix.ECONNREFUSED)
 		return
 	}
+	s.dropRival()
 	_, s.upstream.partial = s.target.(*net.UnixAddr) // a read of a unix socket stops where a descriptor is passed
 	s.phase = phaseOpen
 	s.connect = s.age()
@@ -290,14 +309,8 @@ func (s *loopStream) checkLimits() {
 	}
 	switch s.phase {
 	case phaseConnecting:
-		if s.upstream.stream == nil {
-			s.tryConnect() // there was no descriptor
-			return
-		}
-		if s.loop.now >= s.connectBy {
-			s.redial(errTimeout)
-			return
-		}
+		s.checkAttempts()
+		return
 	case phaseOpen:
 		s.guard()
 	}
@@ -312,7 +325,7 @@ func (s *loopStream) setTimer() {
 	age, _ := s.expires(s.phase == phaseOpen, s.firstFIN != "")
 	due := later(s.opened, age)
 	if s.phase == phaseConnecting {
-		due = min(due, s.connectBy)
+		due = min(due, s.attemptsDue())
 	}
 	s.loop.wheel.set(&s.timer, due)
 }
@@ -320,6 +333,7 @@ func (s *loopStream) setTimer() {
 func (s *loopStream) end() {
 	s.discard(&s.client)
 	s.discard(&s.upstream)
+	s.dropRival()
 	s.leave()
 }
 

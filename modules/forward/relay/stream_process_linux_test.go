@@ -118,6 +118,8 @@ func TestShortageOfDescriptors(t *testing.T) {
 	for _, p := range engines {
 		t.Run(p.name+"/passes", func(t *testing.T) { shortagePasses(t, p) })
 		t.Run(p.name+"/lasts", func(t *testing.T) { shortageLasts(t, p) })
+		t.Run(p.name+"/of a rival passes", func(t *testing.T) { rivalWithoutDescriptor(t, p, true) })
+		t.Run(p.name+"/of a rival passes late", func(t *testing.T) { rivalWithoutDescriptor(t, p, false) })
 		t.Run(p.name+"/is closed", func(t *testing.T) { shortageIsClosed(t, p) })
 		t.Run(p.name+"/of pipes", func(t *testing.T) { shortageOfPipes(t, p) })
 	}
@@ -208,5 +210,39 @@ func shortageOfPipes(t *testing.T, p pair) {
 	s.oneWay(s.upstream, s.client, 8<<20)
 	if spliced := s.relay.Stats().Spliced; spliced != 0 {
 		t.Errorf("%d bytes were spliced", spliced)
+	}
+}
+
+// There is a descriptor for the first attempt only, which fails. The second address is tried as soon as there is another one: while
+// the first attempt is under way, or after it.
+func rivalWithoutDescriptor(t *testing.T, p pair, early bool) {
+	silent, _ := deaf(t)
+	ln := p.listen(t)
+	r := newRace(t, silent, ln.Addr())
+	asked := make(chan struct{})
+	once := sync.OnceFunc(func() { close(asked) })
+	s := p.start(t, r.next, r.config, limits(Limits{Connect: 4 * raceDelay}), func(c *Config) {
+		c.Another = func(failed error) net.Addr {
+			defer once()
+			return r.another(failed)
+		}
+	})
+	eventually(t, "the first attempt", func() bool { return r.sockets.count() == 1 })
+	relent := exhaust(t, 0)
+	<-asked
+	attempts := 1
+	if !early {
+		attempts = 2
+		eventually(t, "the end of the first attempt", func() bool { // which leaves its descriptor
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			return len(r.failed) == 1
+		})
+	}
+	relent()
+	s.acceptFrom(ln)
+	s.exchange(10)
+	if all := r.attempts.await(t, attempts); all[attempts-1].err != nil || attempts == 2 && connectReason(all[0].err) != ConnectTimeout {
+		t.Errorf("attempts: %v", all)
 	}
 }
