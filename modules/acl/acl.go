@@ -97,7 +97,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	h.scope.Hold("rule", h.rules.labels()...)
 	if h.Enforce != enforceNew {
-		h.enforced.open(ctx, &h.rules, placement.Places(ctx, "acl", h.canonical))
+		h.enforced.open(ctx, &h.rules, placement.Find(ctx, "acl", h.canonical))
 	}
 	fastpath.Offer(ctx, h.canonical, h)
 	return nil

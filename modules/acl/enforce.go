@@ -9,6 +9,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/portgate/caddy-portgate/modules/internal/gate"
 	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/recheck"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
@@ -26,17 +27,15 @@ const (
 type enforced struct {
 	*recheck.Admission // apart, because sessions keep it, and should not keep all of a config that was replaced
 	rules              *rules
-	places             []placement.Place
+	places             *placement.Finding
 	names              []string // of the places
 	running            func() bool
 }
 
 // open begins to watch the lists.
-func (g *enforced) open(ctx caddy.Context, rs *rules, places []placement.Place) {
+func (g *enforced) open(ctx caddy.Context, rs *rules, places *placement.Finding) {
 	g.Admission, g.rules, g.places = new(recheck.Admission), rs, places
-	for _, place := range places {
-		g.names = append(g.names, place.Path)
-	}
+	g.names, _ = placement.Shared(places, func(places *placement.Finding) ([]string, error) { return places.Paths(), nil })
 	// A handler can't ask whether its config is the running one; a rejected config never is. Each config has a metrics
 	// registry of its own, so that shows it.
 	registry := ctx.GetMetricsRegistry()
@@ -81,10 +80,7 @@ func (g *enforced) admit(a *session.Arrival, edition int64) {
 // succeeds tells whether g may close a session of a config that was replaced, and which address decides: the session is on
 // a listener of g, and has passed an acl that stood in the same place, or would have passed g in any case.
 func (g *enforced) succeeds(s *session.Session) (client netip.Addr, ok bool) {
-	for _, place := range g.places {
-		if place.Network != s.Network || place.Listener != s.Listener {
-			continue
-		}
+	for _, place := range g.places.At(s.Network, s.Listener) {
 		for _, pass := range s.Passes() {
 			if slices.Contains(pass.Places, place.Path) {
 				return pass.Client, true
@@ -226,14 +222,11 @@ func (e *enforcer) judgeLiving() int {
 	return j.sessions
 }
 
-// listener is where acls stand.
-type listener struct{ network, address string }
-
 // judges are the acls of one round.
 type judges struct {
 	*enforcer
-	running  map[listener][]*enforced // those of the running config; made when they are needed
-	sessions int                      // judged so far
+	running  *gate.Index[*enforced] // those of the running config, where they stand; made when they are needed
+	sessions int                    // judged so far
 }
 
 // judge closes the session if its client is denied now by an acl that has admitted it, or by one that stands in the place
@@ -251,7 +244,12 @@ func (j *judges) judge(s *session.Session) {
 	if j.running == nil {
 		j.findRunning()
 	}
-	for _, g := range j.running[listener{s.Network, s.Listener}] {
+	var last *enforced
+	for _, g := range j.running.At(s.Network, s.Listener) {
+		if g == last { // which stands there several times
+			continue
+		}
+		last = g
 		client, ok := g.succeeds(s)
 		if !ok {
 			continue
@@ -263,18 +261,16 @@ func (j *judges) judge(s *session.Session) {
 	}
 }
 
+// findRunning looks at one of the acls that are alike: they stand in the same places, and judge by the same rules.
 func (j *judges) findRunning() {
-	j.running = make(map[listener][]*enforced)
+	j.running = new(gate.Index[*enforced])
+	seen := make(map[*placement.Finding]struct{})
 	for _, g := range j.acls {
-		if !g.running() {
+		if _, alike := seen[g.places]; alike || !g.running() {
 			continue
 		}
-		for _, place := range g.places {
-			at := listener{place.Network, place.Listener}
-			if !slices.Contains(j.running[at], g) {
-				j.running[at] = append(j.running[at], g)
-			}
-		}
+		seen[g.places] = struct{}{}
+		g.places.EachRange(func(network, listener string, ports uint) { j.running.Add(network, listener, ports, g) })
 	}
 }
 

@@ -142,16 +142,12 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("to: %w", err)
 	}
-	listen := placement.Listens(ctx, "forward", h.canonical)
-	if err := h.checkReplyLimits(append(placement.SiteListens(ctx), listen...)); err != nil {
+	at := placement.Find(ctx, "forward", h.canonical)
+	placed, err := placement.Shared(at, func(at *placement.Finding) (placed, error) { return h.place(ctx, at, upstreams) })
+	if err != nil {
 		return err
 	}
-	if h.ports, err = matchAddrs(upstreams, listen); err != nil {
-		return fmt.Errorf("to: %w", err)
-	}
-	if err := checkLoops(upstreams, append(placement.SiteListens(ctx), listen...)); err != nil {
-		return fmt.Errorf("to: %w", err)
-	}
+	h.ports = placed.ports
 	h.pool = upstream.NewPool(upstreams)
 	if h.scope, err = session.NewScope(ctx, h.gracePeriod, h.drainTimeout); err != nil {
 		return err
@@ -168,13 +164,35 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.names.begin(ctx, h.pool); err != nil {
 		return err
 	}
-	if err := h.succession.begin(h.canonical, listen); err != nil {
+	if err := h.succession.begin(at, h.canonical, placed.listen); err != nil {
 		return err
 	}
 	if !h.pool.Dynamic() { // placeholders need a layer4 connection
 		fastpath.Offer(ctx, h.canonical, h)
 	}
 	return nil
+}
+
+// placed is what handlers that are alike find out about their listen addresses.
+type placed struct {
+	listen []caddy.NetworkAddress
+	ports  []portRange
+}
+
+// place looks at the listen addresses, and refuses those that the options don't go with.
+func (h *Handler) place(ctx caddy.Context, at *placement.Finding, upstreams []upstream.Upstream) (p placed, err error) {
+	p.listen = at.Listens()
+	withSite := append(placement.SiteListens(ctx), p.listen...)
+	if err := h.checkReplyLimits(withSite); err != nil {
+		return p, err
+	}
+	if p.ports, err = matchAddrs(upstreams, p.listen); err != nil {
+		return p, fmt.Errorf("to: %w", err)
+	}
+	if err := checkLoops(upstreams, withSite); err != nil {
+		return p, fmt.Errorf("to: %w", err)
+	}
+	return p, nil
 }
 
 // parseUpstreams reads the upstreams. Placeholders that only a connection can fill in are read for each session.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/portgate/caddy-portgate/modules/internal/gate"
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
+	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
 )
@@ -58,16 +59,18 @@ func (l *line) Destruct() error {
 	return nil
 }
 
-// succession has the lines that a handler belongs to.
-type succession struct {
+// alike has the lines of all handlers of a config that are alike. There may be thousands of them, each with the listeners of all.
+type alike struct {
 	refs       []*state.Ref[*line]
-	byListener map[string]*line // listeners of datagrams of the gate networks, by their address, which has one port
-	own        *line            // for sessions of other networks, whose sockets close with the config
+	byListener gate.Index[*line] // listeners of datagrams of the gate networks
 }
 
-// begin acquires the lines of a handler. After an error, end releases those that it has acquired.
-func (s *succession) begin(canonical string, listen []caddy.NetworkAddress) error {
-	s.own, s.byListener = newLine(), make(map[string]*line)
+// alikes of all configs. A finding is of one config.
+var alikes = state.NewPool[*placement.Finding, *alike]()
+
+// newAlike acquires the lines of the gate networks among the listen addresses.
+func newAlike(canonical string, listen []caddy.NetworkAddress) (*alike, error) {
+	a := new(alike)
 	for _, addr := range listen {
 		n, ok := gate.Parse(addr.Network)
 		if !ok || n.Transport != "udp" {
@@ -75,21 +78,41 @@ func (s *succession) begin(canonical string, listen []caddy.NetworkAddress) erro
 		}
 		ref, err := lines.Acquire(lineKey{addr.String(), canonical}, func() (*line, error) { return newLine(), nil })
 		if err != nil {
-			return err
+			_ = a.Destruct()
+			return nil, err
 		}
-		s.refs = append(s.refs, ref)
-		for offset := range addr.PortRangeSize() {
-			s.byListener[gate.Listener(n, addr, offset)] = ref.Value()
-		}
+		a.refs = append(a.refs, ref)
+		a.byListener.Add(n.Transport, gate.Listener(n, addr, 0), addr.PortRangeSize(), ref.Value())
+	}
+	return a, nil
+}
+
+// Destruct releases the lines.
+func (a *alike) Destruct() error {
+	for _, ref := range a.refs {
+		_ = ref.Release()
 	}
 	return nil
 }
 
+// succession has the lines that a handler belongs to.
+type succession struct {
+	alike *state.Ref[*alike]
+	own   *line // for sessions of other networks, whose sockets close with the config
+}
+
+// begin acquires the lines of a handler, which stands at these listen addresses. After an error, end releases what it has acquired.
+func (s *succession) begin(at *placement.Finding, canonical string, listen []caddy.NetworkAddress) (err error) {
+	s.own = newLine()
+	s.alike, err = alikes.Acquire(at, func() (*alike, error) { return newAlike(canonical, listen) })
+	return err
+}
+
 // of returns the line of a client's session, and the counters of its listener; nil if the listener has none.
 func (s *succession) of(client net.Conn) (*line, *listeners.Datagrams) {
-	if gate, ok := client.(interface{ ListenerAddr() string }); ok {
-		listener := gate.ListenerAddr()
-		if line := s.byListener[listener]; line != nil {
+	if conn, ok := client.(interface{ ListenerAddr() string }); ok {
+		listener := conn.ListenerAddr()
+		if line, ok := s.alike.Value().byListener.First("udp", listener); ok {
 			return line, listeners.DatagramsOf(listener)
 		}
 	}
@@ -100,7 +123,5 @@ func (s *succession) end() {
 	if s.own != nil {
 		_ = s.own.Destruct()
 	}
-	for _, ref := range s.refs {
-		_ = ref.Release()
-	}
+	_ = s.alike.Release()
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
@@ -33,7 +34,7 @@ func addresses(t *testing.T, list ...string) (addrs []caddy.NetworkAddress) {
 func successor(t *testing.T, canonical string, listen ...string) *succession {
 	t.Helper()
 	s := new(succession)
-	if err := s.begin(canonical, addresses(t, listen...)); err != nil {
+	if err := s.begin(new(placement.Finding), canonical, addresses(t, listen...)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.end)

@@ -75,7 +75,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := placement.Check(ctx, name, h.canonical); err != nil {
 		return err
 	}
-	for _, addr := range placement.Listens(ctx, name, h.canonical) {
+	for _, addr := range placement.Find(ctx, name, h.canonical).Listens() {
 		if gate.Datagrams(addr.Network) {
 			return fmt.Errorf("listen address %q: expected one for TCP", addr.String())
 		}

@@ -197,19 +197,31 @@ func (h *Handler) identity(ctx caddy.Context) string {
 		return "name " + h.Name
 	}
 	if !h.onRedis() {
-		var places []string
-		for _, p := range placement.Places(ctx, "rate_limit", h.canonical) {
-			places = append(places, p.Network+"/"+p.Listener+" "+p.Path)
-		}
-		if len(places) > 0 {
-			slices.Sort(places)
-			return "at " + strings.Join(places, ", ")
+		if at, _ := placement.Shared(placement.Find(ctx, "rate_limit", h.canonical), positionOf); at != "" {
+			return string(at)
 		}
 		return "alike " + h.canonical // in front of an HTTP site
 	}
 	alike, _ := json.Marshal([]any{h.Connections, h.Concurrent, h.ipv6Prefix})
 	sum := sha256.Sum256(alike)
 	return hex.EncodeToString(sum[:8])
+}
+
+// position stands for all places of a handler. It is short, because the handler may have thousands.
+type position string
+
+// positionOf returns an empty position for a handler in front of an HTTP site.
+func positionOf(f *placement.Finding) (position, error) {
+	var places []string
+	for _, p := range f.Places() {
+		places = append(places, p.Network+"/"+p.Listener+" "+p.Path)
+	}
+	if len(places) == 0 {
+		return "", nil
+	}
+	slices.Sort(places)
+	sum := sha256.Sum256([]byte(strings.Join(places, ", ")))
+	return position("at " + hex.EncodeToString(sum[:])), nil
 }
 
 func (h *Handler) onRedis() bool { return h.Store != nil && h.Store.Type == "redis" }

@@ -73,14 +73,17 @@ func BindingOf(addr caddy.NetworkAddress) Binding {
 	return b
 }
 
+// IsGate reports whether the listen address is of a gate network.
+func (b Binding) IsGate() bool { return b.gate }
+
 // Conflicts reports whether one config can't have both: they bind the same, or overlap where one of them is a gate network's. Stock
 // networks may overlap: their sockets have SO_REUSEPORT.
 func (b Binding) Conflicts(other Binding) bool {
 	if b.Transport != other.Transport || b.First > other.Last || other.First > b.Last {
 		return false
 	}
-	if b.First == 0 && b.Last == 0 && b.Transport != "fd" && b.Transport != "unix" {
-		return false // the system chooses a port for each
+	if (b.Last == 0 || other.Last == 0) && b.Transport != "fd" && b.Transport != "unix" {
+		return false // the system chooses a port for port 0
 	}
 	if b.Name != "" || other.Name != "" {
 		return b.Name == other.Name

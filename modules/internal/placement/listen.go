@@ -3,7 +3,6 @@ package placement
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -19,6 +18,7 @@ import (
 // listening is one listen address of a server.
 type listening struct {
 	server, address string
+	addr            caddy.NetworkAddress
 	gate.Binding
 }
 
@@ -26,25 +26,24 @@ func (l *listening) String() string {
 	return fmt.Sprintf("listen address %q of server %q", l.address, l.server)
 }
 
-// checkListen refuses listen addresses that can't be listened on, or that mean something else than what was written.
-func checkListen(app *layer4.App) error {
-	var all []listening
-	repl := caddy.NewReplacer()
-	for _, name := range slices.Sorted(maps.Keys(app.Servers)) {
-		if app.Servers[name] == nil {
-			continue
-		}
-		for _, configured := range app.Servers[name].Listen {
-			l := listening{server: name, address: repl.ReplaceAll(configured, "")}
-			addr, err := caddy.ParseNetworkAddress(l.address)
-			if err != nil {
-				continue // layer4's to refuse
-			}
-			if err := checkAddress(addr, l.address); err != nil {
-				return fmt.Errorf("%s: %w", &l, err)
-			}
-			l.Binding = gate.BindingOf(addr)
+// listeningOf returns the listen addresses of a server. It leaves out what can't be read, which is layer4's to refuse.
+func listeningOf(repl *caddy.Replacer, name string, server *layer4.Server) (all []listening) {
+	for _, configured := range server.Listen {
+		l := listening{server: name, address: repl.ReplaceAll(configured, "")}
+		addr, err := caddy.ParseNetworkAddress(l.address)
+		if err == nil {
+			l.addr, l.Binding = addr, gate.BindingOf(addr)
 			all = append(all, l)
+		}
+	}
+	return all
+}
+
+// checkListen refuses listen addresses that can't be listened on, or that mean something else than what was written.
+func checkListen(all []listening) error {
+	for i := range all {
+		if err := checkAddress(all[i].addr, all[i].address); err != nil {
+			return fmt.Errorf("%s: %w", &all[i], err)
 		}
 	}
 	return checkConflicts(all)
@@ -112,23 +111,93 @@ func checkPath(addr caddy.NetworkAddress) error {
 	return fmt.Errorf("expected a path from the root, with two slashes: %s//%s", addr.Network, addr.Host)
 }
 
-// checkConflicts refuses addresses that one config can't listen on both. It goes through them by their ports, so that many of them
-// take no longer than sorting them.
-func checkConflicts(all []listening) error {
-	slices.SortStableFunc(all, func(a, b listening) int {
+// checkConflicts refuses addresses that one config can't listen on both. It goes through them by their ports, and compares each with
+// no more than a few: thousands take no longer than sorting them, also where all have the same port of different hosts.
+func checkConflicts(listens []listening) error {
+	order := make([]*listening, len(listens))
+	for i := range listens {
+		order[i] = &listens[i]
+	}
+	slices.SortStableFunc(order, func(a, b *listening) int {
 		return cmp.Or(cmp.Compare(a.Transport, b.Transport), cmp.Compare(a.First, b.First))
 	})
-	var open []*listening // those that reach the ports at which we are
-	for i := range all {
-		l := &all[i]
-		open = slices.DeleteFunc(open, func(o *listening) bool { return o.Transport != l.Transport || o.Last < l.First })
-		for _, o := range open {
-			if !o.Conflicts(l.Binding) {
-				continue
+	open := make(map[group]*listening)
+	for _, l := range order {
+		for _, g := range l.groupsToCompare() {
+			if o := open[g]; o != nil && o.Conflicts(l.Binding) {
+				return fmt.Errorf("%s: expected each address once, but %s is the same or overlaps", l, o)
 			}
-			return fmt.Errorf("%s: expected each address once, but %s is the same or overlaps", l, o)
 		}
-		open = append(open, l)
+		for _, g := range l.groups() {
+			if o := open[g]; o == nil || o.Last < l.Last {
+				open[g] = l
+			}
+		}
 	}
 	return nil
+}
+
+// group is addresses that conflict with the same others, as far as they have the same ports. The one with the highest port stands for
+// all: if any of them reaches the ports of an address that comes later, it does.
+type group struct {
+	transport string
+	name      string     // of a host, a path or a descriptor
+	ip        netip.Addr // of a host
+	coverage
+	gate bool // only those of gate networks
+}
+
+// coverage is which IP addresses there are at an address to listen on.
+type coverage int
+
+const (
+	sameHost coverage = iota // that of the group
+	all
+	all4
+	all6
+	one4
+	one6
+)
+
+// overlapping are the kinds of addresses that overlap one of a kind, beside the same address.
+var overlapping = map[coverage][]coverage{
+	all: {all4, all6, one4, one6}, all4: {all, one4}, all6: {all, one6}, one4: {all, all4}, one6: {all, all6},
+}
+
+func (l *listening) coverage() coverage {
+	switch {
+	case l.Name != "":
+		return sameHost
+	case !l.IP.IsValid():
+		return all
+	case l.IP == netip.IPv4Unspecified():
+		return all4
+	case l.IP == netip.IPv6Unspecified():
+		return all6
+	case l.IP.Is4():
+		return one4
+	}
+	return one6
+}
+
+// groups returns those that the address is in.
+func (l *listening) groups() []group {
+	in := []group{{transport: l.Transport, name: l.Name, ip: l.IP}}
+	if c := l.coverage(); c != sameHost {
+		in = append(in, group{transport: l.Transport, coverage: c})
+		if l.IsGate() {
+			in = append(in, group{transport: l.Transport, coverage: c, gate: true})
+		}
+	}
+	return in
+}
+
+// groupsToCompare returns those in which an address may conflict with this one: of the stock networks only with those of gate networks,
+// unless it is the same.
+func (l *listening) groupsToCompare() []group {
+	with := []group{{transport: l.Transport, name: l.Name, ip: l.IP}}
+	for _, c := range overlapping[l.coverage()] {
+		with = append(with, group{transport: l.Transport, coverage: c, gate: !l.IsGate()})
+	}
+	return with
 }

@@ -2,22 +2,26 @@ package placement
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/mholt/caddy-l4/layer4"
 
 	"github.com/portgate/caddy-portgate/modules/internal/gate"
 )
 
-func appWith(servers map[string][]string) *layer4.App {
+// listen checks the addresses of servers.
+func listen(servers map[string][]string) error {
 	app := &layer4.App{Servers: make(map[string]*layer4.Server)}
 	for name, listen := range servers {
 		app.Servers[name] = &layer4.Server{Listen: listen}
 	}
-	return app
+	l := new(layout)
+	l.noteServers(app, nil)
+	return l.listen
 }
 
 func TestCheckListen(t *testing.T) {
@@ -103,32 +107,54 @@ func TestCheckListen(t *testing.T) {
 		if c.second != "" {
 			servers["b"] = []string{c.second}
 		}
-		err := checkListen(appWith(servers))
+		err := listen(servers)
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s and %s:\ngot  %v\nwant %s", c.first, c.second, err, c.want)
 		}
 		if c.second == "" {
 			continue
 		}
-		if err := checkListen(appWith(map[string][]string{"a": {c.first, c.second}})); (err != nil) != (c.want != "") {
+		if err := listen(map[string][]string{"a": {c.first, c.second}}); (err != nil) != (c.want != "") {
 			t.Errorf("%s and %s in one server: %v", c.first, c.second, err)
 		}
 	}
 }
 
-// Thousands of servers are looked at as fast as they are sorted.
-func TestCheckListenOfMany(t *testing.T) {
+// The check refuses what a comparison of each address with each other one does, and compares none with more than a few.
+func TestConflictsAsComparedOneByOne(t *testing.T) {
 	t.Parallel()
-	servers := make(map[string][]string)
-	for i := range 20_000 {
-		servers[fmt.Sprint(i)] = []string{fmt.Sprintf("gate+tcp/:%d", 1000+i), fmt.Sprintf("gate+udp/:%d", 1000+i)}
+	hosts := []string{"", "[::]", "0.0.0.0", "127.0.0.1", "127.0.0.2", "[::1]", "localhost", "[::ffff:127.0.0.1]"}
+	networks := []string{"tcp", "tcp4", "tcp6", "udp", "gate+tcp", "gate+tcp4", "gate+tcp6", "gate+udp"}
+	refused := 0
+	for range 5000 {
+		addresses := make([]string, 2+rand.IntN(5))
+		for i := range addresses {
+			first := rand.IntN(12)
+			addresses[i] = fmt.Sprintf("%s/%s:%d-%d", networks[rand.IntN(len(networks))], hosts[rand.IntN(len(hosts))], first, first+rand.IntN(4))
+		}
+		all := listeningOf(caddy.NewReplacer(), "a", &layer4.Server{Listen: addresses})
+		if len(all) != len(addresses) {
+			t.Fatalf("of %q %d were read", addresses, len(all))
+		}
+		want := false
+		for i := range all {
+			for j := range all[:i] {
+				want = want || all[j].Conflicts(all[i].Binding)
+			}
+			if n := len(all[i].groupsToCompare()); n > 5 {
+				t.Errorf("%q is compared with %d others", addresses[i], n)
+			}
+		}
+		err := checkConflicts(all)
+		if (err != nil) != want {
+			t.Errorf("%q: %v, want an error: %t", addresses, err, want)
+		}
+		if want {
+			refused++
+		}
 	}
-	start := time.Now()
-	if err := checkListen(appWith(servers)); err != nil {
-		t.Error(err)
-	}
-	if took := time.Since(start); took > 10*time.Second {
-		t.Errorf("took %v", took)
+	if refused < 500 || refused > 4500 {
+		t.Errorf("%d were refused", refused)
 	}
 }
 

@@ -3,7 +3,6 @@ package placement
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -34,8 +33,8 @@ type order struct {
 	proxied map[string]string
 }
 
-// orderOf looks at routes whose handlers have not been provisioned yet. where names the list in errors.
-func orderOf(where string, routes layer4.RouteList) order {
+// decode decodes routes whose handlers have not been provisioned yet.
+func decode(routes layer4.RouteList) []any {
 	list := make([]any, len(routes))
 	for i, route := range routes {
 		if route == nil {
@@ -60,8 +59,13 @@ func orderOf(where string, routes layer4.RouteList) order {
 		}
 		list[i] = map[string]any{"match": matchers, "handle": handlers}
 	}
+	return list
+}
+
+// orderOf looks at routes. where names the list in errors.
+func orderOf(where string, routes []any) order {
 	o := order{of: make(map[string]standing), proxied: make(map[string]string)}
-	o.routes(list, "%d/%d", where, standing{})
+	o.routes(routes, "%d/%d", where, standing{})
 	return o
 }
 
@@ -70,26 +74,41 @@ func orderOf(where string, routes layer4.RouteList) order {
 func (o order) routes(list []any, path, where string, around standing) (proxied string) {
 	proxied = around.proxied
 	first := len(list) > 0 && takesAll(list[0])
+	lastEnd := lastOf(list, takesAll)
 	for i, entry := range list {
-		route, _ := entry.(map[string]any)
 		inside := around
 		inside.proxied = proxied
 		if first && i > 0 && inside.wrong == "" {
 			inside.wrong = fmt.Sprintf("%s route %d: no connection gets here, because route 0 has no matcher and ends all: expected "+
 				"a matcher in route 0, or route %d before it", where, i, i)
 		}
-		for _, later := range list[i+1:] {
-			inside.ended = inside.ended || takesAll(later)
-		}
+		inside.ended = inside.ended || i < lastEnd
 		here := fmt.Sprintf("%s route %d", where, i)
+		route, _ := entry.(map[string]any)
 		o.matchers(option(route, "match"), here, proxied)
-		handlers, _ := option(route, "handle").([]any)
+		handlers := handlersOf(entry)
 		behind := o.handlers(handlers, func(j int) string { return fmt.Sprintf(path, i, j) }, here, inside)
 		if !slices.ContainsFunc(handlers, endsRoute) {
 			proxied = behind // the next route may be for the same connection
 		}
 	}
 	return proxied
+}
+
+// lastOf returns the number of the last entry that is so, -1 where none is.
+func lastOf(list []any, is func(any) bool) int {
+	for i := len(list) - 1; i >= 0; i-- {
+		if is(list[i]) {
+			return i
+		}
+	}
+	return -1
+}
+
+func handlersOf(entry any) []any {
+	route, _ := entry.(map[string]any)
+	handlers, _ := option(route, "handle").([]any)
+	return handlers
 }
 
 // matchers notes for the names of a route's matchers what may have named the client by then.
@@ -108,6 +127,7 @@ func (o order) matchers(match any, where, proxied string) {
 func (o order) handlers(list []any, path func(int) string, where string, around standing) (proxied string) {
 	proxied = around.proxied
 	last := -1 // the first one that ends the route
+	lastEnd := lastOf(list, endsRoute)
 	for i, entry := range list {
 		handler, _ := entry.(map[string]any)
 		here := around
@@ -118,9 +138,7 @@ func (o order) handlers(list []any, path func(int) string, where string, around 
 		if last >= 0 && here.wrong == "" {
 			here.wrong = wrongOrder(where, list[last], entry)
 		}
-		for _, later := range list[i+1:] {
-			here.ended = here.ended || endsRoute(later)
-		}
+		here.ended = here.ended || i < lastEnd
 		if last < 0 && endsRoute(entry) {
 			if last = i; i+1 < len(list) && here.wrong == "" && nameOf(entry) == "forward" {
 				here.wrong = wrongOrder(where, entry, list[i+1])
@@ -171,13 +189,17 @@ func optionOf(key string) string {
 
 // sameOption returns two keys of an object that are the same option, of which decoding makes a mixture.
 func sameOption(object map[string]any) (one, other string, found bool) {
-	keys := make(map[string]string)
-	for _, key := range slices.Sorted(maps.Keys(object)) {
-		name := optionOf(key)
-		if keys[name] != "" {
-			return keys[name], key, true
+	for _, name := range options {
+		var keys []string
+		for key := range object {
+			if strings.EqualFold(key, name) {
+				keys = append(keys, key)
+			}
 		}
-		keys[name] = key
+		if len(keys) > 1 {
+			slices.Sort(keys)
+			return keys[0], keys[1], true
+		}
 	}
 	return "", "", false
 }
@@ -217,11 +239,5 @@ func takesAll(entry any) bool {
 	if matchers, _ := option(route, "match").([]any); len(matchers) > 0 {
 		return false
 	}
-	handlers, _ := option(route, "handle").([]any)
-	for _, handler := range handlers {
-		if endsRoute(handler) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(handlersOf(entry), endsRoute)
 }

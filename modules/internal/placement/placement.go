@@ -17,30 +17,17 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/mholt/caddy-l4/layer4"
-
-	"github.com/portgate/caddy-portgate/caddyfile"
-	"github.com/portgate/caddy-portgate/modules/internal/gate"
 )
 
-// Place is where a handler stands in a layer4 app.
-type Place struct {
-	Network, Listener string // as a session has them
-	// Path leads to the handler from its server.
-	Path string
-	// Always tells that every connection of the listener comes by.
-	Always bool
-}
-
-// Places returns where a handler stands that is being provisioned, and all others of the config with the same JSON, as
-// [caddyfile.CanonicalJSON] has it. Outside a layer4 app, as in front of an HTTP site, there are none.
-func Places(ctx caddy.Context, name, canonical string) []Place {
-	return findingOf(ctx, name, canonical).places
-}
-
-// Listens returns the addresses that the servers listen on in which such a handler stands: those of the one that is being
-// provisioned are among them.
-func Listens(ctx caddy.Context, name, canonical string) []caddy.NetworkAddress {
-	return findingOf(ctx, name, canonical).listen
+// Find returns where a handler stands that is being provisioned, and all others of the config with the same JSON, as
+// [caddyfile.CanonicalJSON] has it.
+func Find(ctx caddy.Context, name, canonical string) *Finding {
+	if l := layoutOf(ctx); l != nil {
+		if f := l.found[findKey(name, canonical)]; f != nil {
+			return f
+		}
+	}
+	return new(Finding)
 }
 
 // Check returns an error for a handler that is being provisioned where no connection gets to it, or past it to the handler
@@ -55,7 +42,7 @@ func Check(ctx caddy.Context, name, canonical string) error {
 	if l := layoutOf(ctx); l != nil && l.listen != nil {
 		return l.listen
 	}
-	if wrong := findingOf(ctx, name, canonical).wrong; wrong != "" {
+	if wrong := Find(ctx, name, canonical).wrong; wrong != "" {
 		return errors.New(wrong)
 	}
 	return nil
@@ -68,13 +55,14 @@ func CheckGuard(ctx caddy.Context, name, canonical string, trust bool) error {
 	if err := Check(ctx, name, canonical); err != nil {
 		return err
 	}
-	if proxied := findingOf(ctx, name, canonical).proxied; proxied != "" && !trust {
-		return errProxied(proxied)
+	f := Find(ctx, name, canonical)
+	if f.proxied != "" && !trust {
+		return errProxied(f.proxied)
 	}
 	if l := layoutOf(ctx); l != nil && l.several != "" && !trust {
 		return errProxied(l.several)
 	}
-	if site := siteOf(ctx); site != nil && findingOf(ctx, name, canonical).leadsOn {
+	if site := siteOf(ctx); site != nil && f.leadsOn {
 		return site.checkHTTP3(name)
 	}
 	return nil
@@ -100,57 +88,46 @@ func errProxied(where string) error {
 		"option trust_layer4_proxy_protocol", where)
 }
 
-// finding is where all handlers with one name and JSON stand.
-type finding struct {
-	places  []Place
-	listen  []caddy.NetworkAddress
-	last    *layer4.Server // of listen
-	wrong   string         // what is wrong with their order, see standing
-	leadsOn bool           // connections that one of them passes on may leave the routes
-	proxied string         // see standing
-}
-
 // layout is what is known of the handlers of one layer4 app or listener wrapper, while its config lives.
 type layout struct {
 	once    sync.Once
-	found   map[string]*finding // by findKey
+	found   map[string]*Finding // by findKey
 	proxied map[string]string   // of matchers, see order
 	several string              // see noteSeveral
 	invalid string              // says where null is in place of a route, about which layer4 panics, or where an option is written twice
 	listen  error               // what is wrong with a listen address
 }
 
-// layouts are found by their *layer4.App or *layer4.ListenerWrapper. Each goes with its config.
+// layouts has what is known of a config, by the *layer4.App, *layer4.ListenerWrapper or *caddyhttp.App that it is about. It goes with
+// its config.
 var layouts sync.Map
+
+// ofConfig returns what is known about a module of a config, which create makes the first time.
+func ofConfig[T any](ctx caddy.Context, about caddy.Module, create func() T) T {
+	known, loaded := layouts.Load(about)
+	if !loaded {
+		if known, loaded = layouts.LoadOrStore(about, create()); !loaded {
+			context.AfterFunc(ctx, func() { layouts.Delete(about) })
+		}
+	}
+	return known.(T)
+}
 
 // layoutOf returns the layout of what is being provisioned, nil outside of layer4.
 func layoutOf(ctx caddy.Context) *layout {
-	root := rootOf(ctx)
+	root := RootOf(ctx)
 	if root == nil {
 		return nil
 	}
-	known, loaded := layouts.LoadOrStore(root, &layout{found: make(map[string]*finding), proxied: make(map[string]string)})
-	if !loaded {
-		context.AfterFunc(ctx, func() { layouts.Delete(root) })
-	}
-	l := known.(*layout)
+	l := ofConfig(ctx, root, func() *layout {
+		return &layout{found: make(map[string]*Finding), proxied: make(map[string]string)}
+	})
 	l.once.Do(func() { l.note(ctx, root) })
 	return l
 }
 
-func findingOf(ctx caddy.Context, name, canonical string) finding {
-	l := layoutOf(ctx)
-	if l == nil {
-		return finding{}
-	}
-	if f := l.found[findKey(name, canonical)]; f != nil {
-		return finding{slices.Clone(f.places), slices.Clone(f.listen), nil, f.wrong, f.leadsOn, f.proxied}
-	}
-	return finding{}
-}
-
-// rootOf returns what has the routes that are being provisioned: the layer4 app, or a listener wrapper.
-func rootOf(ctx caddy.Context) caddy.Module {
+// RootOf returns what has the routes that are being provisioned: the layer4 app, or a listener wrapper.
+func RootOf(ctx caddy.Context) caddy.Module {
 	for _, module := range ctx.Modules() {
 		switch module.(type) {
 		case *layer4.App, *layer4.ListenerWrapper:
@@ -162,7 +139,7 @@ func rootOf(ctx caddy.Context) caddy.Module {
 
 // AppOf returns the layer4 app that is being provisioned, nil for a handler in front of an HTTP site.
 func AppOf(ctx caddy.Context) *layer4.App {
-	app, _ := rootOf(ctx).(*layer4.App)
+	app, _ := RootOf(ctx).(*layer4.App)
 	return app
 }
 
@@ -170,23 +147,18 @@ func AppOf(ctx caddy.Context) *layer4.App {
 func (l *layout) note(ctx caddy.Context, root caddy.Module) {
 	switch root := root.(type) {
 	case *layer4.App:
-		l.listen = checkListen(root)
-		for _, name := range slices.Sorted(maps.Keys(root.Servers)) {
-			if server := root.Servers[name]; server != nil {
-				l.noteRoutes(server, fmt.Sprintf("layer4 server %q", name), writtenRoutes(ctx, name, server))
-			}
-		}
+		l.noteServers(root, writtenServers(ctx))
 	case *layer4.ListenerWrapper:
 		where, routes := "layer4 listener wrapper", root.Routes
 		if site := siteOf(ctx); site != nil {
 			where = fmt.Sprintf("listener wrapper of http server %q", site.server.Name())
-			all := writtenWrappers(ctx, site.server.Name())
+			all := site.writtenWrappers(ctx)
 			if len(all) == 1 && len(all[0]) == len(routes) {
 				routes = all[0]
 			}
 			l.noteSeveral(where, all)
 		}
-		l.noteRoutes(nil, where, routes)
+		l.noteRoutes(0, nil, where, routes)
 	}
 }
 
@@ -211,9 +183,31 @@ func (l *layout) noteSeveral(where string, all []layer4.RouteList) {
 	}
 }
 
-// noteRoutes remembers where the handlers of a server stand, which is nil for a listener wrapper.
-func (l *layout) noteRoutes(server *layer4.Server, where string, routes layer4.RouteList) {
-	order := orderOf(where, routes)
+// noteServers remembers where the handlers of all servers stand. written are their routes as they were written; where they are not to
+// be found, those that a server has now are taken.
+func (l *layout) noteServers(app *layer4.App, written map[string]layer4.RouteList) {
+	repl := caddy.NewReplacer()
+	var all []listening
+	for number, name := range slices.Sorted(maps.Keys(app.Servers)) {
+		server := app.Servers[name]
+		if server == nil {
+			continue
+		}
+		listen := listeningOf(repl, name, server)
+		routes := written[name]
+		if len(routes) != len(server.Routes) {
+			routes = server.Routes
+		}
+		l.noteRoutes(number, listen, fmt.Sprintf("layer4 server %q", name), routes)
+		all = append(all, listen...)
+	}
+	l.listen = checkListen(all)
+}
+
+// noteRoutes remembers where the handlers of a server stand. A listener wrapper has no listen addresses.
+func (l *layout) noteRoutes(server int, listen []listening, where string, routes layer4.RouteList) {
+	decoded := decode(routes)
+	order := orderOf(where, decoded)
 	maps.Copy(l.proxied, order.proxied)
 	for i, route := range routes {
 		if route == nil {
@@ -221,18 +215,14 @@ func (l *layout) noteRoutes(server *layer4.Server, where string, routes layer4.R
 			continue
 		}
 		always := i == 0 && len(route.MatcherSetsRaw) == 0 && Unconditional(route, 0)
-		for j, raw := range route.HandlersRaw {
-			var document any
-			if json.Unmarshal(raw, &document) != nil {
-				continue // not to be loaded either
-			}
-			walk(document, fmt.Sprintf("%d/%d", i, j), func(path string, handler map[string]any) {
+		for j, handler := range handlersOf(decoded[i]) {
+			walk(handler, fmt.Sprintf("%d/%d", i, j), func(path string, handler map[string]any) {
 				if one, other, found := sameOption(handler); found {
 					l.invalid = fmt.Sprintf("%s route %d: both %q and %q in one object: expected one of them", where, i, one, other)
 				}
 				if f := l.of(handler); f != nil {
-					f.note(server, path, always && strings.Count(path, "/") == 1)
-					f.stands(order.of[path])
+					f.add(server, listen, path, always && strings.Count(path, "/") == 1)
+					f.standsAs(order.of[path])
 				}
 			})
 		}
@@ -240,48 +230,22 @@ func (l *layout) noteRoutes(server *layer4.Server, where string, routes layer4.R
 }
 
 // of returns the finding of a handler, nil where the object is none.
-func (l *layout) of(handler map[string]any) *finding {
-	name, _ := handler["handler"].(string)
+func (l *layout) of(handler map[string]any) *Finding {
+	name := nameOf(handler)
+	if name == "" {
+		return nil
+	}
 	canonical, ok := canonicalOf(handler)
-	if name == "" || !ok {
+	if !ok {
 		return nil
 	}
 	key := findKey(name, canonical)
 	f := l.found[key]
 	if f == nil {
-		f = new(finding)
+		f = new(Finding)
 		l.found[key] = f
 	}
 	return f
-}
-
-func (f *finding) stands(s standing) {
-	if f.wrong == "" {
-		f.wrong = s.wrong
-	}
-	if f.proxied == "" {
-		f.proxied = s.proxied
-	}
-	f.leadsOn = f.leadsOn || !s.ended
-}
-
-// note adds the listen addresses of the server.
-func (f *finding) note(server *layer4.Server, path string, always bool) {
-	if server == nil {
-		return
-	}
-	repl := caddy.NewReplacer()
-	for _, listen := range server.Listen {
-		addr, err := caddy.ParseNetworkAddress(repl.ReplaceAll(listen, ""))
-		if err != nil {
-			continue // the server's to refuse
-		}
-		f.places = append(f.places, placesOf(addr, path, always)...)
-		if server != f.last {
-			f.listen = append(f.listen, addr)
-		}
-	}
-	f.last = server
 }
 
 // Unconditional reports whether a route that is provisioned has no matchers, and this many handlers. layer4 keeps them to
@@ -308,30 +272,33 @@ func walk(document any, path string, visit func(path string, object map[string]a
 	switch node := document.(type) {
 	case []any:
 		for i, child := range node {
-			walk(child, fmt.Sprintf("%s/%d", path, i), visit)
+			if hasObjects(child) {
+				walk(child, fmt.Sprintf("%s/%d", path, i), visit)
+			}
 		}
 	case map[string]any:
 		visit(path, node)
 		for name, child := range node {
-			walk(child, path+"/"+optionOf(name), visit)
+			if hasObjects(child) {
+				walk(child, path+"/"+optionOf(name), visit)
+			}
 		}
 	}
 }
 
-func canonicalOf(handler map[string]any) (canonical string, ok bool) {
-	raw, err := json.Marshal(handler)
-	if err != nil {
-		return "", false
+// hasObjects reports whether there may be an object in a value. A list of addresses has thousands that are none.
+func hasObjects(value any) bool {
+	switch value.(type) {
+	case []any, map[string]any:
+		return true
 	}
-	canonical, err = caddyfile.CanonicalJSON(raw, "handler")
-	return canonical, err == nil
+	return false
 }
 
-// placesOf returns one place for each port of an address that a server listens on.
-func placesOf(addr caddy.NetworkAddress, path string, always bool) (places []Place) {
-	for offset := range addr.PortRangeSize() {
-		network, listener := gate.SessionOf(addr, offset)
-		places = append(places, Place{network, listener, path, always})
-	}
-	return places
+// canonicalOf is [caddyfile.CanonicalJSON] of a handler that is decoded already, without its name.
+func canonicalOf(handler map[string]any) (canonical string, ok bool) {
+	options := maps.Clone(handler)
+	delete(options, "handler")
+	raw, err := json.Marshal(options)
+	return string(raw), err == nil
 }

@@ -60,10 +60,10 @@ func (s *step) Provision(ctx caddy.Context) error {
 		return nil
 	}
 	var found, listens []string
-	for _, place := range Places(ctx, "test_step", s.canonical) {
+	for _, place := range Find(ctx, "test_step", s.canonical).Places() {
 		found = append(found, fmt.Sprintf("%s %s %s %t", place.Network, place.Listener, place.Path, place.Always))
 	}
-	for _, addr := range Listens(ctx, "test_step", s.canonical) {
+	for _, addr := range Find(ctx, "test_step", s.canonical).Listens() {
 		listens = append(listens, addr.String())
 	}
 	slices.Sort(found)
@@ -199,7 +199,9 @@ func TestPlacesOfGateNetworks(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := fmt.Sprint(placesOf(addr, "0/0", true)); got != "["+want+"]" {
+		var f Finding
+		f.add(0, []listening{{addr: addr}}, "0/0", true)
+		if got := fmt.Sprint(f.Places()); got != "["+want+"]" {
 			t.Errorf("%s: %s, want %s", listen, got, want)
 		}
 	}

@@ -3,6 +3,7 @@ package placement
 import (
 	"encoding/json"
 	"reflect"
+	"sync"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/mholt/caddy-l4/layer4"
@@ -29,37 +30,54 @@ func writtenApp(ctx caddy.Context, name string) json.RawMessage {
 	return raw.Bytes()
 }
 
-// writtenRoutes returns the routes of a server of the layer4 app as they were written, and those that it has where they are
-// not to be found.
-func writtenRoutes(ctx caddy.Context, name string, server *layer4.Server) layer4.RouteList {
+// writtenServers returns the routes of the servers of the layer4 app as they were written.
+func writtenServers(ctx caddy.Context) map[string]layer4.RouteList {
 	var app struct {
 		Servers map[string]struct {
 			Routes layer4.RouteList `json:"routes"`
 		} `json:"servers"`
 	}
-	if json.Unmarshal(writtenApp(ctx, "layer4"), &app) != nil || len(app.Servers[name].Routes) != len(server.Routes) {
-		return server.Routes
+	if json.Unmarshal(writtenApp(ctx, "layer4"), &app) != nil {
+		return nil
 	}
-	return app.Servers[name].Routes
+	routes := make(map[string]layer4.RouteList, len(app.Servers))
+	for name, server := range app.Servers {
+		routes[name] = server.Routes
+	}
+	return routes
 }
 
 // writtenWrappers returns the routes of the layer4 wrappers of an HTTP server as they were written. Where there are several it can't
 // be told which of them is being provisioned.
-func writtenWrappers(ctx caddy.Context, server string) (found []layer4.RouteList) {
+func (s *site) writtenWrappers(ctx caddy.Context) []layer4.RouteList {
+	known := ofConfig(ctx, s.app, func() *sites { return new(sites) })
+	known.once.Do(func() { known.read(ctx) })
+	return known.wrappers[s.server.Name()]
+}
+
+// sites are the HTTP servers of a config as they were written.
+type sites struct {
+	once     sync.Once
+	wrappers map[string][]layer4.RouteList // by server
+}
+
+func (s *sites) read(ctx caddy.Context) {
 	var app struct {
 		Servers map[string]struct {
 			Wrappers []json.RawMessage `json:"listener_wrappers"`
 		} `json:"servers"`
 	}
 	_ = json.Unmarshal(writtenApp(ctx, "http"), &app)
-	for _, raw := range app.Servers[server].Wrappers {
-		var written struct {
-			Name   string           `json:"wrapper"`
-			Routes layer4.RouteList `json:"routes"`
-		}
-		if json.Unmarshal(raw, &written) == nil && written.Name == "layer4" {
-			found = append(found, written.Routes)
+	s.wrappers = make(map[string][]layer4.RouteList)
+	for name, server := range app.Servers {
+		for _, raw := range server.Wrappers {
+			var written struct {
+				Name   string           `json:"wrapper"`
+				Routes layer4.RouteList `json:"routes"`
+			}
+			if json.Unmarshal(raw, &written) == nil && written.Name == "layer4" {
+				s.wrappers[name] = append(s.wrappers[name], written.Routes)
+			}
 		}
 	}
-	return found
 }
