@@ -25,7 +25,7 @@ func TestIsAStepWithoutPlaceholdersOfConnections(t *testing.T) {
 	} {
 		host := newHost()
 		mustLoad(t, object{"s": server(to(c.to), host+":9000")})
-		steps := fastpath.Steps(caddy.ActiveContext(), "tcp", host+":9000")
+		steps, _ := fastpath.Steps(caddy.ActiveContext(), "tcp", host+":9000")
 		if got := len(steps) == 1; got != c.want {
 			t.Errorf("%q: got %d steps, want one: %v", c.to, len(steps), c.want)
 		}

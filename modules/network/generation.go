@@ -82,9 +82,10 @@ func newGeneration(ctx context.Context, ep endpoint) (*generation, error) {
 	if err != nil {
 		return nil, err
 	}
+	steps, routed := fastpath.Steps(ctx, ep.Name, ep.listener)
 	g := &generation{
 		endpoint: ep,
-		steps:    fastpath.Steps(ctx, ep.Name, ep.listener),
+		steps:    steps,
 		config:   ctx.Done(),
 		settings: settings{maxSessions: options.MaxSessions, reserve: options.ReserveDescriptors},
 		active:   make(chan struct{}),
@@ -101,7 +102,7 @@ func newGeneration(ctx context.Context, ep endpoint) (*generation, error) {
 			return nil, err
 		}
 		g.scope.Hold("listener", ep.listener)
-		if fastpath.Routed(ctx, ep.Name, ep.listener) {
+		if routed {
 			g.watcher = g.scope
 		}
 	}

@@ -8,8 +8,6 @@ package fastpath
 import (
 	"context"
 	"encoding/json"
-	"net"
-	"strconv"
 	"sync"
 
 	"github.com/caddyserver/caddy/v2"
@@ -54,11 +52,15 @@ func Serve(steps []Step, a *session.Arrival, scope *session.Scope) {
 	a.Close()
 }
 
-// plan is what is known of the handlers of one layer4 app, while its config lives.
+// plan is what is known of one layer4 app, while its config lives.
 type plan struct {
 	mu     sync.Mutex
-	routes map[*layer4.Server][]string // the keys of the handlers of its first route
+	routes map[*layer4.Server][]string // the keys of the handlers of its first route; nil before the first offer
 	steps  map[string]Step             // by key
+
+	started sync.Once
+	servers gate.Index[*layer4.Server] // by the name of a network, and the listener
+	debug   bool                       // layer4 logs each connection
 }
 
 // plans are found by their *layer4.App. Each goes with its config.
@@ -67,41 +69,40 @@ var plans sync.Map
 // Offer is called in Provision by a handler that is a Step in this config, with the JSON it was made of, as
 // [caddyfile.CanonicalJSON] has it. Handlers with the same JSON do the same.
 func Offer(ctx caddy.Context, canonical string, step Step) {
-	if p := planOf(ctx); p != nil {
-		defer p.mu.Unlock()
-		p.steps[key(step.CaddyModule().ID.Name(), canonical)] = step
-	}
-}
-
-// planOf returns the plan of the config, locked, with what there is to know now. It returns nil in front of an HTTP site.
-func planOf(ctx caddy.Context) *plan {
 	app := placement.AppOf(ctx)
 	if app == nil {
-		return nil
+		return // in front of an HTTP site
 	}
-	known, loaded := plans.LoadOrStore(app, &plan{
-		routes: make(map[*layer4.Server][]string),
-		steps:  make(map[string]Step),
-	})
-	if !loaded {
-		context.AfterFunc(ctx, func() { plans.Delete(app) })
-	}
-	p := known.(*plan)
+	p := planOf(ctx, app)
 	p.mu.Lock()
-	for _, server := range app.Servers {
-		p.note(server)
+	defer p.mu.Unlock()
+	if p.routes == nil {
+		p.note(app)
 	}
-	return p
+	p.steps[key(step.CaddyModule().ID.Name(), canonical)] = step
 }
 
-// note remembers the handlers of a server's first route, whose JSON is there until the last of them has been
-// provisioned.
-func (p *plan) note(server *layer4.Server) {
-	if len(server.Routes) == 0 || len(server.Routes[0].HandlersRaw) == 0 || p.routes[server] != nil {
-		return
+func planOf(ctx context.Context, app *layer4.App) *plan {
+	known, loaded := plans.Load(app)
+	if !loaded {
+		if known, loaded = plans.LoadOrStore(app, &plan{steps: make(map[string]Step)}); !loaded {
+			context.AfterFunc(ctx, func() { plans.Delete(app) })
+		}
 	}
-	for _, raw := range server.Routes[0].HandlersRaw {
-		p.routes[server] = append(p.routes[server], keyOf(raw))
+	return known.(*plan)
+}
+
+// note remembers the handlers of the servers' first routes. Their JSON is there until the last of a route has been provisioned, so
+// that the first offer finds it in all routes that may have a handler that offers.
+func (p *plan) note(app *layer4.App) {
+	p.routes = make(map[*layer4.Server][]string, len(app.Servers))
+	for _, server := range app.Servers {
+		if server == nil || len(server.Routes) == 0 || server.Routes[0] == nil {
+			continue
+		}
+		for _, raw := range server.Routes[0].HandlersRaw {
+			p.routes[server] = append(p.routes[server], keyOf(raw))
+		}
 	}
 }
 
@@ -121,78 +122,56 @@ func key(name, canonical string) string { return name + " " + canonical }
 
 // Steps returns the steps that serve the connections of a listener, nil where layer4 has to. It is called when the
 // config starts, with the context that the listener is opened with, its network, and its address as [gate.Listener] has it.
+// routed tells whether a server of layer4 listens there.
 //
 // Where layer4 logs each connection, at the level DEBUG, it has to serve them.
-func Steps(ctx context.Context, network, address string) []Step {
-	app, server := serverOf(ctx, network, address)
-	if server == nil || ctx.(caddy.Context).Logger(app).Core().Enabled(zap.DebugLevel) {
-		return nil
+func Steps(ctx context.Context, network, address string) (steps []Step, routed bool) {
+	app := appOf(ctx)
+	if app == nil {
+		return nil, false
 	}
-	return stepsOf(app, server)
+	p := planOf(ctx, app)
+	p.started.Do(func() {
+		p.debug = ctx.(caddy.Context).Logger(app).Core().Enabled(zap.DebugLevel)
+		p.index(app)
+	})
+	server, routed := p.servers.First(network, address)
+	if !routed || p.debug {
+		return nil, routed
+	}
+	return p.stepsOf(server), true
 }
 
-// Routed tells whether a server of layer4 listens there. It is called as Steps is.
-func Routed(ctx context.Context, network, address string) bool {
-	_, server := serverOf(ctx, network, address)
-	return server != nil
-}
-
-// serverOf returns the layer4 app and its server that listens there, nil where there is none.
-func serverOf(ctx context.Context, network, address string) (*layer4.App, *layer4.Server) {
+// appOf returns the layer4 app of a config, nil where it has none.
+func appOf(ctx context.Context) *layer4.App {
 	config, ok := ctx.(caddy.Context)
 	if !ok {
-		return nil, nil
+		return nil
 	}
 	configured, err := config.AppIfConfigured("layer4")
 	if err != nil {
-		return nil, nil
-	}
-	app, ok := configured.(*layer4.App)
-	if !ok {
-		return nil, nil
-	}
-	for _, server := range app.Servers {
-		if listens(server, network, address) {
-			return app, server
-		}
-	}
-	return nil, nil
-}
-
-func listens(server *layer4.Server, network, address string) bool {
-	n, _ := gate.Parse(network)
-	repl := caddy.NewReplacer()
-	for _, listen := range server.Listen {
-		addr, err := caddy.ParseNetworkAddress(repl.ReplaceAll(listen, ""))
-		if err != nil || addr.Network != network {
-			continue
-		}
-		if offset, ok := offsetOf(n, addr, address); ok && gate.Listener(n, addr, offset) == address {
-			return true
-		}
-	}
-	return false
-}
-
-// offsetOf returns which port of a range an address has. It does not go through them: it is called for each port of the range.
-func offsetOf(n gate.Network, addr caddy.NetworkAddress, address string) (offset uint, ok bool) {
-	if n.Inherited {
-		return 0, true
-	}
-	_, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return 0, false
-	}
-	number, err := strconv.ParseUint(port, 10, 16)
-	return uint(number) - addr.StartPort, err == nil && uint(number) >= addr.StartPort && uint(number) <= addr.EndPort
-}
-
-func stepsOf(app *layer4.App, server *layer4.Server) []Step {
-	known, ok := plans.Load(app)
-	if !ok {
 		return nil
 	}
-	p := known.(*plan)
+	app, _ := configured.(*layer4.App)
+	return app
+}
+
+// index finds out which server listens where, once for all listeners that are opened.
+func (p *plan) index(app *layer4.App) {
+	repl := caddy.NewReplacer()
+	for _, server := range app.Servers {
+		for _, listen := range server.Listen {
+			addr, err := caddy.ParseNetworkAddress(repl.ReplaceAll(listen, ""))
+			if err != nil {
+				continue
+			}
+			n, _ := gate.Parse(addr.Network)
+			p.servers.Add(addr.Network, gate.Listener(n, addr, 0), addr.PortRangeSize(), server)
+		}
+	}
+}
+
+func (p *plan) stepsOf(server *layer4.Server) []Step {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	handlers := p.routes[server]

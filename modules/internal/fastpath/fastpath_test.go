@@ -102,7 +102,7 @@ func listen(ctx context.Context, network, host, ports string, offset uint, _ net
 	}
 	address := addr.JoinHostPort(offset)
 	found.Lock()
-	found.steps[address] = Steps(ctx, network, address)
+	found.steps[address], _ = Steps(ctx, network, address)
 	found.Unlock()
 	return net.Listen("tcp", "127.0.0.1:0")
 }
@@ -279,42 +279,40 @@ func TestServeWaits(t *testing.T) {
 }
 
 func TestWithoutConfig(t *testing.T) {
-	if steps := Steps(t.Context(), network, "localhost:1"); steps != nil {
-		t.Errorf("got %v", steps)
+	if steps, routed := Steps(t.Context(), network, "localhost:1"); steps != nil || routed {
+		t.Errorf("got %v, %t", steps, routed)
 	}
 }
 
-// listens finds what going through all ports finds.
-func TestListens(t *testing.T) {
-	var addresses []string
+// The index of servers finds what going through all ports of all servers finds.
+func TestServerIsFound(t *testing.T) {
 	all := []string{
-		"gate+tcp/:80", "gate+tcp/:79-81", "gate+tcp/localhost:79-81", "gate+tcp/[fe80::1%eth0]:80", "gate+tcp4/:79-80", "gate+tcp6/:80",
+		"gate+tcp/:80", "gate+tcp/:90-92", "gate+tcp/localhost:79-81", "gate+tcp/[fe80::1%eth0]:80", "gate+tcp4/:79-80", "gate+tcp6/:80",
 		"gate+tcp/127.0.0.1:0", "gate+udp/:80", "gate+fd/3", "gate+fd/4", "gate+fdgram/3",
 	}
-	byPort := func(listen, network string) (found []string) {
+	app := &layer4.App{Servers: make(map[string]*layer4.Server)}
+	want := make(map[string]*layer4.Server)
+	addresses := []string{":78", ":82", ":x", "", "fd/", "localhost:82"}
+	for _, listen := range all {
+		server := &layer4.Server{Listen: []string{listen}}
+		app.Servers[listen] = server
 		addr, err := caddy.ParseNetworkAddress(listen)
 		if err != nil {
 			t.Fatal(err)
 		}
 		n, _ := gate.Parse(addr.Network)
 		for offset := range addr.PortRangeSize() {
-			if network == "" || network == addr.Network {
-				found = append(found, gate.Listener(n, addr, offset))
-			}
+			address := gate.Listener(n, addr, offset)
+			want[n.Name+" "+address] = server
+			addresses = append(addresses, address)
 		}
-		return found
 	}
-	for _, listen := range all {
-		addresses = append(addresses, byPort(listen, "")...)
-	}
-	addresses = append(addresses, ":78", ":82", ":x", "", "fd/", "localhost:82")
-	for _, listen := range all {
-		for _, n := range gate.Networks {
-			for _, address := range addresses {
-				want := slices.Contains(byPort(listen, n.Name), address)
-				if got := listens(&layer4.Server{Listen: []string{listen}}, n.Name, address); got != want {
-					t.Errorf("%s, network %s, address %q: %t", listen, n.Name, address, got)
-				}
+	var p plan
+	p.index(app)
+	for _, n := range gate.Networks {
+		for _, address := range addresses {
+			if got, _ := p.servers.First(n.Name, address); got != want[n.Name+" "+address] {
+				t.Errorf("network %s, address %q: %v", n.Name, address, got)
 			}
 		}
 	}
