@@ -17,6 +17,7 @@ type metrics struct {
 	loadErrors  *prometheus.CounterVec
 	storeErrors *prometheus.CounterVec
 	badLines    *prometheus.GaugeVec
+	registered  meter.Registered
 
 	mu    sync.Mutex
 	lists map[string]int // how many there are of a name
@@ -33,10 +34,12 @@ var collectors = &metrics{
 }
 
 func (m *metrics) register(registry *prometheus.Registry) error {
-	if err := degraded.Register(registry); err != nil {
-		return err
-	}
-	return meter.Register(registry, m.decisions, m.entries, m.loaded, m.loadErrors, m.storeErrors, m.badLines)
+	return m.registered.In(registry, func() error {
+		if err := degraded.Register(registry); err != nil {
+			return err
+		}
+		return meter.Register(registry, m.decisions, m.entries, m.loaded, m.loadErrors, m.storeErrors, m.badLines)
+	})
 }
 
 // use is called for each list. Several lists may have one name: URLs that differ in their query, or, during a reload that

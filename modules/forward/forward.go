@@ -161,7 +161,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.pool.Failures = h.watch.failures()
-	if err := h.names.begin(ctx, h.pool); err != nil {
+	if err := h.names.begin(h.pool); err != nil {
 		return err
 	}
 	if err := h.succession.begin(at, h.canonical, placed.listen); err != nil {

@@ -5,7 +5,6 @@ import (
 	"net"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
@@ -51,15 +50,12 @@ func newKnownNames() *knownNames {
 func (*knownNames) Destruct() error { return nil }
 
 // begin is called in Provision. After an error end releases what there is.
-func (n *names) begin(ctx caddy.Context, pool *upstream.Pool) (err error) {
+func (n *names) begin(pool *upstream.Pool) (err error) {
 	if pool.Fixed() {
 		return nil
 	}
 	for _, result := range []string{lookupAnswered, lookupNotFound, lookupFailed} {
 		lookups.WithLabelValues(result) // begin at 0
-	}
-	if err := meter.Register(ctx.GetMetricsRegistry(), lookups); err != nil {
-		return err
 	}
 	n.known, err = resolved.Acquire(struct{}{}, func() (*knownNames, error) { return newKnownNames(), nil })
 	if err != nil {

@@ -36,6 +36,9 @@ var (
 	ejected   = ejectedNow{meter.Desc("upstream_ejected", "Addresses of an upstream that are out now.", "upstream")}
 )
 
+// registered tells where these are registered.
+var registered meter.Registered
+
 // shown are the upstreams that have series. They go when nobody has held them for half a minute.
 var shown sync.Map
 
@@ -70,7 +73,8 @@ func (e ejectedNow) Collect(to chan<- prometheus.Metric) {
 
 // begin is called in Provision. After an error end releases what there is.
 func (w *watch) begin(ctx caddy.Context, scope *session.Scope, policy upstream.Policy, upstreams []upstream.Upstream) (err error) {
-	if err := meter.Register(ctx.GetMetricsRegistry(), fails, ejections, ejected); err != nil {
+	registry := ctx.GetMetricsRegistry()
+	if err := registered.In(registry, func() error { return meter.Register(registry, fails, ejections, ejected, lookups) }); err != nil {
 		return err
 	}
 	w.scope = scope

@@ -13,6 +13,7 @@ type metrics struct {
 	storeErrors   *prometheus.CounterVec
 	storeDuration *prometheus.HistogramVec
 	kept          keptMetrics
+	registered    meter.Registered
 }
 
 // From a Redis on the same machine to the longest timeout.
@@ -30,7 +31,9 @@ var collectors = &metrics{
 }
 
 func (m *metrics) register(registry *prometheus.Registry) error {
-	return meter.Register(registry, m.decisions, m.storeErrors, m.storeDuration, m.kept)
+	return m.registered.In(registry, func() error {
+		return meter.Register(registry, m.decisions, m.storeErrors, m.storeDuration, m.kept)
+	})
 }
 
 // keptMetrics are collected from the buckets when they are read. Handlers without a name are counted together.

@@ -4,6 +4,8 @@ package meter
 
 import (
 	"errors"
+	"sync/atomic"
+	"weak"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -47,5 +49,24 @@ func Register(registry *prometheus.Registry, all ...prometheus.Collector) error 
 			return err
 		}
 	}
+	return nil
+}
+
+// Registered remembers in which registry metrics are. A config may have thousands of handlers with the same metrics, and a registry
+// describes and hashes each metric to find out that it has it. The zero value is ready to use.
+type Registered struct {
+	last atomic.Pointer[weak.Pointer[prometheus.Registry]]
+}
+
+// In calls register, unless it has succeeded for this registry just before.
+func (r *Registered) In(registry *prometheus.Registry, register func() error) error {
+	this := weak.Make(registry)
+	if last := r.last.Load(); last != nil && *last == this {
+		return nil
+	}
+	if err := register(); err != nil {
+		return err
+	}
+	r.last.Store(&this)
 	return nil
 }

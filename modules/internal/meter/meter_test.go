@@ -1,6 +1,7 @@
 package meter_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -39,5 +40,26 @@ func TestTwoMetricsOfOneNameAreRefused(t *testing.T) {
 	}
 	if err := meter.Register(registry, meter.Gauge("size", "Bytes.", "listener")); err == nil {
 		t.Error("registered a second one with other labels")
+	}
+}
+
+// A registry is asked once, however many handlers of its config have the metrics, and again after an error.
+func TestRegisteredOnce(t *testing.T) {
+	t.Parallel()
+	var registered meter.Registered
+	calls := 0
+	for _, registry := range []*prometheus.Registry{prometheus.NewRegistry(), prometheus.NewRegistry()} {
+		failed := registered.In(registry, func() error { calls++; return errors.ErrUnsupported })
+		if !errors.Is(failed, errors.ErrUnsupported) {
+			t.Error(failed)
+		}
+		for range 3 {
+			if err := registered.In(registry, func() error { calls++; return nil }); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if calls != 4 {
+		t.Errorf("registered %d times", calls)
 	}
 }

@@ -23,6 +23,8 @@ type metrics struct {
 	connect  *prometheus.HistogramVec
 
 	datagrams datagramsMoved
+
+	registered meter.Registered
 }
 
 // Sessions last from a refused dial to days; connects from a loopback to a timeout.
@@ -41,12 +43,14 @@ var collectors = &metrics{
 }
 
 func (m *metrics) register(registry *prometheus.Registry) error {
-	for _, register := range []func(*prometheus.Registry) error{degraded.Register, logqueue.Register} {
-		if err := register(registry); err != nil {
-			return err
+	return m.registered.In(registry, func() error {
+		for _, register := range []func(*prometheus.Registry) error{degraded.Register, logqueue.Register} {
+			if err := register(registry); err != nil {
+				return err
+			}
 		}
-	}
-	return meter.Register(registry, m.sessions, m.active, m.bytes, m.duration, m.connect, m.datagrams)
+		return meter.Register(registry, m.sessions, m.active, m.bytes, m.duration, m.connect, m.datagrams)
+	})
 }
 
 // bytesMoved is a counter that is brought up to date whenever it is read, because a session may last for days.

@@ -40,30 +40,114 @@ type Scope struct {
 	sampler sampler
 }
 
+// common is what the scopes of one config share: there may be one for each of thousands of handlers and listeners.
+type common struct {
+	log     *zap.Logger
+	options global.Options
+	err     error
+	made    sync.Once
+
+	mu     sync.Mutex
+	scopes []*Scope
+	over   bool                      // the config has ended
+	held   map[caddy.Module]struct{} // what has routes, and its listeners held
+	values meter.Values              // of these listeners
+}
+
+// commons are found by the channel that is closed with the config. Each goes with its config.
+var commons sync.Map
+
+func commonOf(ctx caddy.Context) (*common, error) {
+	key := ctx.Done()
+	known, loaded := commons.Load(key)
+	if !loaded { // NewContext has made one that can be done, so this goes
+		if known, loaded = commons.LoadOrStore(key, new(common)); !loaded {
+			context.AfterFunc(ctx.Context, func() {
+				commons.Delete(key)
+				known.(*common).end()
+			})
+		}
+	}
+	c := known.(*common)
+	c.made.Do(func() {
+		if c.options, c.err = global.Of(ctx); c.err == nil {
+			c.log = accessLog(ctx, c.options.AccessLog.Queue)
+		}
+	})
+	return c, c.err
+}
+
+// add has a scope end with the config.
+func (c *common) add(sc *Scope) {
+	c.mu.Lock()
+	over := c.over
+	if !over {
+		c.scopes = append(c.scopes, sc)
+	}
+	c.mu.Unlock()
+	if over {
+		sc.end()
+	}
+}
+
+// end is called when the config has ended.
+func (c *common) end() {
+	c.mu.Lock()
+	c.over = true
+	scopes := c.scopes
+	c.scopes = nil
+	c.values.Release()
+	c.mu.Unlock()
+	for _, sc := range scopes {
+		sc.end()
+	}
+}
+
+// holdListeners holds the listeners of the app or the site that a handler is provisioned for, once for all handlers.
+func (c *common) holdListeners(ctx caddy.Context) {
+	root := placement.RootOf(ctx)
+	if root == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, held := c.held[root]; held || c.over {
+		return
+	}
+	if c.held == nil {
+		c.held = make(map[caddy.Module]struct{})
+	}
+	c.held[root] = struct{}{}
+	c.values.Hold("listener", listenersOf(ctx)...)
+}
+
 // NewScope is called in Provision. It registers the metrics with the config's registry.
 func NewScope(ctx caddy.Context, gracePeriod, drainTimeout time.Duration) (*Scope, error) {
 	if err := collectors.register(ctx.GetMetricsRegistry()); err != nil {
 		return nil, err
 	}
-	options, err := global.Of(ctx)
+	shared, err := commonOf(ctx)
 	if err != nil {
 		return nil, err
 	}
+	shared.holdListeners(ctx)
 	sc := &Scope{
 		GracePeriod:  gracePeriod,
 		DrainTimeout: drainTimeout,
 		config:       ctx.Context,
-		log:          accessLog(ctx, options.AccessLog.Queue),
+		log:          shared.log,
 		metrics:      collectors,
-		queue:        options.AccessLog.Queue,
-		sampler:      sampler{perSecond: options.AccessLog.Sample},
+		queue:        shared.options.AccessLog.Queue,
+		sampler:      sampler{perSecond: shared.options.AccessLog.Sample},
 	}
-	sc.values.Hold("listener", listenersOf(ctx)...)
-	context.AfterFunc(ctx.Context, func() {
-		sc.over.Store(true)
-		sc.forgetValues()
-	})
+	shared.add(sc)
 	return sc, nil
+}
+
+// end is called when the config has ended.
+func (sc *Scope) end() {
+	sc.over.Store(true)
+	sc.forgetValues()
 }
 
 // listenersOf returns the listeners of the app that a handler is provisioned for. Those of gate networks are held by themselves.
