@@ -76,6 +76,7 @@ type packetListener struct {
 
 	receiving sync.Mutex // held while datagrams are received and delivered
 
+	waited  bool      // the poller has been asked to wait
 	batch   *batch    // nil while there is nothing to receive
 	tuple   fiveTuple // of the datagram that is being delivered
 	deliver func(f *fiveTuple, b []byte, truncated bool)
@@ -144,6 +145,12 @@ func (l *packetListener) receive(deliver func(f *fiveTuple, b []byte, truncated 
 func (l *packetListener) tryReceive(fd uintptr) bool {
 	l.receiving.Lock()
 	defer l.receiving.Unlock()
+	if !l.waited {
+		// A config may open thousands of sockets at once, to which nobody has sent anything yet.
+		if l.waited = true; l.empty(fd) {
+			return false
+		}
+	}
 	if l.batch == nil {
 		l.batch = batches.Get().(*batch)
 	}
@@ -160,6 +167,13 @@ func (l *packetListener) tryReceive(fd uintptr) bool {
 	batches.Put(b)
 	l.batch = nil
 	return l.err != nil
+}
+
+// empty tells whether there is nothing to receive.
+func (l *packetListener) empty(fd uintptr) bool {
+	var first [1]byte
+	_, errno := recvNow(int(fd), first[:], unix.MSG_PEEK)
+	return errno == unix.EAGAIN
 }
 
 func (l *packetListener) deliverAll(b *batch, n int) {
