@@ -51,6 +51,10 @@ type Handler struct {
 	// is denied now; `new` judges only clients that connect from now on. Default: `all`.
 	Enforce string `json:"enforce,omitempty"`
 
+	// OnDamaged is what happens if a dynamic list can't be read to its end when it is opened, as after a power cut: `start` goes
+	// on with what can be read; `refuse` refuses the config. Default: `start`.
+	OnDamaged string `json:"on_damaged,omitempty"`
+
 	// TrustLayer4ProxyProtocol lets the handler stand behind caddy-l4's handler proxy_protocol, which believes a header from
 	// anybody in v0.1.2: a client then chooses the address that it is judged by. It is for networks in which nobody but
 	// load balancers can connect. Default: such a config is refused.
@@ -89,7 +93,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		h.undropped = degraded.New("acl_drop")
 		h.undropped.Begin(logqueue.Logger(ctx), "on_deny drop needs the capability CAP_NET_ADMIN for TCP, denied clients are reset instead")
 	}
-	if err := h.rules.compile(ctx, config{h.Rules, h.Default, h.CountryDatabase, h.ASNDatabase}); err != nil {
+	if err := h.rules.compile(ctx, config{h.Rules, h.Default, h.CountryDatabase, h.ASNDatabase, h.OnDamaged}); err != nil {
 		return err
 	}
 	if h.scope, err = session.NewScope(ctx, 0, 0); err != nil {

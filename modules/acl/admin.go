@@ -29,6 +29,7 @@ const maxRemark = 256
 //	GET    /portgate/lists                            names and sizes
 //	GET    /portgate/lists/{name}                     all entries
 //	PUT    /portgate/lists/{name}                     {"entries": [...]} replaces them; takes what GET gives
+//	PATCH  /portgate/lists/{name}                     {"damaged": false} makes what a damaged list has all of it
 //	DELETE /portgate/lists/{name}?all=true            removes them
 //	GET    /portgate/lists/{name}/entries/{prefix}    one entry
 //	PUT    /portgate/lists/{name}/entries/{prefix}    adds it: {"ttl": "1h", "reason": "...", "by": "..."}; takes what GET gives
@@ -55,6 +56,7 @@ type summary struct {
 	Size    int         `json:"size"`
 	Removed int         `json:"removed,omitempty"`
 	Expired int         `json:"expired,omitempty"` // entries of a PUT whose time was over
+	Damaged string      `json:"damaged,omitempty"` // what could not be read
 	Entries []remaining `json:"entries,omitzero"`
 }
 
@@ -125,7 +127,7 @@ func unescape(s string) string {
 func summaries() []summary {
 	all := []summary{}
 	dynamicLists.Each(func(name string, d *dynamic) bool {
-		all = append(all, summary{Name: name, Size: d.set.Load().Len()})
+		all = append(all, summary{Name: name, Size: d.set.Load().Len(), Damaged: d.damages()})
 		return true
 	})
 	slices.SortFunc(all, func(a, b summary) int { return strings.Compare(a.Name, b.Name) })
@@ -159,15 +161,28 @@ func serveList(w http.ResponseWriter, r *http.Request, name string, d *dynamic) 
 		return adminapi.Answer(w, summary{Name: name, Removed: removed})
 	case http.MethodPut:
 		return putList(w, r, name, d)
+	case http.MethodPatch:
+		body := struct {
+			Damaged bool `json:"damaged"`
+		}{true}
+		if err := adminapi.Decode(r, &body); err != nil {
+			return err
+		}
+		if body.Damaged {
+			return adminapi.Error(http.StatusBadRequest, `expected {"damaged": false}`)
+		}
+		if err := d.accept(); err != nil {
+			return editError(err)
+		}
 	default:
-		return adminapi.Method(r, http.MethodGet, http.MethodPut, http.MethodDelete)
+		return adminapi.Method(r, http.MethodGet, http.MethodPut, http.MethodPatch, http.MethodDelete)
 	}
 	return adminapi.Answer(w, whole(name, d))
 }
 
 func whole(name string, d *dynamic) summary {
 	entries := d.all()
-	return summary{Name: name, Size: len(entries), Entries: entries}
+	return summary{Name: name, Size: len(entries), Damaged: d.damages(), Entries: entries}
 }
 
 // putList takes what GET gives, of which the entries alone count.
@@ -176,6 +191,7 @@ func putList(w http.ResponseWriter, r *http.Request, name string, d *dynamic) er
 		Entries []given `json:"entries"`
 		Name    string  `json:"name"`
 		Size    int     `json:"size"`
+		Damaged string  `json:"damaged"`
 	}
 	if err := adminapi.Decode(r, &body); err != nil {
 		return err

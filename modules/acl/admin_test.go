@@ -76,7 +76,9 @@ func TestAdminAPI(t *testing.T) {
 		{"PUT", listsPath + "/none/entries/10.0.0.0/8", "", 404, `list: "none": expected`, false},
 		{"GET", list + "/other", "", 404, `"/portgate/lists/api/other": expected /portgate/lists/{name} or /portgate/lists/{name}/entries/{prefix}`, false},
 		{"PUT", listsPath, "", 405, `method PUT: expected GET`, false},
-		{"PATCH", list, "", 405, `method PATCH`, false},
+		{"PATCH", list, "", 400, `expected {"damaged": false}`, false},
+		{"PATCH", list + "/entries/192.0.2.9", "", 405, `method PATCH`, false},
+		{"POST", list, "", 405, `method POST: expected GET, PUT, PATCH or DELETE`, false},
 	} {
 		what := step.method + " " + step.path + " " + step.body
 		status, got := call(t, step.method, step.path, step.body)

@@ -8,20 +8,19 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/certmagic"
 
 	"github.com/portgate/caddy-portgate/modules/acl/ipset"
+	"github.com/portgate/caddy-portgate/modules/internal/degraded"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
 )
 
 // maxEntries is how many entries a dynamic list may have. Beyond it new ones are refused: no entry makes room for
 // another, because each was put there by somebody for a reason.
 const maxEntries = 100_000
-
-// storageTimeout bounds one access to the storage.
-const storageTimeout = 10 * time.Second
 
 // entry is one line of a dynamic list.
 type entry struct {
@@ -44,9 +43,13 @@ type dynamic struct {
 	expiry  *time.Timer
 	next    time.Duration // when it fires, by clock.passed; 0: it does not
 	closed  bool
-	edits   int64    // counts the edits
-	unsaved [][]byte // the last edits, in JSON
-	entire  bool     // there are edits that are not in unsaved: all entries have to be stored
+
+	missing atomic.Pointer[string] // what is wrong with what was stored; nil: nothing
+	damaged *degraded.Part
+
+	edits   int64     // counts the edits
+	unsaved []unsaved // the last edits
+	entire  bool      // there are edits that are not in unsaved: all entries have to be stored
 }
 
 // dynamicLists are all that a running config names.
@@ -62,14 +65,19 @@ func openDynamic(name string, storage certmagic.Storage) (*dynamic, error) {
 func openAt(c clock, name string, storage certmagic.Storage) (*dynamic, error) {
 	d := &dynamic{clock: c}
 	d.init("list " + name)
+	d.damaged = degraded.New("list_damaged")
 	d.journal.name = listsFolder + "/" + name
 	d.storage.use(storage)
 	removeLeftovers(storage, listsFolder, d.journal.name)
-	stored, err := d.journal.load(storage)
+	stored, damages, err := d.read(storage)
 	if err != nil {
 		return nil, err
 	}
 	d.opened()
+	collectors.damaged.WithLabelValues(d.name).Set(0)
+	if len(damages) > 0 {
+		d.damage(d.keepDamaged(storage, damages))
+	}
 	d.expiry = time.AfterFunc(time.Hour, d.expire)
 	d.editing.Lock()
 	d.put(slices.Collect(maps.Values(stored)))
@@ -78,44 +86,71 @@ func openAt(c clock, name string, storage certmagic.Storage) (*dynamic, error) {
 	return d, nil
 }
 
+// read reads what is stored. A process that holds the lock for long does not keep this one from its start.
+func (d *dynamic) read(storage certmagic.Storage) (map[netip.Prefix]entry, []*damage, error) {
+	if unlock, err := lockList(storage, d.journal.name, editsLock, lockTimeout); err == nil {
+		defer unlock()
+	}
+	return d.journal.read(storage)
+}
+
 func (d *dynamic) content() *list { return &d.list }
 
-// Destruct ends the waiting for entries to expire, and stores what could not be stored until now.
+// Destruct ends the waiting for entries to expire, and has what could not be stored until now be stored. It does not wait
+// for that: see [storing].wait.
 func (d *dynamic) Destruct() error {
 	d.editing.Lock()
 	d.closed = true
 	d.expiry.Stop()
 	d.editing.Unlock()
-	d.stopStoring()
-	d.forget()
+	d.stop()
 	return nil
 }
 
 // put makes these the entries. It is called with editing held, as are those below.
 func (d *dynamic) put(entries []entry) {
+	before := d.entries
 	d.entries = make(map[netip.Prefix]*timed, len(entries))
 	d.queue = nil
-	now := d.clock.now()
 	for _, e := range entries {
-		if e.Expires == nil || now.Before(*e.Expires) {
-			d.insert(e)
+		if !d.isOver(&e) {
+			d.insert(e, before[e.Prefix])
 		}
 	}
 	d.replace(ipset.New(maps.Keys(d.entries)))
 	d.schedule()
 }
 
-// insert puts an entry in, in place of one with the same prefix.
-func (d *dynamic) insert(e entry) {
-	if before := d.entries[e.Prefix]; before != nil {
-		d.queue.remove(before)
-	}
+func (d *dynamic) isOver(e *entry) bool { return e.Expires != nil && !d.clock.now().Before(*e.Expires) }
+
+// insert puts an entry in, in place of the one before with the same prefix, if there is one. An entry that is the same goes on.
+func (d *dynamic) insert(e entry, before *timed) {
 	t := &timed{entry: e, at: notQueued}
 	d.entries[e.Prefix] = t
-	if e.Expires != nil {
-		t.ends = d.clock.end(*e.Expires)
-		heap.Push(&d.queue, t)
+	if e.Expires == nil {
+		return
 	}
+	if before != nil && before.Expires != nil && before.Expires.Equal(*e.Expires) {
+		t.ends = before.ends
+	} else {
+		t.ends = d.clock.end(*e.Expires)
+	}
+	heap.Push(&d.queue, t)
+}
+
+// set puts an entry in, in place of one with the same prefix.
+func (d *dynamic) setEntry(e entry) {
+	before := d.entries[e.Prefix]
+	if before != nil {
+		d.queue.remove(before)
+	}
+	d.insert(e, before)
+}
+
+// deleteEntry takes an entry out.
+func (d *dynamic) deleteEntry(t *timed) {
+	d.queue.remove(t)
+	delete(d.entries, t.Prefix)
 }
 
 const (
@@ -174,10 +209,10 @@ func (d *dynamic) add(e entry) error {
 		d.editing.Unlock()
 		return errFull
 	}
-	d.insert(e)
+	d.setEntry(e)
 	d.change(d.set.Load().With(e.Prefix), []netip.Prefix{e.Prefix})
 	d.schedule()
-	number := d.note(line)
+	number := d.note(e.Prefix, line)
 	d.editing.Unlock()
 	return d.save(number)
 }
@@ -194,11 +229,10 @@ func (d *dynamic) remove(prefix netip.Prefix) (bool, error) {
 		d.editing.Unlock()
 		return false, nil
 	}
-	d.queue.remove(t)
-	delete(d.entries, prefix)
+	d.deleteEntry(t)
 	d.change(d.set.Load().Without(prefix), []netip.Prefix{prefix})
 	d.schedule()
-	number := d.note(line)
+	number := d.note(prefix, line)
 	d.editing.Unlock()
 	return true, d.save(number)
 }

@@ -13,6 +13,8 @@ import (
 const (
 	listsFolder = "portgate/lists"
 	feedsFolder = "portgate/feeds"
+	// damagedFolder has copies of lists that could not be read.
+	damagedFolder = "portgate/damaged"
 )
 
 // started is when this process has begun.

@@ -28,6 +28,10 @@ type Matcher struct {
 	// ASNDatabase is the path of a database in MaxMind's format that has autonomous systems.
 	ASNDatabase string `json:"asn_database,omitempty"`
 
+	// OnDamaged is what happens if a dynamic list can't be read to its end when it is opened, as after a power cut: `start` goes
+	// on with what can be read; `refuse` refuses the config. Default: `start`.
+	OnDamaged string `json:"on_damaged,omitempty"`
+
 	// TrustLayer4ProxyProtocol lets the matcher stand behind caddy-l4's handler proxy_protocol, which believes a header from
 	// anybody in v0.1.2: a client then chooses the address that it is judged by. It is for networks in which nobody but
 	// load balancers can connect. Default: such a config is refused.
@@ -52,7 +56,7 @@ func (m *Matcher) Provision(ctx caddy.Context) error {
 	if err := placement.CheckMatcher(ctx, "acl", m.TrustLayer4ProxyProtocol); err != nil {
 		return err
 	}
-	return m.rules.compile(ctx, config{m.Rules, m.Default, m.CountryDatabase, m.ASNDatabase})
+	return m.rules.compile(ctx, config{m.Rules, m.Default, m.CountryDatabase, m.ASNDatabase, m.OnDamaged})
 }
 
 // Match tells whether the rules allow the client.

@@ -17,6 +17,7 @@ type metrics struct {
 	loadErrors  *prometheus.CounterVec
 	storeErrors *prometheus.CounterVec
 	badLines    *prometheus.GaugeVec
+	damaged     *prometheus.GaugeVec
 	registered  meter.Registered
 
 	mu    sync.Mutex
@@ -30,6 +31,7 @@ var collectors = &metrics{
 	loadErrors:  meter.Counter("acl_list_load_errors_total", "How often a list could not be loaded, so that its last good content stayed in use.", "list"),
 	storeErrors: meter.Counter("acl_list_store_errors_total", "How often a list could not be stored. It was in force all the same.", "list"),
 	badLines:    meter.Gauge("acl_list_bad_lines", "Lines of a list that are not understood, and left out.", "list"),
+	damaged:     meter.Gauge("acl_list_damaged", "Whether what was stored of a list could not all be read; the log says what.", "list"),
 	lists:       make(map[string]int),
 }
 
@@ -38,7 +40,7 @@ func (m *metrics) register(registry *prometheus.Registry) error {
 		if err := degraded.Register(registry); err != nil {
 			return err
 		}
-		return meter.Register(registry, m.decisions, m.entries, m.loaded, m.loadErrors, m.storeErrors, m.badLines)
+		return meter.Register(registry, m.decisions, m.entries, m.loaded, m.loadErrors, m.storeErrors, m.badLines, m.damaged)
 	})
 }
 
@@ -63,4 +65,5 @@ func (m *metrics) forget(list string) {
 	m.loadErrors.DeleteLabelValues(list)
 	m.storeErrors.DeleteLabelValues(list)
 	m.badLines.DeleteLabelValues(list)
+	m.damaged.DeleteLabelValues(list)
 }

@@ -27,10 +27,11 @@ import (
 //		asn_database     <path>
 //		on_deny          close|reset|drop|tarpit <duration>|respond <text>
 //		enforce          all|new
+//		on_damaged       start|refuse
 //		trust_layer4_proxy_protocol
 //	}
 func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
-	options := append(judgeOptions(&h.Rules, &h.Default, &h.CountryDatabase, &h.ASNDatabase, &h.TrustLayer4ProxyProtocol),
+	options := append(judgeOptions(&h.Rules, &h.Default, &h.CountryDatabase, &h.ASNDatabase, &h.OnDamaged, &h.TrustLayer4ProxyProtocol),
 		caddyfile.Option{Name: "on_deny", Min: 1, Max: 2, Set: func(args []string) error {
 			h.OnDeny = args
 			_, err := parseOnDeny(args)
@@ -49,7 +50,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 
 // UnmarshalCaddyfile sets up the matcher from Caddyfile tokens. Syntax: that of the handler, without on_deny and enforce.
 func (m *Matcher) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
-	err := caddyfile.Unmarshal(d, nil, judgeOptions(&m.Rules, &m.Default, &m.CountryDatabase, &m.ASNDatabase, &m.TrustLayer4ProxyProtocol)...)
+	err := caddyfile.Unmarshal(d, nil, judgeOptions(&m.Rules, &m.Default, &m.CountryDatabase, &m.ASNDatabase, &m.OnDamaged, &m.TrustLayer4ProxyProtocol)...)
 	if err != nil {
 		return err
 	}
@@ -57,7 +58,7 @@ func (m *Matcher) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 }
 
 // judgeOptions are those by which a client is judged.
-func judgeOptions(rules *[]Rule, fallback, countryDatabase, asnDatabase *string, trust *bool) []caddyfile.Option {
+func judgeOptions(rules *[]Rule, fallback, countryDatabase, asnDatabase, onDamaged *string, trust *bool) []caddyfile.Option {
 	path := func(name string, to *string) caddyfile.Option {
 		return value(name, func(arg string) error {
 			*to = arg
@@ -79,6 +80,10 @@ func judgeOptions(rules *[]Rule, fallback, countryDatabase, asnDatabase *string,
 		}),
 		path("country_database", countryDatabase),
 		path("asn_database", asnDatabase),
+		value("on_damaged", func(arg string) error {
+			*onDamaged = arg
+			return caddyfile.OneOf(arg, damagedStart, damagedRefuse)
+		}),
 		caddyfile.Flag("trust_layer4_proxy_protocol", trust),
 	}
 }
@@ -145,16 +150,35 @@ const (
 	enforceNew = "new" // those that come from now on
 )
 
+// What happens if a dynamic list can't be read to its end.
+const (
+	damagedStart  = "start"
+	damagedRefuse = "refuse"
+)
+
+// checkChoices refuses values that the options of handler and matcher don't have.
+func checkChoices(fallback, onDamaged string) error {
+	if fallback != "" {
+		if err := caddyfile.OneOf(fallback, allow, deny); err != nil {
+			return fmt.Errorf("default: %w", err)
+		}
+	}
+	if onDamaged != "" {
+		if err := caddyfile.OneOf(onDamaged, damagedStart, damagedRefuse); err != nil {
+			return fmt.Errorf("on_damaged: %w", err)
+		}
+	}
+	return nil
+}
+
 // UnmarshalJSON decodes the options and refuses unknown ones.
 func (h *Handler) UnmarshalJSON(data []byte) error {
 	type options Handler
 	if err := caddyfile.UnmarshalJSON(data, (*options)(h)); err != nil {
 		return err
 	}
-	if h.Default != "" {
-		if err := caddyfile.OneOf(h.Default, allow, deny); err != nil {
-			return fmt.Errorf("default: %w", err)
-		}
+	if err := checkChoices(h.Default, h.OnDamaged); err != nil {
+		return err
 	}
 	if h.Enforce != "" {
 		if err := caddyfile.OneOf(h.Enforce, enforceAll, enforceNew); err != nil {
@@ -172,12 +196,7 @@ func (m *Matcher) UnmarshalJSON(data []byte) error {
 	if err := caddyfile.UnmarshalJSON(data, (*options)(m)); err != nil {
 		return err
 	}
-	if m.Default != "" {
-		if err := caddyfile.OneOf(m.Default, allow, deny); err != nil {
-			return fmt.Errorf("default: %w", err)
-		}
-	}
-	return nil
+	return checkChoices(m.Default, m.OnDamaged)
 }
 
 // Interface guards

@@ -192,6 +192,7 @@ type config struct {
 	Default         string
 	CountryDatabase string
 	ASNDatabase     string
+	OnDamaged       string
 }
 
 // compile loads what the rules need. After an error, too, close gives back what it has acquired.
@@ -213,7 +214,7 @@ func (rs *rules) compile(ctx caddy.Context, c config) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", action, err)
 		}
-		loaded, err := rs.load(ctx, &s)
+		loaded, err := rs.load(ctx, &s, c.OnDamaged)
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.label(action), s.nameDatabase(err))
 		}
@@ -274,14 +275,17 @@ func (rs *rules) setDefault(given string) error {
 
 // load returns the list of a rule, which all handlers share that have the same source. A rule whose addresses are in the config
 // has none.
-func (rs *rules) load(ctx caddy.Context, s *spec) (*list, error) {
+func (rs *rules) load(ctx caddy.Context, s *spec, onDamaged string) (*list, error) {
 	switch {
 	case s.dynamic != "":
 		ref, err := dynamicLists.Acquire(s.dynamic, func() (*dynamic, error) { return openDynamic(s.dynamic, ctx.Storage()) })
 		if err != nil {
 			return nil, err
 		}
-		rs.release = append(rs.release, withoutError(ref.Value().storage.use(ctx.Storage())), ref.Release)
+		rs.release = append(rs.release, withoutError(ref.Value().storage.use(ctx.Storage())), ref.Release, withoutError(ref.Value().wait))
+		if text := ref.Value().damages(); text != "" && onDamaged == damagedRefuse {
+			return nil, fmt.Errorf("%s: expected a list that can be read, because of on_damaged refuse", text)
+		}
 		return ref.Value().content(), nil
 	case s.kind != "":
 		ref, err := sources.Acquire(s.sourceKey, func() (source, error) { return s.open(ctx) })

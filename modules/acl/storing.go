@@ -2,7 +2,9 @@ package acl
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -12,23 +14,29 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/degraded"
 )
 
-// storing is the part of a dynamic list that writes edits to the storage. A caller who edits the list waits until that is
-// done; if several callers wait, one writes the edits of all. A goroutine writes what could not be written at first, and
-// keeps the journal short.
+// storing is the part of a dynamic list that writes edits to the storage, and reads those of other processes. A caller who edits
+// the list waits until that is done; if several callers wait, one writes the edits of all. A goroutine writes what could not be
+// written at first, keeps the journal short, and looks for edits of others.
 type storing struct {
 	storage storages
 
-	saving    sync.Mutex
-	journal   journal
-	saved     int64      // the edits that the storage has
-	rewriting bool       // the goroutine stores all entries, without holding saving
-	rewritten *sync.Cond // no longer
-	unstored  *degraded.Part
-	long      *degraded.Part // the journal
+	saving   sync.Mutex
+	journal  journal
+	saved    int64     // the edits that the storage has
+	others   time.Time // when another process has last added edits
+	unstored *degraded.Part
+	long     *degraded.Part // the journal
 
 	due  chan struct{} // wakes the goroutine
+	ctx  context.Context
 	stop context.CancelFunc
 	done chan struct{}
+}
+
+// unsaved is an edit that the storage has not.
+type unsaved struct {
+	prefix netip.Prefix
+	line   []byte // in JSON
 }
 
 // maxUnsaved is how many edits wait for a storage that fails; where there are more, all entries are stored instead.
@@ -40,40 +48,55 @@ const (
 	lastStoreRetry  = 4 * time.Second
 )
 
+const (
+	// lookInterval is how often a list is looked at for edits of other processes with the same storage.
+	lookInterval = 10 * time.Second
+	// giveWay is how long a process leaves the lock to others before it takes it again, if others are at work.
+	giveWay = 2 * time.Millisecond
+)
+
 func (d *dynamic) startStoring() {
 	d.unstored, d.long = degraded.New("list_store"), degraded.New("list_compaction")
-	d.rewritten = sync.NewCond(&d.saving)
 	d.due, d.done = make(chan struct{}, 1), make(chan struct{})
-	var ctx context.Context
-	ctx, d.stop = context.WithCancel(context.Background())
+	d.ctx, d.stop = context.WithCancel(context.Background())
 	go func() {
 		defer close(d.done)
-		d.keepStored(ctx)
+		d.keepStored()
+		d.unstored.Close()
+		d.long.Close()
+		d.damaged.Close()
+		d.forget()
 	}()
 }
 
-// stopStoring makes a last attempt. It does not wait for good for a storage that does not answer.
-func (d *dynamic) stopStoring() {
-	d.stop()
+// wait returns when a list that nobody uses any more has made a last attempt to store what is not stored. It does not wait
+// for good for a storage that does not answer.
+func (d *dynamic) wait() {
+	if d.ctx.Err() == nil {
+		return // somebody uses it
+	}
 	timeout := time.NewTimer(storageTimeout)
 	defer timeout.Stop()
 	select {
 	case <-d.done:
 	case <-timeout.C:
 	}
-	d.unstored.Close()
-	d.long.Close()
 }
 
-func (d *dynamic) keepStored(ctx context.Context) {
+func (d *dynamic) keepStored() {
 	retry := time.NewTimer(time.Hour)
 	retry.Stop()
 	defer retry.Stop()
+	look := time.NewTicker(lookInterval)
+	defer look.Stop()
 	for pause := firstStoreRetry; ; {
 		select {
-		case <-ctx.Done():
+		case <-d.ctx.Done():
 			_ = d.storeRest() // whoever has edited it knows, and the log
 			return
+		case <-look.C:
+			d.look()
+			continue
 		case <-d.due:
 		case <-retry.C:
 		}
@@ -99,12 +122,12 @@ func (d *dynamic) wake() {
 }
 
 // note remembers an edit until it is stored, and returns its number. It is called with editing held.
-func (d *dynamic) note(line []byte) int64 {
+func (d *dynamic) note(prefix netip.Prefix, line []byte) int64 {
 	if len(d.unsaved) == maxUnsaved {
 		d.entire, d.unsaved = true, nil
 	}
 	if !d.entire {
-		d.unsaved = append(d.unsaved, line)
+		d.unsaved = append(d.unsaved, unsaved{prefix, line})
 	}
 	d.edits++
 	return d.edits
@@ -145,78 +168,172 @@ func (d *dynamic) storeRest() error {
 
 // store brings all edits into the storage that there are now. It is called with saving held, as are those below.
 func (d *dynamic) store() error {
-	d.editing.Lock()
-	number, lines, entire := d.edits, d.unsaved, d.entire
-	d.editing.Unlock()
 	storage := d.storage.youngest()
-	var err error
-	if entire || !d.journal.isIn(storage) {
-		number, err = d.storeEntries(storage)
-	} else if err = d.journal.append(lines); err == nil {
-		d.editing.Lock()
-		if !d.entire { // nor is it in unsaved what came before
-			d.unsaved = d.unsaved[len(lines):]
+	err := d.locked(storage, func() error {
+		if d.journal.broken || !d.journal.isIn(storage) {
+			return errBehind
 		}
-		d.editing.Unlock()
-	}
-	if err == nil {
-		d.saved = number
+		return d.commit()
+	})
+	if isBehind(err) {
+		err = d.readAnew(storage, true)
 	}
 	d.noteStored(err)
-	if d.journal.isLong(d.set.Load().Len()) && !d.rewriting && !d.long.Is() {
+	if d.journal.isLong(d.set.Load().Len()) && !d.long.Is() {
 		d.wake()
 	}
 	return err
 }
 
-// storeEntries stores all entries, in whatever storage.
-func (d *dynamic) storeEntries(storage certmagic.Storage) (number int64, err error) {
-	for d.rewriting { // what it writes is older
-		d.rewritten.Wait()
+func isBehind(err error) bool {
+	var found *damage
+	return errors.Is(err, errBehind) || errors.As(err, &found)
+}
+
+// locked calls f while no other process reads or appends edits.
+func (d *dynamic) locked(storage certmagic.Storage, f func() error) error {
+	if time.Since(d.others) < time.Second {
+		time.Sleep(giveWay)
 	}
-	if !d.journal.isIn(storage) {
-		if err := d.journal.moveTo(storage); err != nil {
-			return 0, err
-		}
+	unlock, err := lockList(storage, d.journal.name, editsLock, lockTimeout)
+	if err != nil {
+		return err
 	}
-	through := d.journal.seal()
+	defer unlock()
+	return f()
+}
+
+// commit appends the edits that are not stored to those of all processes.
+func (d *dynamic) commit() error {
+	if err := d.catchUp(); err != nil {
+		return err
+	}
 	d.editing.Lock()
-	number = d.edits
-	entries := d.copyAll()
+	entire := d.entire
+	number, waiting := d.edits, d.unsaved
+	d.editing.Unlock()
+	if entire {
+		return d.storeWhole(d.journal.appendAll)
+	}
+	if len(waiting) > 0 {
+		lines := make([][]byte, len(waiting))
+		for i := range waiting {
+			lines[i] = waiting[i].line
+		}
+		if err := d.journal.append(lines); err != nil {
+			return err
+		}
+		d.editing.Lock()
+		if !d.entire { // nor is it in unsaved what came before
+			d.unsaved = d.unsaved[len(waiting):]
+		}
+		d.editing.Unlock()
+	}
+	d.saved = number
+	return nil
+}
+
+// storeWhole stores all entries, in whatever way.
+func (d *dynamic) storeWhole(store func([]entry) error) error {
+	d.editing.Lock()
+	number, entries := d.edits, d.copyAll()
 	d.entire, d.unsaved = false, nil
 	d.editing.Unlock()
-	if err := d.journal.storeEntries(storage, through, entries); err != nil {
+	if err := store(entries); err != nil {
 		d.editing.Lock()
 		d.entire, d.unsaved = true, nil
 		d.editing.Unlock()
-		return 0, err
+		return err
 	}
-	d.journal.through = through
-	d.journal.oldest = d.journal.clear(storage, d.journal.oldest, through)
-	return number, nil
+	d.saved = number
+	return nil
 }
 
-// shorten stores all entries when the journal is long. Edits are stored meanwhile, in further segments.
-func (d *dynamic) shorten() error {
+// catchUp makes the edits of other processes. Those of this process that are not stored come after them.
+func (d *dynamic) catchUp() error {
+	edits, err := d.journal.catchUp()
+	if len(edits) > 0 {
+		d.others = time.Now()
+		d.merge(edits)
+	}
+	return err
+}
+
+// look makes the edits of other processes if there are some.
+func (d *dynamic) look() {
 	d.saving.Lock()
 	defer d.saving.Unlock()
 	storage := d.storage.youngest()
-	if !d.journal.isLong(d.set.Load().Len()) || !d.journal.isIn(storage) {
-		return nil
+	if !d.journal.isIn(storage) {
+		return // the next edit moves the list there
 	}
-	d.rewriting = true
-	through, oldest := d.journal.seal(), d.journal.oldest
-	d.saving.Unlock()
-	err := d.journal.storeEntries(storage, through, d.snapshot())
-	if err == nil {
-		oldest = d.journal.clear(storage, oldest, through)
+	err := d.locked(storage, func() error {
+		if d.journal.broken {
+			return errBehind
+		}
+		return d.catchUp()
+	})
+	if isBehind(err) {
+		_ = d.readAnew(storage, false) // it is tried again with the next edit, which reports it
 	}
-	d.saving.Lock()
-	d.rewriting = false
-	d.rewritten.Broadcast()
-	if err == nil {
-		d.journal.through, d.journal.oldest = through, oldest
+}
+
+// readAnew is called when the storage does not go on where the journal is. If others have stored all entries anew, these are read. Else
+// they are stored anew from memory, if mayRewrite is set: they are damaged or gone, or the storage is another one.
+func (d *dynamic) readAnew(storage certmagic.Storage, mayRewrite bool) error {
+	unlock, err := lockList(storage, d.journal.name, wholeLock, lockTimeout)
+	if err != nil {
+		return err
 	}
+	defer unlock()
+	return d.locked(storage, func() error {
+		if d.journal.isIn(storage) {
+			next := journal{name: d.journal.name}
+			entries, damages, err := next.read(storage)
+			if err != nil {
+				return err
+			}
+			if !d.journal.broken {
+				d.keepDamaged(storage, damages)
+			}
+			if len(damages) == 0 && next.through >= d.journal.lastNumber() {
+				d.journal = next
+				d.others = time.Now()
+				d.mergeAll(entries)
+				return d.commit()
+			}
+		}
+		if !mayRewrite {
+			return nil
+		}
+		return d.rewrite(storage)
+	})
+}
+
+// rewrite stores all entries, in whatever storage.
+func (d *dynamic) rewrite(storage certmagic.Storage) error {
+	if err := d.journal.restart(storage); err != nil {
+		return err
+	}
+	d.journal.broken = true // until it is done
+	through := d.journal.number - 1
+	var last known
+	err := d.storeWhole(func(entries []entry) (err error) {
+		last, err = d.journal.storeEntries(storage, through, entries)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	d.journal.through, d.journal.last, d.journal.broken = through, last, false
+	d.journal.oldest = d.journal.clear(storage, d.journal.oldest, through+1)
+	return nil
+}
+
+// shorten stores all entries when the journal is long, unless another process does. Edits are stored meanwhile, in further
+// segments.
+func (d *dynamic) shorten() error {
+	err := d.shortenIfLong()
 	if err != nil {
 		collectors.storeErrors.WithLabelValues(d.name).Inc()
 		d.long.Begin(d.log(), "the entries of a list can't be stored anew: its edits are stored, and take more and more room", zap.Error(err))
@@ -226,10 +343,77 @@ func (d *dynamic) shorten() error {
 	return err
 }
 
+func (d *dynamic) shortenIfLong() error {
+	d.saving.Lock()
+	storage := d.storage.youngest()
+	if !d.isLong(storage) {
+		d.saving.Unlock()
+		return nil
+	}
+	unlock, err := lockList(storage, d.journal.name, wholeLock, tryTimeout)
+	if err != nil { // another process is at it, or the next edit reports it
+		d.saving.Unlock()
+		return nil
+	}
+	through, oldest, entries, err := d.sealed(storage)
+	d.saving.Unlock()
+	if err == nil && through > 0 {
+		_, err = d.journal.storeEntries(storage, through, entries)
+	}
+	if err == nil && through > 0 {
+		oldest = d.journal.clear(storage, oldest, through)
+	}
+	unlock()
+	if isBehind(err) {
+		return nil // the next edit finds out
+	}
+	if err != nil || through == 0 {
+		return err
+	}
+	d.saving.Lock()
+	defer d.saving.Unlock()
+	if through > d.journal.through {
+		d.journal.through, d.journal.oldest = through, oldest
+	}
+	return nil
+}
+
+func (d *dynamic) isLong(storage certmagic.Storage) bool {
+	return d.journal.isLong(d.set.Load().Len()) && !d.journal.broken && d.journal.isIn(storage)
+}
+
+// sealed ends the last segment, and returns its number and the entries by then, of which edits that are not stored yet are a
+// part. The number is 0 if another process has stored them.
+func (d *dynamic) sealed(storage certmagic.Storage) (through, oldest int64, entries []entry, err error) {
+	err = d.locked(storage, func() error {
+		if err := d.catchUp(); err != nil {
+			return err
+		}
+		stored, err := d.journal.storedThrough(storage)
+		if err != nil {
+			return err
+		}
+		d.journal.through = max(d.journal.through, stored)
+		d.editing.Lock()
+		entire := d.entire
+		d.editing.Unlock()
+		if entire || !d.isLong(storage) {
+			return nil
+		}
+		if err := d.journal.seal(); err != nil {
+			return err
+		}
+		through, oldest, entries = d.journal.number-1, d.journal.oldest, d.snapshot()
+		return nil
+	})
+	return through, oldest, entries, err
+}
+
 // noteStored says once that the list can't be stored, and once that it can again.
 func (d *dynamic) noteStored(err error) {
 	if err == nil {
 		d.unstored.End(d.log(), "list is stored again, with all that has changed meanwhile")
+		d.mend()
 		return
 	}
 	collectors.storeErrors.WithLabelValues(d.name).Inc()
