@@ -296,6 +296,7 @@ func (h *Handler) walk(sess *session.Session, accepted net.Conn) *upstream.Walk 
 // relay prepares what moves the session's bytes.
 func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, trip *hops.Trip, client net.Conn, prefetched []byte) *relay.Relay {
 	taken := descriptors.Of(client)
+	var given net.Addr // by Next
 	r := relay.New(relay.Config{
 		Client:     client,
 		Unwrap:     listeners.Unwrap,
@@ -303,16 +304,17 @@ func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, trip *hops.T
 		Next: func(ctx context.Context, failed error) (net.Addr, error) {
 			addr, err := walk.Next(ctx, failed)
 			sess.SetUpstream(walk.Current())
+			given = addr
 			return addr, err
 		},
 		Another: h.another(walk),
 		Attempt: func(addr net.Addr, took time.Duration, err error) {
-			name, last := walk.Current()
+			name, _ := walk.Current()
 			if err != nil {
 				sess.DialFailed(name, took)
 			} else {
-				if addr != last {
-					sess.SetUpstream(name, addr) // one that was tried before the last
+				if addr != given {
+					sess.SetUpstream(name, addr) // another one was faster
 				}
 				walk.Source().Works(addr)
 				sess.Dialed(took)
