@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/mholt/caddy-l4/layer4"
@@ -25,6 +24,7 @@ func (h *Handler) datagrams(sess *session.Session, client net.Conn, trip *hops.T
 	cfg := relay.PacketConfig{
 		Client: client,
 		Next:   next.next,
+		Named:  !h.pool.Fixed(),
 		Attempt: func(addr net.Addr, _ time.Duration, err error) {
 			next.current.Load().attempted(h, sess, addr, err)
 		},
@@ -62,7 +62,7 @@ var dropReasons = map[relay.Drop]listeners.DropReason{
 }
 
 // datagramUpstreams picks the upstreams of one session. When all of them have refused datagrams it begins again: they may
-// have come back, or have another address by now.
+// have come back, or have another address by now. Where something else than a refusal is wrong, it looks the same one up again.
 type datagramUpstreams struct {
 	sess  *session.Session
 	begin func() *upstream.Walk
@@ -85,9 +85,15 @@ func (u *datagramUpstream) attempted(h *Handler, sess *session.Session, addr net
 	h.watch.attempted(sess, u.name, addr, err)
 }
 
-func (u *datagramUpstreams) next(ctx context.Context, failed error) (net.Addr, error) {
-	addr, err := u.walk.Next(ctx, failed)
-	if err != nil && errors.Is(failed, syscall.ECONNREFUSED) {
+func (u *datagramUpstreams) next(ctx context.Context, failed error) (addr net.Addr, err error) {
+	lost := new(relay.Lost)
+	hadUpstream := errors.As(failed, &lost)
+	if hadUpstream && !lost.Refused {
+		addr, err = u.walk.Again(ctx)
+	} else {
+		addr, err = u.walk.Next(ctx, failed)
+	}
+	if err != nil && hadUpstream {
 		u.walk = u.begin()
 		u.walk.Renew = true
 		addr, err = u.walk.Next(ctx, nil)

@@ -29,7 +29,8 @@ func TestMain(m *testing.M) {
 	}
 	code := m.Run()
 	// The event loops stay, once there are some.
-	err := goleak.Find(goleak.IgnoreAnyFunction("github.com/portgate/caddy-portgate/modules/forward/relay.(*loop).run"))
+	err := goleak.Find(goleak.IgnoreAnyFunction("github.com/portgate/caddy-portgate/modules/forward/relay.(*loop).run"),
+		goleak.IgnoreAnyFunction("github.com/portgate/caddy-portgate/modules/forward/relay.followAddresses"))
 	if err != nil && code == 0 {
 		fmt.Println(err)
 		code = 1

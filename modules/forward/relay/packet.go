@@ -80,12 +80,16 @@ type PacketConfig struct {
 	// closed. Where the address can't be used, Next is called again with the error, until it returns an error itself. That
 	// ends a session that never had an upstream.
 	//
-	// While the upstream refuses datagrams, Next is called again with that error. It may return the same address again,
+	// While the session has an upstream, Next is called again with a [*Lost] where that can't be reached, where its socket is of no
+	// use any more, and, if Named is set, where it stays silent. Next may return the same address again,
 	// perhaps after another look-up. Where it returns an error the session keeps its upstream, and Next is called again
 	// later. Next is called at most once a second for that, except where an upstream has never answered: then it is called
 	// at once, once for each address that refuses, and the last datagrams, up to 4 of 4 KiB together, are sent again to
 	// the next upstream. What is sent again counts once in PacketStats. Calls do not overlap, but the last one may still run after Done, with ctx ended.
 	Next func(ctx context.Context, failed error) (net.Addr, error)
+
+	// Named: Next looks names up, so that an upstream which stays silent may have moved.
+	Named bool
 
 	// Attempt is called when it is known whether an upstream works: with nil when its first reply has come, with an error
 	// when its address can't be used or it refuses a datagram (then before Next is called with that error). took is the
@@ -163,6 +167,7 @@ type PacketRelay struct {
 	dropped                    atomic.Int64
 
 	trust    atomic.Int32
+	silence  atomic.Int64 // since which age, in ns, the client has had no reply; 0 after a reply
 	requests atomic.Int64 // datagrams from the client that may be passed on, where MaxReplies is set
 	asked    atomic.Int64 // bytes from the client, where MaxReplyRatio is set
 	granted  int64        // bytes of replies that MaxReplyRatio has allowed; belongs to whoever sends replies
@@ -220,14 +225,30 @@ const (
 	confirmed // it has sent something after a reply
 )
 
-// received notes a datagram of the client.
-func (r *PacketRelay) received(size int) {
-	r.touch(r.age() &^ towardsClient)
+// received notes a datagram of the client. It reports true when the upstream has left the client's datagrams without a reply for silentFor, and
+// after as long again.
+func (r *PacketRelay) received(size int) (silent bool) {
+	age := r.age()
+	r.touch(age &^ towardsClient)
+	if since := r.silence.Load(); since == 0 {
+		r.silence.Store(max(int64(age), 1))
+	} else if age-time.Duration(since) >= silentFor {
+		r.silence.Store(int64(age))
+		silent = true
+	}
 	if r.cfg.MaxReplyRatio > 0 {
 		r.asked.Add(int64(size))
 	}
 	if r.trust.Load() == answered {
 		r.trust.Store(confirmed)
+	}
+	return silent
+}
+
+// heard notes that something has come from the upstream.
+func (r *PacketRelay) heard() {
+	if r.silence.Load() != 0 {
+		r.silence.Store(0)
 	}
 }
 

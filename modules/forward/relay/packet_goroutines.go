@@ -2,7 +2,6 @@ package relay
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"syscall"
 	"time"
@@ -21,7 +20,6 @@ type goroutinePackets struct {
 		reason   Reason // why the relay ends; empty while it runs
 		timer    *time.Timer
 		upstream *packetSocket // nil until connected
-		asking   bool          // ask is running or about to
 		nextAsk  time.Duration
 		over     bool
 	}
@@ -30,8 +28,13 @@ type goroutinePackets struct {
 	// sending is locked while a datagram is sent to the upstream, or the upstream is replaced. It comes before state.
 	sending struct {
 		sync.Mutex
-		answered bool  // an upstream has sent a reply
-		held     *held // nil where nothing is
+		trouble   trouble       // ask is running or about to
+		errno     syscall.Errno // that has made the trouble; 0 where none has
+		answered  bool          // an upstream has sent a reply
+		moved     bool          // addresses of this machine have changed since the socket was opened
+		addresses *addressBook  // of this machine, as of the last datagram of the client
+		held      *held         // nil where nothing is
+		waiting   backlog       // until there is a socket that is of use
 	}
 }
 
@@ -51,6 +54,7 @@ func (r *PacketRelay) runGoroutines() {
 		return
 	}
 	g.touch(g.age() &^ towardsClient) // the client's first datagram is answered later
+	g.sending.addresses = ownAddresses.Load()
 	if g.use(conn) {
 		g.connect = g.age()
 		g.schedule()
@@ -81,32 +85,82 @@ func (g *goroutinePackets) up() {
 }
 
 func (g *goroutinePackets) sendUp(b []byte) {
-	g.received(len(b))
+	silent := g.received(len(b))
 	if !g.admitsUp(len(b)) {
 		return
 	}
 	g.sending.Lock()
 	defer g.sending.Unlock()
-	conn := g.upstream()
-	_, err := conn.Write(b)
-	if errors.Is(err, syscall.ECONNREFUSED) {
-		g.refused(err) // that is for a datagram sent before; this one was not sent
-		_, err = conn.Write(b)
+	g.lookAround(silent)
+	g.passUp(b)
+}
+
+// lookAround finds trouble of which no error tells. It is called with g.sending locked.
+func (g *goroutinePackets) lookAround(silent bool) {
+	s := &g.sending
+	if now := ownAddresses.Load(); now != s.addresses {
+		s.addresses, s.moved = now, true
+		if local, ok := addrPort(g.upstream().LocalAddr()); ok && now.lost(local.Addr()) {
+			g.note(troubleStale, 0)
+		}
 	}
-	refused := errors.Is(err, syscall.ECONNREFUSED)
-	switch {
-	case err == nil:
+	if silent && (g.cfg.Named || s.moved) {
+		g.note(troubleSilent, 0)
+	}
+}
+
+// passUp sends a datagram, or keeps it until there is a socket that is of use. It is called with g.sending locked.
+func (g *goroutinePackets) passUp(b []byte) {
+	if g.sending.trouble != troubleStale {
+		g.sendTo(g.upstream(), b)
+	} else if !g.sending.waiting.add(b) {
+		g.drop(DropQueueFull)
+	}
+}
+
+// sendTo sends a datagram to the upstream. It is called with g.sending locked.
+func (g *goroutinePackets) sendTo(conn *packetSocket, b []byte) {
+	errno := conn.send(b)
+	if errno != 0 {
+		var reported syscall.Errno
+		if reported, errno = sendTwice(errno, func() syscall.Errno { return conn.send(b) }); reported != 0 {
+			g.reported(reported)
+		}
+	}
+	switch ownEffect(errno) {
+	case effectNone:
 		g.sentUp(len(b))
 		g.hold(b)
-	case g.ctx.Err() != nil: // cut
-	case refused && !g.sending.answered:
-		g.sentUp(len(b)) // as if the refusal had come a moment later
-		g.hold(b)
-		g.refused(err)
-	case refused:
-		g.refused(err)
+	case effectRefused:
+		if !g.sending.answered { // as if the refusal had come a moment later
+			g.sentUp(len(b))
+			g.hold(b)
+		}
+		g.refused(errno)
+	case effectStale:
+		g.note(troubleStale, errno)
+		g.passUp(b)
+	case effectFull:
+		g.drop(DropUpstreamFull)
 	default:
-		g.drop(DropSendFailed)
+		if g.ctx.Err() == nil { // else cut, and the socket closed
+			g.drop(DropSendFailed)
+		}
+	}
+}
+
+// reported takes an error that the network has reported. It is called with g.sending locked.
+func (g *goroutinePackets) reported(errno syscall.Errno) {
+	switch reportedEffect(errno) {
+	case effectRefused:
+		g.refused(errno)
+	case effectStale:
+		g.note(troubleStale, errno)
+	case effectTooLarge:
+		conn := g.upstream()
+		if !g.sending.held.resendLarge(g.age(), conn.largestWhole(), g.sendHeld(conn)) {
+			g.drop(DropSendFailed)
+		}
 	}
 }
 
@@ -118,17 +172,24 @@ func (g *goroutinePackets) hold(b []byte) {
 	}
 }
 
-// resend sends to a new upstream what the former one has refused. It is called with g.sending locked.
+// resend sends to a new upstream what the former one has refused, and what has waited. It is called with g.sending locked.
 func (g *goroutinePackets) resend(conn *packetSocket) {
-	g.dropRefused(g.sending.held.resend(g.age(), func(b []byte) {
-		switch _, err := conn.Write(b); {
-		case err == nil || g.ctx.Err() != nil:
-		case errors.Is(err, syscall.ECONNREFUSED):
-			g.refused(err)
+	g.dropRefused(g.sending.held.resend(g.age(), g.sendHeld(conn)))
+	for _, b := range g.sending.waiting.take() {
+		g.passUp(b)
+	}
+}
+
+func (g *goroutinePackets) sendHeld(conn *packetSocket) func(b []byte) {
+	return func(b []byte) {
+		switch errno := conn.send(b); {
+		case errno == 0 || g.ctx.Err() != nil:
+		case reportedEffect(errno) == effectRefused:
+			g.refused(errno)
 		default:
 			g.drop(DropSendFailed)
 		}
-	}))
+	}
 }
 
 // worked notes that the upstream has sent a reply.
@@ -150,15 +211,16 @@ func (g *goroutinePackets) down() {
 		n, err := conn.Read(buf[:])
 		switch {
 		case err == nil:
+			g.heard()
 			if !conn.works.Swap(true) {
 				g.worked(conn)
 			}
 			g.sendDown(buf[:n])
 		case g.ctx.Err() != nil:
 			return
-		case errors.Is(err, syscall.ECONNREFUSED):
+		case reportedEffect(errnoOf(err)) > effectFull:
 			g.sending.Lock()
-			g.refused(err)
+			g.reported(errnoOf(err))
 			g.sending.Unlock()
 		case conn == g.upstream():
 			// An error such as a lack of memory, which may pass.

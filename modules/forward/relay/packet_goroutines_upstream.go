@@ -1,9 +1,11 @@
 package relay
 
 import (
+	"math"
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -58,6 +60,9 @@ func (g *goroutinePackets) openSocket(addr *net.UDPAddr) (*packetSocket, error) 
 	if tracked != nil {
 		untrack = sync.OnceFunc(tracked.Closed)
 	}
+	if !addr.IP.IsLoopback() {
+		watchAddresses()
+	}
 	conn, err := net.DialUDP("udp", nil, addr)
 	if err != nil {
 		untrack()
@@ -68,6 +73,30 @@ func (g *goroutinePackets) openSocket(addr *net.UDPAddr) (*packetSocket, error) 
 		tracked.Connected(local)
 	}
 	return &packetSocket{UDPConn: conn, addr: addr, openedAt: g.age(), untrack: untrack}, nil
+}
+
+// send returns 0 where the datagram was sent, EBADF where the socket is closed.
+func (s *packetSocket) send(b []byte) syscall.Errno {
+	_, err := s.Write(b)
+	if errno := errnoOf(err); err == nil || errno != 0 {
+		return errno
+	}
+	return syscall.EBADF
+}
+
+// sameSource reports whether both sockets send from the same address.
+func (s *packetSocket) sameSource(other *packetSocket) bool {
+	own, _ := addrPort(s.LocalAddr())
+	others, _ := addrPort(other.LocalAddr())
+	return own.Addr() == others.Addr()
+}
+
+func (s *packetSocket) largestWhole() int {
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return math.MaxInt
+	}
+	return largestWholeOf(raw)
 }
 
 // Close may be called more than once.
@@ -100,21 +129,33 @@ func (g *goroutinePackets) upstream() *packetSocket {
 	return g.state.upstream
 }
 
-// refused asks Next for another upstream because this one refuses datagrams: now, or when askInterval has passed. It is
-// called with g.sending locked.
-func (g *goroutinePackets) refused(err error) {
+// refused notes that the upstream refuses datagrams. It is called with g.sending locked.
+func (g *goroutinePackets) refused(errno syscall.Errno) {
 	if !g.sending.held.refused() {
 		g.drop(DropUpstreamRefused)
 	}
-	g.state.Lock()
-	defer g.state.Unlock()
-	if g.state.asking || g.state.reason != "" {
+	g.note(troubleRefused, errno)
+}
+
+// note has Next asked because of trouble with the upstream: now, or when askInterval has passed. It is called with g.sending locked.
+func (g *goroutinePackets) note(t trouble, errno syscall.Errno) {
+	if t <= g.sending.trouble {
 		return
 	}
-	g.state.asking = true
+	asking := g.sending.trouble != troubleNone
+	g.sending.trouble, g.sending.errno = t, errno
+	g.state.Lock()
+	defer g.state.Unlock()
+	if asking || g.state.reason != "" {
+		return
+	}
 	pause, target := g.state.nextAsk-g.age(), g.state.upstream.addr
-	if g.sending.held.asks(target, g.age(), pause <= 0) {
-		g.asks.Go(func() { g.ask(err) })
+	now := pause <= 0
+	if t == troubleRefused {
+		now = g.sending.held.asks(target, g.age(), now)
+	}
+	if now {
+		g.asks.Go(g.ask)
 		return
 	}
 	g.asks.Go(func() {
@@ -123,31 +164,44 @@ func (g *goroutinePackets) refused(err error) {
 			g.sending.Lock()
 			g.sending.held.asks(target, g.age(), true)
 			g.sending.Unlock()
-			g.ask(err)
+			g.ask()
 		case <-g.ctx.Done():
 		}
 	})
 }
 
 // ask asks Next, and sends to a new upstream what is held.
-func (g *goroutinePackets) ask(failed error) {
-	refuses := g.upstream()
-	refuses.works.Store(false)
-	attemptFunc(g.cfg.Attempt).report(refuses.addr, g.age()-refuses.openedAt, failed)
-	conn, err := g.dial(failed)
+func (g *goroutinePackets) ask() {
+	former := g.upstream()
+	g.sending.Lock()
+	lost := g.sending.trouble.lost(former.addr, g.sending.errno)
+	g.sending.Unlock()
+	if lost.Refused {
+		former.works.Store(false)
+		attemptFunc(g.cfg.Attempt).report(former.addr, g.age()-former.openedAt, lost.Err)
+	}
+	conn, err := g.dial(lost)
 	g.sending.Lock()
 	defer g.sending.Unlock()
 	g.state.Lock()
-	g.state.asking, g.state.nextAsk = false, g.age()+askInterval
+	g.state.nextAsk = g.age() + askInterval
 	g.state.Unlock()
-	switch {
-	case err == nil && !sameAddr(conn.addr, refuses.addr):
+	s := &g.sending
+	replaces := err == nil && (s.trouble == troubleStale || !sameAddr(conn.addr, former.addr) ||
+		s.trouble == troubleSilent && s.moved && !conn.sameSource(former))
+	s.trouble = troubleNone
+	if replaces {
+		s.moved, s.addresses = false, ownAddresses.Load()
 		if g.use(conn) {
 			g.resend(conn)
 		}
 		return
-	case err == nil:
+	}
+	if err == nil {
 		_ = conn.Close()
 	}
-	g.dropRefused(g.sending.held.giveUp())
+	g.dropRefused(s.held.giveUp())
+	for range s.waiting.take() {
+		g.drop(DropSendFailed)
+	}
 }

@@ -18,6 +18,7 @@ type held struct {
 	at       time.Duration  // age of the relay when the last one was sent by the client
 	refusals int            // of datagrams in data, which are not lost yet
 	refusers []*net.UDPAddr // upstreams that have refused since Next was last asked in its time
+	smaller  bool           // what was too large for the way to this upstream was sent again
 }
 
 // A session keeps at most heldMax datagrams of heldMaxBytes together, and all sessions heldTotalMax bytes: a flood of forged
@@ -135,13 +136,35 @@ func (h *held) resend(age time.Duration, send func([]byte)) (lost int) {
 	if age-h.at > heldFor {
 		return h.giveUp()
 	}
-	h.refusals = 0
+	h.refusals, h.smaller = 0, false
+	h.each(send)
+	return 0
+}
+
+func (h *held) each(take func([]byte)) {
 	from := 0
 	for _, size := range h.sizes[:h.count] {
-		send(h.data[from : from+int(size)])
+		take(h.data[from : from+int(size)])
 		from += int(size)
 	}
-	return 0
+}
+
+// resendLarge calls send for each datagram that is kept and larger than whole, once for an upstream. It reports whether there is one that
+// is not too old for that.
+func (h *held) resendLarge(age time.Duration, whole int, send func([]byte)) (kept bool) {
+	if h == nil || age-h.at > heldFor {
+		return false
+	}
+	h.each(func(b []byte) {
+		if len(b) > whole {
+			kept = true
+			if !h.smaller {
+				send(b)
+			}
+		}
+	})
+	h.smaller = h.smaller || kept
+	return kept
 }
 
 // giveUp drops what is kept because there is no other upstream. It returns how many datagrams were refused.

@@ -4,9 +4,8 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // loopPackets is a session of datagrams that an event loop serves. The loop moves the replies. The goroutine in which the
@@ -20,14 +19,16 @@ type loopPackets struct {
 	replyFD       int
 	peer, control []byte
 
-	mu       sync.Mutex
-	fd       int      // the upstream's socket, -1 where there is none; only the loop sets it
-	shut     bool     // the session ends: what the client sends from now on is for another session
-	told     bool     // the loop knows that the upstream refuses datagrams
-	answered bool     // an upstream has sent a reply
-	held     *held    // nil where nothing is
-	waiting  [][]byte // datagrams of the client, until there is a socket
-	size     int      // of waiting, in bytes
+	mu        sync.Mutex
+	fd        int           // the upstream's socket, -1 where there is none; only the loop sets it
+	shut      bool          // the session ends: what the client sends from now on is for another session
+	trouble   trouble       // the loop has been told of it
+	errno     syscall.Errno // that has made the trouble; 0 where none has
+	answered  bool          // an upstream has sent a reply
+	moved     bool          // addresses of this machine have changed since the socket was opened
+	addresses *addressBook  // of this machine, as of the last datagram of the client
+	held      *held         // nil where nothing is
+	waiting   backlog       // until there is a socket that is of use
 
 	// The fields below belong to the loop's goroutine.
 
@@ -42,7 +43,7 @@ type loopPackets struct {
 	nextAsk    time.Duration
 }
 
-// ask is whether Next has to be asked again because the upstream refuses datagrams.
+// ask is whether Next has to be asked again because of trouble with the upstream.
 type ask uint8
 
 const (
@@ -151,18 +152,56 @@ func (s *loopPackets) tryConnect() {
 	}
 }
 
-// reconnect replaces the upstream of a session that has one already, unless the address is the same.
+// reconnect replaces the upstream of a session that has one already, or only its socket. It keeps both where the address is the
+// same and nothing is wrong with the socket.
 func (s *loopPackets) reconnect(to *net.UDPAddr) {
-	if !sameAddr(to, s.target) {
-		if err := s.open(to); err != nil {
-			s.redial(to, err)
-			return
+	s.mu.Lock()
+	trouble, moved := s.trouble, s.moved
+	s.mu.Unlock()
+	open := s.open
+	if sameAddr(to, s.target) {
+		switch {
+		case trouble == troubleSilent && moved:
+			open = s.openIfMoved
+		case trouble != troubleStale:
+			open = s.keep
 		}
-		s.target = to
-	} else {
-		s.giveUpHeld()
 	}
+	if err := open(to); err != nil {
+		s.redial(to, err)
+		return
+	}
+	s.target = to
 	s.dialled()
+}
+
+// keep goes on with the socket that there is.
+func (s *loopPackets) keep(*net.UDPAddr) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dropRefused(s.held.giveUp())
+	for range s.waiting.take() {
+		s.drop(DropSendFailed)
+	}
+	s.trouble = troubleNone
+	return nil
+}
+
+// openIfMoved is open, unless the system would connect to addr from the same address as before.
+func (s *loopPackets) openIfMoved(addr *net.UDPAddr) error {
+	fd, err := connectPackets(addr)
+	if err != nil {
+		return err
+	}
+	same := localAddr(fd).Addr() == localAddr(s.fd).Addr()
+	closeFD(fd)
+	if !same {
+		return s.open(addr)
+	}
+	s.mu.Lock()
+	s.moved = false
+	s.mu.Unlock()
+	return s.keep(addr)
 }
 
 // open connects a socket to addr and closes the one before. It sends what has waited.
@@ -192,12 +231,11 @@ func (s *loopPackets) open(addr *net.UDPAddr) error {
 	s.slot, s.generation = slot, generation
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.fd = fd
+	s.fd, s.trouble, s.moved, s.addresses = fd, troubleNone, false, ownAddresses.Load()
 	s.resend()
-	for _, b := range s.waiting {
-		s.sendUp(b)
+	for _, b := range s.waiting.take() {
+		s.passUp(b)
 	}
-	s.waiting, s.size = nil, 0
 	return nil
 }
 
@@ -234,40 +272,44 @@ func (s *loopPackets) dialled() {
 	s.cancel = nil
 	s.ask = askNothing
 	s.nextAsk = s.loop.now + askInterval
-	s.mu.Lock()
-	s.told = false
-	s.mu.Unlock()
 	s.setTimer()
 }
 
-// askAgain asks Next for another upstream because this one refuses datagrams: now, or when askInterval has passed.
+// askAgain asks Next again because of trouble with the upstream: now, or when askInterval has passed.
 func (s *loopPackets) askAgain() {
 	switch {
-	case s.phase != phaseOpen || s.ask == askNow:
+	case s.phase != phaseOpen || s.ask == askNow || !s.isTroubled():
 	case !s.asks():
 		s.ask = askSoon
 		s.setTimer()
 	default:
 		s.ask = askNow
-		refused := dialError(s.target, unix.ECONNREFUSED)
-		s.works = false
-		attemptFunc(s.cfg.Attempt).report(s.target, s.loop.now-s.connectAt, refused)
-		go s.dial(s.dialContext(), s.cfg.Next, refused)
+		s.mu.Lock()
+		lost := s.trouble.lost(s.target, s.errno)
+		s.mu.Unlock()
+		if lost.Refused {
+			s.works = false
+			attemptFunc(s.cfg.Attempt).report(s.target, s.loop.now-s.connectAt, lost.Err)
+		}
+		go s.dial(s.dialContext(), s.cfg.Next, lost)
 	}
+}
+
+func (s *loopPackets) isTroubled() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.trouble != troubleNone
 }
 
 // asks reports whether Next is to be asked now.
 func (s *loopPackets) asks() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.held.asks(s.target, s.age(), s.loop.now >= s.nextAsk)
-}
-
-// giveUpHeld drops what was refused and can't be sent to another upstream.
-func (s *loopPackets) giveUpHeld() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.dropRefused(s.held.giveUp())
+	due := s.loop.now >= s.nextAsk
+	if s.trouble == troubleRefused {
+		return s.held.asks(s.target, s.age(), due)
+	}
+	return due
 }
 
 // fail is called when Next has returned an error.
@@ -275,8 +317,8 @@ func (s *loopPackets) fail(err error) {
 	switch s.phase {
 	case phaseOver:
 	case phaseOpen:
-		s.giveUpHeld()
-		s.dialled() // keep the upstream that there is
+		_ = s.keep(s.target)
+		s.dialled()
 	default:
 		s.failed = err
 		s.setReason(connectReason(err))
@@ -312,7 +354,7 @@ func (s *loopPackets) setTimer() {
 
 func (s *loopPackets) end() {
 	s.mu.Lock()
-	s.shut, s.waiting = true, nil
+	s.shut, s.waiting = true, backlog{}
 	s.dropRefused(s.held.giveUp())
 	s.held.release()
 	s.mu.Unlock()

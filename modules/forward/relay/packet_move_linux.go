@@ -1,12 +1,9 @@
 package relay
 
-import "golang.org/x/sys/unix"
+import (
+	"syscall"
 
-// How many datagrams a session keeps until there is a socket to the upstream, and how many bytes of them. The network keeps
-// as much of a session that nobody reads.
-const (
-	waitingMax      = 64
-	waitingMaxBytes = 128 << 10
+	"golang.org/x/sys/unix"
 )
 
 // The quantum of replies: a session moves no more datagrams than this in a round, and little more than these bytes.
@@ -22,51 +19,103 @@ func (s *loopPackets) receive(b []byte) (taken bool) {
 	if s.shut {
 		return false
 	}
-	s.received(len(b))
-	switch {
-	case !s.admitsUp(len(b)):
-	case s.fd >= 0:
-		s.sendUp(b)
-	case len(s.waiting) == waitingMax || s.size+len(b) > waitingMaxBytes:
-		s.drop(DropQueueFull)
-	default:
-		s.waiting = append(s.waiting, append(make([]byte, 0, len(b)), b...))
-		s.size += len(b)
+	if silent := s.received(len(b)); s.admitsUp(len(b)) {
+		if s.fd >= 0 {
+			s.lookAround(silent)
+		}
+		s.passUp(b)
 	}
 	return true
+}
+
+// lookAround finds trouble of which no error tells. It is called with s.mu locked.
+func (s *loopPackets) lookAround(silent bool) {
+	if now := ownAddresses.Load(); now != s.addresses {
+		s.addresses, s.moved = now, true
+		if now.lost(localAddr(s.fd).Addr()) {
+			s.note(troubleStale, 0)
+		}
+	}
+	if silent && (s.cfg.Named || s.moved) {
+		s.note(troubleSilent, 0)
+	}
+}
+
+// passUp sends a datagram, or keeps it until there is a socket that is of use. It is called with s.mu locked.
+func (s *loopPackets) passUp(b []byte) {
+	switch {
+	case s.fd >= 0 && s.trouble != troubleStale:
+		s.sendUp(b)
+	case !s.waiting.add(b):
+		s.drop(DropQueueFull)
+	}
 }
 
 // sendUp sends a datagram to the upstream. It is called with s.mu locked.
 func (s *loopPackets) sendUp(b []byte) {
 	_, errno := sendFD(s.fd, b)
-	if errno == unix.ECONNREFUSED {
-		s.refusedUp() // that is for a datagram sent before; this one was not sent
-		_, errno = sendFD(s.fd, b)
+	if errno != 0 {
+		var reported syscall.Errno
+		if reported, errno = s.sendAgain(b, errno); reported != 0 {
+			s.reported(reported)
+		}
 	}
-	switch {
-	case errno == 0:
+	switch ownEffect(errno) {
+	case effectNone:
 		s.sentUp(len(b))
 		s.hold(b)
-	case errno == unix.ECONNREFUSED && !s.answered:
-		s.sentUp(len(b)) // as if the refusal had come a moment later
-		s.hold(b)
-		s.refusedUp()
-	case errno == unix.ECONNREFUSED:
-		s.refusedUp()
-	case errno == unix.EAGAIN || errno == unix.ENOBUFS:
+	case effectRefused:
+		if !s.answered { // as if the refusal had come a moment later
+			s.sentUp(len(b))
+			s.hold(b)
+		}
+		s.refusedUp(errno)
+	case effectStale:
+		s.note(troubleStale, errno)
+		s.passUp(b)
+	case effectFull:
 		s.drop(DropUpstreamFull)
 	default:
 		s.drop(DropSendFailed)
 	}
 }
 
-// refusedUp tells the loop that the upstream refuses datagrams. It is called with s.mu locked.
-func (s *loopPackets) refusedUp() {
+// sendAgain is what follows a send that has failed, see sendTwice.
+func (s *loopPackets) sendAgain(b []byte, first syscall.Errno) (reported, own syscall.Errno) {
+	return sendTwice(first, func() syscall.Errno {
+		_, errno := sendFD(s.fd, b)
+		return errno
+	})
+}
+
+// reported takes an error that the network has reported. It is called with s.mu locked.
+func (s *loopPackets) reported(errno syscall.Errno) {
+	switch reportedEffect(errno) {
+	case effectRefused:
+		s.refusedUp(errno)
+	case effectStale:
+		s.note(troubleStale, errno)
+	case effectTooLarge:
+		s.resendLarge()
+	}
+}
+
+// refusedUp notes that the upstream refuses datagrams. It is called with s.mu locked.
+func (s *loopPackets) refusedUp(errno syscall.Errno) {
 	if !s.held.refused() {
 		s.drop(DropUpstreamRefused)
 	}
-	if !s.told {
-		s.told = true
+	s.note(troubleRefused, errno)
+}
+
+// note tells the loop of trouble, once. It is called with s.mu locked.
+func (s *loopPackets) note(t trouble, errno syscall.Errno) {
+	if t <= s.trouble {
+		return
+	}
+	told := s.trouble != troubleNone
+	s.trouble, s.errno = t, errno
+	if !told {
 		s.loop.post(message{to: s, what: orderAsk})
 	}
 }
@@ -81,18 +130,27 @@ func (s *loopPackets) hold(b []byte) {
 
 // resend sends to a new upstream what the former one has refused. It is called with s.mu locked.
 func (s *loopPackets) resend() {
-	if s.held == nil {
-		return
+	if s.held != nil {
+		s.dropRefused(s.held.resend(s.age(), s.sendHeld))
 	}
-	s.dropRefused(s.held.resend(s.age(), func(b []byte) {
-		switch _, errno := sendFD(s.fd, b); errno {
-		case 0:
-		case unix.ECONNREFUSED:
-			s.refusedUp()
-		default:
-			s.drop(DropUpstreamFull)
-		}
-	}))
+}
+
+// resendLarge sends again what the way to the upstream did not take: the system sends it in fragments now. What is not kept any more is
+// lost. It is called with s.mu locked.
+func (s *loopPackets) resendLarge() {
+	if !s.held.resendLarge(s.PacketRelay.age(), largestWhole(s.fd), s.sendHeld) {
+		s.drop(DropSendFailed)
+	}
+}
+
+func (s *loopPackets) sendHeld(b []byte) {
+	switch _, errno := sendFD(s.fd, b); {
+	case errno == 0:
+	case reportedEffect(errno) == effectRefused:
+		s.refusedUp(errno)
+	default:
+		s.drop(DropUpstreamFull)
+	}
 }
 
 // worked notes that the upstream has sent a reply.
@@ -154,12 +212,15 @@ func (s *loopPackets) readReplies() {
 		switch {
 		case errno == unix.EAGAIN:
 		case errno != 0:
-			s.refusedDown()
+			s.reportedDown(errno)
 			failures++
 			s.readable = failures < 2 // there may be datagrams after the error
 		default:
 			datagrams += n
 			size += s.take(n)
+			if n > 0 {
+				s.heard()
+			}
 			if n > 0 && !s.works {
 				s.worked()
 			}
@@ -167,14 +228,11 @@ func (s *loopPackets) readReplies() {
 	}
 }
 
-// refusedDown is refusedUp for the loop, which has read the refusal.
-func (s *loopPackets) refusedDown() {
+// reportedDown is reported for the loop, which has read the error.
+func (s *loopPackets) reportedDown(errno syscall.Errno) {
 	s.mu.Lock()
-	kept := s.held.refused()
+	s.reported(errno)
 	s.mu.Unlock()
-	if !kept {
-		s.drop(DropUpstreamRefused)
-	}
 	s.askAgain()
 }
 

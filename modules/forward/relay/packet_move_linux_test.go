@@ -23,8 +23,8 @@ func TestWhatHasWaitedIsForgotten(t *testing.T) {
 		for range waitingMax {
 			f.receive(make([]byte, waitingMaxBytes/waitingMax))
 		}
-		if f.Stats().Dropped > 0 || len(f.waiting) != waitingMax {
-			t.Fatalf("%d wait, %d were dropped", len(f.waiting), f.Stats().Dropped)
+		if f.Stats().Dropped > 0 || len(f.waiting.datagrams) != waitingMax {
+			t.Fatalf("%d wait, %d were dropped", len(f.waiting.datagrams), f.Stats().Dropped)
 		}
 		if err := f.open(upstream.LocalAddr().(*net.UDPAddr)); err != nil {
 			t.Fatal(err)

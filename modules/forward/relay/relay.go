@@ -30,6 +30,7 @@ import (
 	"net"
 	"os"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -239,4 +240,12 @@ func connectReason(err error) Reason {
 		return ConnectTimeout
 	}
 	return ConnectFailed
+}
+
+// dialError adds the address to the error of an attempt, as the net package does.
+func dialError(addr net.Addr, err error) error {
+	if errno, ok := err.(syscall.Errno); ok {
+		err = os.NewSyscallError("connect", errno)
+	}
+	return &net.OpError{Op: "dial", Net: addr.Network(), Addr: addr, Err: err}
 }

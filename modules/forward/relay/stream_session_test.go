@@ -27,7 +27,8 @@ func TestMain(m *testing.M) {
 		_ = f.Value.Set("8")
 	}
 	goleak.VerifyTestMain(m,
-		goleak.IgnoreAnyFunction("github.com/portgate/caddy-portgate/modules/forward/relay.(*loop).run"))
+		goleak.IgnoreAnyFunction("github.com/portgate/caddy-portgate/modules/forward/relay.(*loop).run"),
+		goleak.IgnoreAnyFunction("github.com/portgate/caddy-portgate/modules/forward/relay.followAddresses"))
 }
 
 // patience is how long a test waits for what has to happen.

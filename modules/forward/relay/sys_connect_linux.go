@@ -43,6 +43,9 @@ func connectPackets(addr *net.UDPAddr) (int, error) {
 	if err := to.set(addr); err != nil {
 		return -1, err
 	}
+	if !addr.IP.IsLoopback() {
+		watchAddresses()
+	}
 	for {
 		fd, err := openPacketSocket(&to)
 		if err != nil || !hasPeersAddr(fd, addr.Port) {
@@ -99,11 +102,3 @@ var firstClientPort = sync.OnceValue(func() int {
 
 // errTimeout is the error of a connection attempt that took too long.
 var errTimeout = os.ErrDeadlineExceeded
-
-// dialError adds the address to the error of an attempt, as the net package does.
-func dialError(addr net.Addr, err error) error {
-	if errno, ok := err.(syscall.Errno); ok {
-		err = os.NewSyscallError("connect", errno)
-	}
-	return &net.OpError{Op: "dial", Net: addr.Network(), Addr: addr, Err: err}
-}

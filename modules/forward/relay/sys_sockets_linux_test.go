@@ -5,6 +5,7 @@ import (
 	"os"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -94,4 +95,30 @@ func reserve(t testing.TB, holder *net.UDPConn) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// disconnect makes the socket to the upstream useless, as ss -K does.
+func disconnect(t testing.TB, s *packetSession) {
+	t.Helper()
+	s.relay.mu.Lock()
+	e := s.relay.engine
+	s.relay.mu.Unlock()
+	nowhere := func(fd uintptr) {
+		any := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+		_, _, errno := syscall.Syscall(unix.SYS_CONNECT, fd, uintptr(unsafe.Pointer(&any)), unsafe.Sizeof(any))
+		if errno != 0 {
+			t.Error(errno)
+		}
+	}
+	if l, ok := e.(*loopPackets); ok {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		nowhere(uintptr(l.fd))
+		return
+	}
+	raw, err := e.(*goroutinePackets).upstream().SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = raw.Control(nowhere)
 }

@@ -21,3 +21,5 @@ func unread(testing.TB, syscall.Conn) int { return 1 }
 func shared(_, _ string, _ syscall.RawConn) error { return nil }
 
 func reserve(_ testing.TB, holder *net.UDPConn) { holder.Close() }
+
+func disconnect(t testing.TB, _ *packetSession) { t.Skip("Linux only") }

@@ -1,0 +1,188 @@
+package integration
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/portgate/caddy-portgate/integration/gate"
+)
+
+// ip runs the program ip.
+func ip(t testing.TB, args ...string) {
+	t.Helper()
+	run(t, program(t, "ip"), args...)
+}
+
+// beyondNarrowHop makes a second namespace behind the first one, which forwards to it over a link that takes no more than mtu bytes. It returns
+// upstreams there, each at an address of its own.
+func (n namespace) beyondNarrowHop(t testing.TB, mtu, upstreams int) (addrs []string) {
+	t.Helper()
+	far := namespace{name: n.name + "far"}
+	network := fmt.Sprintf("198.19.%d", n.id>>6) // as in newNamespace; each address has 4 of its own there
+	at := func(i int) string { return fmt.Sprintf("%s.%d", network, n.id&15<<4+i) }
+	ip(t, "netns", "add", far.name)
+	t.Cleanup(func() { ip(t, "netns", "delete", far.name) })
+	size := fmt.Sprint(mtu)
+	ip(t, "-n", n.name, "link", "add", "hop", "mtu", size, "type", "veth", "peer", "name", "end", "mtu", size, "netns", far.name)
+	ip(t, "-n", n.name, "address", "add", at(1)+"/28", "dev", "hop")
+	ip(t, "-n", n.name, "link", "set", "hop", "up")
+	ip(t, "-n", far.name, "link", "set", "end", "up")
+	for i := range upstreams {
+		addr := at(2 + i)
+		ip(t, "-n", far.name, "address", "add", addr+"/28", "dev", "end")
+		addrs = append(addrs, net.JoinHostPort(addr, "7"))
+	}
+	ip(t, "-n", far.name, "route", "add", "default", "via", at(1))
+	ip(t, "route", "add", at(0)+"/28", "via", n.inside)
+	n.do(t, func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0) })
+	far.do(t, func() error {
+		for _, addr := range addrs {
+			conn, err := net.ListenPacket("udp4", addr)
+			if err != nil {
+				return err
+			}
+			t.Cleanup(func() { conn.Close() })
+			answerUDP(t, conn.(*net.UDPConn), tellUDP(addr))
+		}
+		return nil
+	})
+	return addrs
+}
+
+// A hop that is too narrow for a datagram says so (ICMP fragmentation needed). That is no refusal: the session stays with its upstream. The
+// datagram is sent again if the upstream has not answered yet, and else it is the only one that is lost.
+func TestNarrowHopIsNoRefusal(t *testing.T) {
+	t.Parallel()
+	upstreams := newNamespace(t).beyondNarrowHop(t, 1280, 4)
+	large := strings.Repeat("x", 1400)
+	for i, before := range []string{"before an answer", "after an answer"} {
+		addr := gate.ReserveAddr(t)
+		pair := upstreams[2*i : 2*i+2] // the hop is known for a first one from then on
+		p := gate.Start(t, gate.Layer4(gate.ListenUDP(addr, gate.Forward(pair...))))
+		client := dialUDP(t, addr)
+		lost, source := 0, ""
+		if i == 1 {
+			source = mustAsk(t, client, pair[0])
+		}
+		for range 10 {
+			client.SetReadDeadline(time.Now().Add(2 * time.Second))
+			name, from, err := ask(client, large)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				lost++
+				continue
+			}
+			must(t, err)
+			if name != pair[0] || source != "" && from != source {
+				t.Fatalf("%s: %q has answered %q, want %q %q", before, name, from, pair[0], source)
+			}
+			source = from
+		}
+		if lost > i {
+			t.Errorf("%s: %d datagrams were lost", before, lost)
+		}
+		m := p.Metrics()
+		must(t, errors.Join(
+			equal(m, "caddy_portgate_upstream_fails_total", 0),
+			equal(m, "caddy_portgate_datagrams_dropped_total", 0, label("reason", "upstream_refused")),
+			equal(m, "caddy_portgate_datagrams_dropped_total", lost),
+			equal(m, "caddy_portgate_sessions_total", 0),
+			equal(m, "caddy_portgate_sessions_active", 1)))
+	}
+}
+
+// The gateway gets another address while a client goes on sending: the session goes on from the new one.
+func TestReplacedAddressOfTheGateway(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	far := n.name + "b"
+	v6 := func(host int) string { return fmt.Sprintf("2001:2:0:%x::%d", n.id+1, host) } // for tests, too (RFC 5180)
+	ip(t, "-6", "address", "add", v6(1)+"/64", "dev", n.near, "nodad")
+	ip(t, "-n", n.name, "-6", "address", "add", v6(2)+"/64", "dev", far, "nodad")
+	for _, c := range []struct {
+		upstream, former, next string
+		replace                func()
+	}{
+		{n.inside, n.outside, "198.19.255.255", func() {
+			ip(t, "address", "delete", n.outside+"/30", "dev", n.near)
+			ip(t, "address", "add", "198.19.255.255/32", "dev", n.near)
+			ip(t, "route", "add", n.inside, "dev", n.near)
+			ip(t, "-n", n.name, "route", "add", "198.19.255.255", "dev", far)
+		}},
+		{v6(2), v6(1), v6(3), func() {
+			ip(t, "-6", "address", "add", v6(3)+"/64", "dev", n.near, "nodad")
+			ip(t, "-6", "address", "delete", v6(1)+"/64", "dev", n.near)
+		}},
+	} {
+		upstream := net.JoinHostPort(c.upstream, "7")
+		n.do(t, func() error {
+			conn, err := net.ListenPacket("udp", upstream)
+			if err == nil {
+				t.Cleanup(func() { conn.Close() })
+				answerUDP(t, conn.(*net.UDPConn), tellUDP("upstream"))
+			}
+			return err
+		})
+		addr := gate.ReserveAddr(t)
+		p := gate.Start(t, gate.Layer4(gate.ListenUDP(addr, gate.Forward(upstream))))
+		client := dialUDP(t, addr)
+		from := func() (host string) {
+			client.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+			if _, source, err := ask(client, "message"); err == nil {
+				host, _, _ = net.SplitHostPort(source)
+			}
+			return host
+		}
+		gate.Eventually(t, peerTimeout, func() error { return mustBe(from(), c.former) })
+		c.replace()
+		gate.Eventually(t, peerTimeout, func() error { return mustBe(from(), c.next) })
+		m := p.Metrics()
+		must(t, errors.Join(
+			equal(m, "caddy_portgate_upstream_fails_total", 0),
+			equal(m, "caddy_portgate_sessions_total", 0),
+			equal(m, "caddy_portgate_sessions_active", 1)))
+	}
+}
+
+func mustBe(got, want string) error {
+	if got != want {
+		return fmt.Errorf("got %q, want %q", got, want)
+	}
+	return nil
+}
+
+// The upstream's name leads to another address (dynamic DNS), and the former one is silent. The client, which goes on sending, finds the new
+// one in less than a minute.
+func TestUpstreamMovesWhileItsSessionIsBusy(t *testing.T) {
+	t.Parallel()
+	file := newHosts(t)
+	file.set(t, "127.0.0.1")
+	former := listenUDP(t, "127.0.0.1:0")
+	_, number, _ := net.SplitHostPort(former.LocalAddr().String())
+	next := listenUDP(t, "127.0.0.2:"+number)
+	answerUDP(t, next, tellUDP("next"))
+	addr := gate.ReserveAddr(t)
+	p := gate.Start(t, gate.Layer4(gate.ListenUDP(addr, gate.Forward(net.JoinHostPort(hostName, number)))), gate.WithHosts(string(file)))
+	client := dialUDP(t, addr)
+	passWhole(t, 100, client, former)
+	file.set(t, "127.0.0.2")
+	gate.Eventually(t, 2*time.Minute, func() error {
+		client.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+		_, _, err := ask(client, "message")
+		return err
+	})
+	m := p.Metrics()
+	must(t, errors.Join(
+		equal(m, "caddy_portgate_upstream_fails_total", 0),
+		equal(m, "caddy_portgate_sessions_total", 0),
+		equal(m, "caddy_portgate_sessions_active", 1)))
+	client.Close()
+	p.Load(gate.Layer4())
+	if s := p.WaitSession(port(client)); s.Upstream != next.LocalAddr().String() {
+		t.Errorf("access log: %s", s.Line)
+	}
+}
