@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -97,6 +98,49 @@ func TestLoopThroughASecondPort(t *testing.T) {
 			if n := m.Sum("caddy_portgate_datagrams_total", label("direction", "up")); n > 6 {
 				t.Errorf("one datagram has come in %v times", n)
 			}
+		})
+	}
+}
+
+// Unix sockets that lead to each other, or to a port that leads back to them. A client is turned away after a few hops, and the other port of a
+// process with few descriptors does not notice.
+func TestLoopThroughUnixSockets(t *testing.T) {
+	t.Parallel()
+	for name, ports := range map[string]bool{"unix and unix": false, "unix and TCP": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			const clients = 20
+			dir, addr := t.TempDir(), gate.ReserveAddr(t)
+			one, other := "unix/"+filepath.Join(dir, "one"), "unix/"+filepath.Join(dir, "other")
+			between := []gate.Server{gate.Listen(other, gate.Forward(one))}
+			if ports {
+				third := gate.ReserveAddr(t)
+				between = []gate.Server{gate.Listen(other, gate.Forward(third)), gate.Listen("gate+tcp/"+third, gate.Forward(one))}
+			}
+			p := gate.Start(t, gate.Layer4(append(between, gate.Listen(one, gate.Forward(other)),
+				gate.Listen(addr, gate.Forward(serve(t, echo))))...), gate.WithFiles(256))
+			must(t, oneRequest(addr))
+			baseline := p.Descriptors()
+			for range clients {
+				conn, err := net.Dial("unix", strings.TrimPrefix(one, "unix/"))
+				must(t, err)
+				conn.SetDeadline(time.Now().Add(peerTimeout))
+				if n, err := conn.Read(make([]byte, 1)); n > 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("got %d bytes, %v, want the end", n, err)
+				}
+				conn.Close()
+				must(t, oneRequest(addr))
+			}
+			mustLoop(t, p)
+			if n := p.Metrics().Sum("caddy_portgate_sessions_total"); n > 10*clients {
+				t.Errorf("%v sessions of %d clients", n, clients)
+			}
+			gate.Eventually(t, peerTimeout, func() error {
+				if n := p.Descriptors(); n > baseline+5 {
+					return fmt.Errorf("%d descriptors, were %d", n, baseline)
+				}
+				return nil
+			})
 		})
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -117,7 +118,8 @@ type Handler struct {
 	ports []portRange // of the listen addresses; nil where no upstream is a range
 	scope *session.Scope
 
-	succession succession
+	succession  succession
+	listensUnix listensUnix
 
 	canonical string // the JSON that this handler was made of
 }
@@ -148,6 +150,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.ports = placed.ports
+	h.listensUnix.begin(placed.unix)
 	h.pool = upstream.NewPool(upstreams)
 	if h.scope, err = session.NewScope(ctx, h.gracePeriod, h.drainTimeout); err != nil {
 		return err
@@ -177,12 +180,14 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 type placed struct {
 	listen []caddy.NetworkAddress
 	ports  []portRange
+	unix   bool // one of the addresses is a unix socket
 }
 
 // place looks at the listen addresses, and refuses those that the options don't go with.
 func (h *Handler) place(ctx caddy.Context, at *placement.Finding, upstreams []upstream.Upstream) (p placed, err error) {
 	p.listen = at.Listens()
 	withSite := append(placement.SiteListens(ctx), p.listen...)
+	p.unix = slices.ContainsFunc(withSite, caddy.NetworkAddress.IsUnixNetwork)
 	if err := h.checkReplyLimits(withSite); err != nil {
 		return p, err
 	}
@@ -403,6 +408,7 @@ func ended(reason relay.Reason, connect time.Duration, err error) session.End {
 // Cleanup releases what Provision has acquired. TCP sessions go on, until DrainTimeout if that is set, and UDP sessions if
 // the new config has an identical handler.
 func (h *Handler) Cleanup() error {
+	h.listensUnix.end()
 	h.succession.end()
 	h.names.end()
 	h.watch.end()

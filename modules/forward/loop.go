@@ -92,7 +92,7 @@ func accepts(listen caddy.NetworkAddress, ip netip.Addr) bool {
 
 // mayLoop reports whether an upstream may be on this machine. Where none is, sessions need not be tracked.
 func (h *Handler) mayLoop() bool {
-	return !h.pool.Fixed() || h.local.AnyLocal(h.pool.EachIP)
+	return !h.pool.Fixed() || h.local.AnyLocal(h.pool.EachIP) || h.pool.AnyUnix() && hops.ListensUnix()
 }
 
 // trip begins the session's trip, nil where it can't come back. accepted is its connection as the listener gave it. It
@@ -104,6 +104,21 @@ func (h *Handler) trip(sess *session.Session, accepted net.Conn) (t *hops.Trip, 
 	return hops.Begin(accepted, gate.Datagrams(sess.Network), func() { sess.Close(session.ReasonLoop) })
 }
 
+// listensUnix has hops know whether a handler serves a unix socket.
+type listensUnix bool
+
+func (l *listensUnix) begin(unix bool) {
+	if *l = listensUnix(unix); unix {
+		hops.ListenUnix()
+	}
+}
+
+func (l *listensUnix) end() {
+	if *l {
+		hops.LeaveUnix()
+	}
+}
+
 // tracker tells a trip of the sockets that a relay opens.
 type tracker struct{ *hops.Trip }
 
@@ -112,6 +127,13 @@ func (t tracker) Connecting(remote netip.AddrPort) relay.TrackedSocket {
 		return s
 	}
 	return nil
+}
+
+func (t tracker) ConnectingUnix() (string, relay.TrackedSocket) {
+	if name, s := t.Trip.ConnectingUnix(); s != nil {
+		return name, s
+	}
+	return "", nil
 }
 
 // trackerOf returns nil where there is no trip.

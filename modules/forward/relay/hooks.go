@@ -15,6 +15,11 @@ type Tracker interface {
 	// Connecting is called before a socket is connected to remote. It returns nil for a socket that need not be tracked,
 	// which then costs no further system call.
 	Connecting(remote netip.AddrPort) TrackedSocket
+
+	// ConnectingUnix is Connecting for a unix socket. The relay binds the socket to the name before it connects it, so that the other
+	// side sees who its client is: a name in Linux's abstract namespace, which begins with @. Where that is not possible, it
+	// connects it without. Connected is not called.
+	ConnectingUnix() (name string, s TrackedSocket)
 }
 
 // TrackedSocket is one socket to an upstream.
@@ -40,6 +45,14 @@ func trackConnecting(t Tracker, remote net.Addr) TrackedSocket {
 		return nil
 	}
 	return t.Connecting(addr)
+}
+
+// trackConnectingUnix returns no name and nil where the socket is not tracked.
+func trackConnectingUnix(t Tracker) (name string, s TrackedSocket) {
+	if t == nil {
+		return "", nil
+	}
+	return t.ConnectingUnix()
 }
 
 func addrPort(addr net.Addr) (netip.AddrPort, bool) {

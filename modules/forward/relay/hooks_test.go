@@ -57,6 +57,7 @@ type sockets struct {
 	connecting int                               // between Connecting and Connected
 	open       map[netip.AddrPort]netip.AddrPort // remote by local
 	seen       []netip.AddrPort                  // remotes
+	names      []string                          // for unix sockets; none: these are not tracked
 }
 
 func newSockets(t testing.TB) *sockets {
@@ -90,6 +91,18 @@ func (s *sockets) Connecting(remote netip.AddrPort) TrackedSocket {
 	}
 	s.connecting++
 	return &trackedSocket{sockets: s, remote: remote}
+}
+
+func (s *sockets) ConnectingUnix() (string, TrackedSocket) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.names) == 0 {
+		return "", nil
+	}
+	name := s.names[0]
+	s.names = s.names[1:]
+	s.connecting++
+	return name, &trackedSocket{sockets: s}
 }
 
 type trackedSocket struct {

@@ -99,7 +99,7 @@ type Config struct {
 	// loops call it: it must not block. It may be nil.
 	Attempt func(addr net.Addr, took time.Duration, err error)
 
-	// Track learns which sockets are opened to upstreams, except unix sockets. It may be nil.
+	// Track learns which sockets are opened to upstreams. It may be nil.
 	Track Tracker
 
 	Limits Limits

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -165,8 +166,21 @@ func (g *goroutineStream) dialAddr(ctx context.Context, dialer *net.Dialer, a *o
 
 // dialTracked dials, and tells the Tracker.
 func (g *goroutineStream) dialTracked(ctx context.Context, dialer *net.Dialer, a *outcome) (net.Conn, error) {
-	tracked := trackConnecting(g.cfg.Track, a.addr)
-	conn, err := dialer.DialContext(ctx, a.addr.Network(), a.addr.String())
+	var tracked TrackedSocket
+	var conn net.Conn
+	var err error
+	if _, unix := a.addr.(*net.UnixAddr); unix {
+		var name string
+		name, tracked = trackConnectingUnix(g.cfg.Track)
+		conn, err = dialUnix(ctx, dialer, a.addr, name)
+	} else {
+		tracked = trackConnecting(g.cfg.Track, a.addr)
+		conn, err = dialer.DialContext(ctx, a.addr.Network(), a.addr.String())
+		if tracked != nil && err == nil {
+			local, _ := addrPort(conn.LocalAddr())
+			tracked.Connected(local)
+		}
+	}
 	if tracked == nil {
 		return conn, err
 	}
@@ -174,10 +188,21 @@ func (g *goroutineStream) dialTracked(ctx context.Context, dialer *net.Dialer, a
 		tracked.Closed()
 		return nil, err
 	}
-	local, _ := addrPort(conn.LocalAddr())
-	tracked.Connected(local)
 	a.untrack = sync.OnceFunc(tracked.Closed)
 	return conn, nil
+}
+
+// dialUnix dials from a socket that is bound to the name, if that can be.
+func dialUnix(ctx context.Context, dialer *net.Dialer, addr net.Addr, name string) (net.Conn, error) {
+	if name != "" {
+		named := *dialer
+		named.LocalAddr = &net.UnixAddr{Net: addr.Network(), Name: name}
+		conn, err := named.DialContext(ctx, addr.Network(), addr.String())
+		if failed := new(os.SyscallError); !errors.As(err, &failed) || failed.Syscall != "bind" {
+			return conn, err
+		}
+	}
+	return dialer.DialContext(ctx, addr.Network(), addr.String())
 }
 
 // How long to wait before a descriptor is tried for again.

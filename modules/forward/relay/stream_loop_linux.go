@@ -133,14 +133,18 @@ func (s *loopStream) tryConnect() {
 
 // openSocket opens a socket, begins to connect it, and tells the Tracker.
 func (s *loopStream) openSocket(addr net.Addr) (fd int, tracked TrackedSocket, err error) {
-	tracked = trackConnecting(s.cfg.Track, addr)
-	fd, err = startConnect(addr)
-	switch {
-	case tracked == nil:
-	case err != nil:
+	if _, ok := addr.(*net.UnixAddr); ok {
+		var name string
+		name, tracked = trackConnectingUnix(s.cfg.Track)
+		fd, err = startConnect(addr, name)
+	} else {
+		tracked = trackConnecting(s.cfg.Track, addr)
+		if fd, err = startConnect(addr, ""); err == nil && tracked != nil {
+			tracked.Connected(localAddr(fd))
+		}
+	}
+	if err != nil && tracked != nil {
 		tracked.Closed()
-	default:
-		tracked.Connected(localAddr(fd))
 	}
 	return fd, tracked, err
 }

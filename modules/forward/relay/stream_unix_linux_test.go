@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"crypto/rand"
 	"errors"
 	"net"
 	"os"
@@ -44,6 +45,44 @@ func TestUpstreamPassesDescriptors(t *testing.T) {
 				})
 				s.mustReceive(s.client, 1, int64(3*n))
 				writer.Wait()
+			}
+		}
+	})
+}
+
+// An upstream sees the name that the tracker has given, from the first attempt to the last. It sees none where there is none, or where it is
+// taken.
+func TestNameOfAUnixSocket(t *testing.T) {
+	overUnix(t, func(t *testing.T, p pair) {
+		name := "@portgate-test-" + rand.Text()
+		taken, err := net.Listen("unix", name+"-taken")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer taken.Close()
+		refuses := &net.UnixAddr{Net: "unix", Name: "/nonexistent/s"}
+		for _, test := range []struct {
+			names []string
+			want  string
+		}{
+			{[]string{name + "-first", name + "-second"}, name + "-second"},
+			{[]string{name + "-first", taken.Addr().String()}, "@"},
+			{nil, "@"},
+		} {
+			track := newSockets(t)
+			track.names = test.names
+			ln := p.listen(t)
+			s := p.start(t, only(refuses, ln.Addr()), func(c *Config) { c.Track = track })
+			s.acceptFrom(ln)
+			s.exchange(10)
+			if got := s.upstream.RemoteAddr().String(); got != test.want {
+				t.Errorf("the upstream's client is %q, want %q", got, test.want)
+			}
+			s.client.Close()
+			s.upstream.Close()
+			s.result()
+			if n := track.count(); n != 0 {
+				t.Errorf("%d sockets were not closed at the end", n)
 			}
 		}
 	})

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// startConnect opens a socket and begins to connect it to addr.
-func startConnect(addr net.Addr) (fd int, err error) {
+// startConnect opens a socket and begins to connect it to addr. A unix socket is bound to the name before, if that can be.
+func startConnect(addr net.Addr, name string) (fd int, err error) {
 	var to rawSockaddr
 	if err := to.set(addr); err != nil {
 		return 0, err
@@ -25,6 +25,8 @@ func startConnect(addr net.Addr) (fd int, err error) {
 	}
 	if to.family() != unix.AF_UNIX {
 		setsockoptInt(int(s), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	} else if name != "" {
+		bindUnix(int(s), name)
 	}
 	_, _, errno = syscall.RawSyscall(unix.SYS_CONNECT, s, uintptr(unsafe.Pointer(&to.any)), to.size)
 	switch errno {
@@ -33,6 +35,14 @@ func startConnect(addr net.Addr) (fd int, err error) {
 	default:
 		closeFD(int(s))
 		return 0, errno
+	}
+}
+
+// bindUnix binds a unix socket to a name.
+func bindUnix(fd int, name string) {
+	var own rawSockaddr
+	if own.setUnix(&net.UnixAddr{Name: name}) == nil {
+		_, _, _ = syscall.RawSyscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&own.any)), own.size)
 	}
 }
 

@@ -30,6 +30,7 @@ type Pool struct {
 	names     *Names
 	dynamic   bool
 	literal   bool
+	unix      bool
 	turn      atomic.Uint32
 }
 
@@ -43,6 +44,7 @@ func NewPool(upstreams []Upstream) *Pool {
 		upstreams[i].fix()
 		p.dynamic = p.dynamic || upstreams[i].Dynamic
 		p.literal = p.literal && upstreams[i].fixed != nil
+		p.unix = p.unix || upstreams[i].Addr.Network == "unix"
 	}
 	return p
 }
@@ -101,3 +103,6 @@ func (p *Pool) EachIP(take func(netip.Addr)) {
 		}
 	}
 }
+
+// AnyUnix reports whether an upstream that needs no lookup is a unix socket.
+func (p *Pool) AnyUnix() bool { return p.unix }

@@ -2,7 +2,7 @@
 // by whatever way, would else go on until there is no descriptor left.
 //
 // Each session is a [Trip]. A socket that a trip opens to an address of this machine is noted with both of its addresses. A
-// session whose client has these addresses is the next hop of that trip.
+// session whose client has these addresses is the next hop of that trip. A unix socket is noted with the name that it is bound to.
 package hops
 
 import (
@@ -41,7 +41,7 @@ type Socket struct {
 	local  key // 0 before Connected
 }
 
-// key stands for the two addresses of a socket. It is a hash that no client can know: an idle session is to be small, and of
+// key stands for the two addresses of a socket, or for the name of a unix socket. It is a hash that no client can know: an idle session is to be small, and of
 // 20,000 sockets two have the same one with a probability of 1 in 90 billion. It is never 0.
 type key uint64
 
@@ -65,7 +65,11 @@ func Begin(conn net.Conn, datagrams bool, exceeded func()) (t *Trip, ok bool) {
 	if table.active.Load() == 0 {
 		return t, true
 	}
-	from := listeners.AddrPort(conn.RemoteAddr())
+	remote := conn.RemoteAddr()
+	if unix, ok := remote.(*net.UnixAddr); ok {
+		return t, t.beginUnix(unix.Name)
+	}
+	from := listeners.AddrPort(remote)
 	if !IsLocal(from.Addr()) {
 		return t, true
 	}
@@ -125,13 +129,18 @@ func (t *Trip) Connecting(remote netip.AddrPort) *Socket {
 	table.mu.Lock()
 	defer table.mu.Unlock()
 	table.connecting++
-	s := &t.first
-	if s.trip != nil {
-		s = new(Socket)
-		t.second = s
+	return t.opens(Socket{trip: t, remote: remote})
+}
+
+// opens notes a socket of the trip.
+func (t *Trip) opens(s Socket) *Socket {
+	to := &t.first
+	if to.trip != nil {
+		to = new(Socket)
+		t.second = to
 	}
-	*s = Socket{trip: t, remote: remote}
-	return s
+	*to = s
+	return to
 }
 
 // Connected notes the socket's own address.

@@ -174,6 +174,66 @@ func TestInnocentClients(t *testing.T) {
 	mustBeEmpty(t)
 }
 
+// unixConn is a connection to a unix socket by the name of its client.
+type unixConn struct {
+	net.Conn
+	client string
+}
+
+func (c unixConn) RemoteAddr() net.Addr { return &net.UnixAddr{Net: "unix", Name: c.client} }
+
+// A loop through unix sockets, or through these and ports by turns, ends as soon as one through ports does. Where nobody listens on a unix
+// socket, none has a name.
+func TestUnixSockets(t *testing.T) {
+	own, _ := Begin(unixConn{}, false, nil)
+	if name, s := own.ConnectingUnix(); name != "" || s != nil {
+		t.Errorf("named %q, and nobody listens", name)
+	}
+	ListenUnix()
+	defer LeaveUnix()
+	for _, ports := range []bool{false, true} {
+		client := net.Conn(unixConn{client: "@"})
+		var sockets []*Socket
+		var trips []*Trip
+		hops, ok := 0, true
+		for ; ; hops++ {
+			var trip *Trip
+			if trip, ok = Begin(client, false, nil); !ok || hops > 2*Max {
+				break
+			}
+			trips = append(trips, trip)
+			if ports && hops%2 == 0 {
+				from, to := ap("127.0.0.1", 1000+hops), ap("127.0.0.1", 80)
+				s := trip.Connecting(to)
+				s.Connected(from)
+				client, sockets = conn{client: from, listener: to}, append(sockets, s)
+				continue
+			}
+			name, s := trip.ConnectingUnix()
+			client, sockets = unixConn{client: name}, append(sockets, s)
+		}
+		if hops != Max+1 {
+			t.Errorf("ports=%t: refused at hop %d", ports, hops)
+		}
+		for _, name := range []string{"", "@", "/run/client", "@portgate-"} {
+			if other, _ := Begin(unixConn{client: name}, false, nil); other.Hops() != 0 {
+				t.Errorf("client %q: %d hops", name, other.Hops())
+			}
+		}
+		for _, s := range sockets {
+			s.Closed()
+		}
+		if other, _ := Begin(client, false, nil); other.Hops() != 0 {
+			t.Error("the socket was closed, and its client is known")
+		}
+		for _, trip := range trips {
+			trip.End()
+		}
+	}
+	own.End()
+	mustBeEmpty(t)
+}
+
 // However sessions and sockets come and go, nothing is left.
 func TestManyAtATime(t *testing.T) {
 	var all sync.WaitGroup
@@ -226,6 +286,18 @@ func TestAddressesOfThisMachine(t *testing.T) {
 	readAddresses()
 	if ask("198.51.100.2") || asked != 2 {
 		t.Errorf("asked %d times", asked)
+	}
+}
+
+func BenchmarkUnixHop(b *testing.B) {
+	ListenUnix()
+	defer LeaveUnix()
+	b.ReportAllocs()
+	for b.Loop() {
+		trip, _ := Begin(unixConn{}, false, nil)
+		_, s := trip.ConnectingUnix()
+		s.Closed()
+		trip.End()
 	}
 }
 
