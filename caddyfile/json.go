@@ -36,6 +36,14 @@ func UnmarshalJSON(data []byte, v any) error {
 	return nil
 }
 
+// UnmarshalCanonical is [UnmarshalJSON], and returns the [CanonicalJSON] of what was decoded, by which a module can find itself in its config.
+func UnmarshalCanonical(data []byte, v any) (canonical string, err error) {
+	if err := UnmarshalJSON(data, v); err != nil {
+		return "", err
+	}
+	return CanonicalJSON(data)
+}
+
 // jsonFields returns the fields of a struct by their names in JSON, and these names in the struct's order.
 func jsonFields(object reflect.Value) (fields map[string]reflect.Value, names []string) {
 	fields = make(map[string]reflect.Value)

@@ -172,9 +172,9 @@ func checkChoices(fallback, onDamaged string) error {
 }
 
 // UnmarshalJSON decodes the options and refuses unknown ones.
-func (h *Handler) UnmarshalJSON(data []byte) error {
+func (h *Handler) UnmarshalJSON(data []byte) (err error) {
 	type options Handler
-	if err := caddyfile.UnmarshalJSON(data, (*options)(h)); err != nil {
+	if h.canonical, err = caddyfile.UnmarshalCanonical(data, (*options)(h)); err != nil {
 		return err
 	}
 	if err := checkChoices(h.Default, h.OnDamaged); err != nil {
@@ -185,9 +185,7 @@ func (h *Handler) UnmarshalJSON(data []byte) error {
 			return fmt.Errorf("enforce: %w", err)
 		}
 	}
-	canonical, err := caddyfile.CanonicalJSON(data)
-	h.canonical = canonical
-	return err
+	return nil
 }
 
 // UnmarshalJSON decodes the options and refuses unknown ones.

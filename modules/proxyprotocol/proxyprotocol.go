@@ -305,13 +305,9 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 }
 
 // UnmarshalJSON decodes the options and refuses unknown ones.
-func (h *Handler) UnmarshalJSON(data []byte) error {
+func (h *Handler) UnmarshalJSON(data []byte) (err error) {
 	type options Handler
-	if err := caddyfile.UnmarshalJSON(data, (*options)(h)); err != nil {
-		return err
-	}
-	canonical, err := caddyfile.CanonicalJSON(data)
-	h.canonical = canonical
+	h.canonical, err = caddyfile.UnmarshalCanonical(data, (*options)(h))
 	return err
 }
 

@@ -267,13 +267,9 @@ func count(name string, to **int, lo, hi int) caddyfile.Option {
 }
 
 // UnmarshalJSON decodes the options and refuses unknown ones.
-func (h *Handler) UnmarshalJSON(data []byte) error {
+func (h *Handler) UnmarshalJSON(data []byte) (err error) {
 	type options Handler
-	if err := caddyfile.UnmarshalJSON(data, (*options)(h)); err != nil {
-		return err
-	}
-	canonical, err := caddyfile.CanonicalJSON(data)
-	h.canonical = canonical
+	h.canonical, err = caddyfile.UnmarshalCanonical(data, (*options)(h))
 	return err
 }
 

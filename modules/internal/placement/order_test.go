@@ -30,13 +30,9 @@ type checking struct {
 	canonical string
 }
 
-func (c *checking) UnmarshalJSON(data []byte) error {
+func (c *checking) UnmarshalJSON(data []byte) (err error) {
 	type options checking
-	if err := caddyfile.UnmarshalJSON(data, (*options)(c)); err != nil {
-		return err
-	}
-	canonical, err := caddyfile.CanonicalJSON(data)
-	c.canonical = canonical
+	c.canonical, err = caddyfile.UnmarshalCanonical(data, (*options)(c))
 	return err
 }
 

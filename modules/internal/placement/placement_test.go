@@ -42,13 +42,9 @@ func (*step) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "layer4.handlers.test_step", New: func() caddy.Module { return new(step) }}
 }
 
-func (s *step) UnmarshalJSON(data []byte) error {
+func (s *step) UnmarshalJSON(data []byte) (err error) {
 	type options step
-	if err := caddyfile.UnmarshalJSON(data, (*options)(s)); err != nil {
-		return err
-	}
-	canonical, err := caddyfile.CanonicalJSON(data)
-	s.canonical = canonical
+	s.canonical, err = caddyfile.UnmarshalCanonical(data, (*options)(s))
 	return err
 }
 
