@@ -316,6 +316,45 @@ func TestClientsThatLeaveALeakyBucket(t *testing.T) {
 	})
 }
 
+// Every connection that waits when the process stops is in the access log, with that as the reason.
+func TestStopTellsOfThoseWhoWait(t *testing.T) {
+	t.Parallel()
+	const clients = 50
+	limited := rateLimit(`{"name": "calm", "connections": [{"rate": "1/s", "per": "all"}], "algorithm": "leaky_bucket", "max_delay": "1m"}`)
+	for _, network := range []string{"gate+tcp", "tcp", "gate+udp"} {
+		t.Run(network, func(t *testing.T) {
+			addr := gate.ReserveAddr(t)
+			upstream := serve(t, echo)
+			if network == "gate+udp" {
+				upstream = serveUDP(t, echoUDP)
+			}
+			p := gate.Start(t, gate.Layer4(gate.Listen(network+"/"+addr, limited, gate.Forward(upstream))))
+			for range clients {
+				if network == "gate+udp" {
+					mustWrite(t, dialUDP(t, addr), "x")
+				} else {
+					dial(t, addr)
+				}
+			}
+			gate.Eventually(t, peerTimeout, func() error {
+				return equal(p.Metrics(), "caddy_portgate_ratelimit_decisions_total", clients-1, label("result", "delayed"))
+			})
+			waiting := int(p.Metrics().Sum("caddy_portgate_ratelimit_waiting"))
+			p.Terminate()
+			if code := p.Wait(peerTimeout); code != 0 {
+				t.Errorf("exit code %d", code)
+			}
+			reasons := make(map[string]int)
+			for _, s := range p.WaitSessions(clients, nil) {
+				reasons[fmt.Sprint(s.Status, " ", s.Reason)]++
+			}
+			if n := reasons["429 shutdown"]; n > waiting || n < waiting-10 || reasons["429 client_gone"] > 0 { // some may have gone on meanwhile
+				t.Errorf("%d were waiting; in the access log: %v", waiting, reasons)
+			}
+		})
+	}
+}
+
 // A UDP session whose client is silent waits for its turn, too, with what was sent, and one that the listener ends frees it.
 func TestUDPSessionsInALeakyBucket(t *testing.T) {
 	t.Parallel()
@@ -351,6 +390,7 @@ func TestUDPSessionsInALeakyBucket(t *testing.T) {
 	if took := time.Since(start); took > 20*time.Second { // and it was 50
 		t.Errorf("the last one has waited %v", took)
 	}
+	p.WaitSessions(1, func(s gate.Session) bool { return s.Status == 429 && s.Reason == "evicted" })
 	p.Load(gate.Layer4()) // nobody has the listener any more
 	gate.Eventually(t, peerTimeout, func() error { return equal(p.Metrics(), "caddy_portgate_sessions_active", 0) })
 }

@@ -43,7 +43,8 @@ type PacketSession struct {
 	inbox   *inbox // nil once somebody is attached, or the session gone
 	receive func(b []byte) (taken bool)
 	closed  func(reason string)
-	gone    func()
+	gone    func(reason string)
+	why     string      // the listener has ended the session
 	relay   interface { // nil where nobody is attached who answers
 		Unanswered(within time.Duration) bool
 	}
@@ -104,16 +105,18 @@ func (c *PacketSession) unanswered() bool {
 	return active&toClient == 0 && time.Since(epoch)-time.Duration(active) < maxAnswer
 }
 
-// OnEnd has f called when the listener ends the session before somebody attaches to it; nil ends that. f must not block.
-// It reports false, and does nothing, where the session has ended.
-func (c *PacketSession) OnEnd(f func()) bool {
+// OnEnd has f called with the reason, which is one of Attach's, when the listener ends the session before somebody attaches to it; nil
+// ends that. f must not block. Where the session has ended it is called at once.
+func (c *PacketSession) OnEnd(f func(reason string)) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ended.Load() {
-		return false
+	ended, why := c.ended.Load(), c.why
+	if !ended {
+		c.gone = f
 	}
-	c.gone = f
-	return true
+	c.mu.Unlock()
+	if ended && f != nil {
+		f(why)
+	}
 }
 
 // takeInbox takes the inbox away, so that nothing can be read or put into it any more.
@@ -241,12 +244,13 @@ func (c *PacketSession) end(reason string) {
 	c.mu.Lock()
 	closed, gone := c.closed, c.gone
 	c.leave()
+	c.why = reason
 	c.mu.Unlock()
 	if closed != nil {
 		closed(reason)
 	}
 	if gone != nil {
-		gone()
+		gone(reason)
 	}
 }
 
@@ -335,7 +339,7 @@ func (c *PacketConn) Detach() (packetSession net.Conn, ok bool) {
 }
 
 // OnEnd is [PacketSession.OnEnd].
-func (c *PacketConn) OnEnd(f func()) bool { return c.session.OnEnd(f) }
+func (c *PacketConn) OnEnd(f func(reason string)) { c.session.OnEnd(f) }
 
 // Close ends the session, unless it was detached.
 func (c *PacketConn) Close() error {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -559,26 +560,28 @@ func TestErrorsDoNotEndTheReceiveLoop(t *testing.T) {
 	})
 }
 
-// A handler that waits with a session is told when the listener ends that, once, and nobody is told of a close.
+// A handler that waits with a session is told why the listener ends that, once, also where it has ended before; and nobody is told of a
+// close.
 func TestOnEnd(t *testing.T) {
 	t.Parallel()
-	s, told := newTestSocket(defaultLimits), 0
-	tell := func() { told++ }
+	s := newTestSocket(defaultLimits)
+	var told []string
+	tell := func(reason string) { told = append(told, reason) }
 	evicted, closed, attached := s.arrive(1, nil), s.arrive(2, nil), s.arrive(3, nil)
 	for _, c := range []*PacketSession{evicted, closed, attached} {
-		if !c.OnEnd(tell) {
-			t.Error("it has ended")
-		}
+		c.OnEnd(tell)
 	}
 	evicted.end("evicted")
 	evicted.end("evicted")
-	if told != 1 || evicted.OnEnd(tell) {
-		t.Errorf("told %d times", told)
-	}
 	_ = closed.Close()
 	attached.OnEnd(nil)
-	attached.end("evicted")
-	if told != 1 {
-		t.Errorf("told %d times", told)
+	attached.end("drain")
+	if want := []string{"evicted"}; !slices.Equal(told, want) {
+		t.Errorf("told %q, want %q", told, want)
+	}
+	attached.OnEnd(tell)
+	attached.OnEnd(nil)
+	if want := []string{"evicted", "drain"}; !slices.Equal(told, want) {
+		t.Errorf("told %q, want %q", told, want)
 	}
 }

@@ -151,3 +151,14 @@ func stay(t testing.TB, h *Handler, remote string) (admitted bool, leave func())
 		return false, leave
 	}
 }
+
+func eventually(t *testing.T, check func() error) {
+	t.Helper()
+	var err error
+	for start := time.Now(); time.Since(start) < time.Minute; time.Sleep(time.Millisecond) {
+		if err = check(); err == nil {
+			return
+		}
+	}
+	t.Fatal(err)
+}

@@ -1,6 +1,7 @@
 package ratelimit
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -53,6 +54,7 @@ type waiter struct {
 	lines []*line       // in which it is
 	ready chan struct{} // closed when it may go
 	gone  chan struct{} // closed when the client has gone
+	why   string        // it has gone; valid from then on
 	left  sync.Once     // closes gone
 }
 
@@ -248,8 +250,13 @@ func (w *waiter) leave() {
 	}
 }
 
-// hasGone notes that the client has gone. It may be called from anywhere, more than once.
-func (w *waiter) hasGone() { w.left.Do(func() { close(w.gone) }) }
+// hasGone notes that the client has gone, or why its listener has ended the connection. It may be called from anywhere, more than once.
+func (w *waiter) hasGone(reason string) {
+	w.left.Do(func() {
+		w.why = cmp.Or(reason, reasonGone)
+		close(w.gone)
+	})
+}
 
 // len returns how many wait.
 func (q *queue) len() int {

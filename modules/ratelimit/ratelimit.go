@@ -166,12 +166,8 @@ func (h *Handler) Handle(cx *layer4.Connection, next layer4.Handler) error {
 		h.refuse(v, d).Wait() // layer4 closes the connection when this returns
 		return nil
 	}
-	if waiter != nil {
-		if reason := h.wait(cx, v, waiter); reason != "" {
-			held.release()
-			h.endWaiting(v, &h.limits.arrivals[d.Limit], reason)
-			return nil
-		}
+	if waiter != nil && !h.waits(cx, v, waiter, held, &h.limits.arrivals[d.Limit]) {
+		return nil
 	}
 	t := h.throttle(v, held)
 	if t == nil {

@@ -15,14 +15,24 @@ var stopping = make(chan struct{})
 
 func init() { session.OnStop(func() { close(stopping) }) }
 
-// wait returns when it is the turn of a connection, with no reason, or why it has ended before: its client has gone, or
-// the process stops. A reload ends no waiting: a connection goes on as the config says that has accepted it.
+// waits reports whether the turn of a connection has come. If not, the connection has been closed, with a session of its own.
+func (h *Handler) waits(cx *layer4.Connection, v *visitor, w *waiter, held *holding, limit *limit) bool {
+	defer session.Await()()
+	reason := h.wait(cx, v, w)
+	if reason == "" {
+		return true
+	}
+	held.release()
+	h.endWaiting(v, limit, reason)
+	return false
+}
+
+// wait returns when it is the turn of a connection, with no reason, or why it has ended before: its client has gone, its listener has
+// ended it, or the process stops. A reload ends no waiting: a connection goes on as the config says that has accepted it.
 func (h *Handler) wait(cx *layer4.Connection, v *visitor, w *waiter) (reason string) {
 	conn := v.Accepted()
-	if udp, ok := conn.(interface{ OnEnd(f func()) bool }); ok {
-		if !udp.OnEnd(w.hasGone) {
-			w.hasGone()
-		}
+	if udp, ok := conn.(interface{ OnEnd(f func(reason string)) }); ok {
+		udp.OnEnd(w.hasGone)
 		defer udp.OnEnd(nil)
 	}
 	spoken := len(cx.MatchingBytes()) > 0
@@ -31,7 +41,7 @@ func (h *Handler) wait(cx *layer4.Connection, v *visitor, w *waiter) (reason str
 	case <-w.ready:
 		return ""
 	case <-w.gone:
-		reason = reasonGone
+		reason = w.why
 	case <-stopping:
 		reason = session.ReasonShutdown
 	}

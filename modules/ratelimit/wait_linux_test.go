@@ -84,17 +84,6 @@ func (d *door) waits(t *testing.T, h *Handler) net.Conn {
 	return conn
 }
 
-func eventually(t *testing.T, check func() error) {
-	t.Helper()
-	var err error
-	for start := time.Now(); time.Since(start) < time.Minute; time.Sleep(time.Millisecond) {
-		if err = check(); err == nil {
-			return
-		}
-	}
-	t.Fatal(err)
-}
-
 const forAges = `{"connections": [{"rate": "1/h", "burst": 1, "per": "all"}], "algorithm": "leaky_bucket", "max_delay": "1m"}`
 
 // hourly is a handler at which whoever comes second waits, for longer than the test lasts.

@@ -103,7 +103,7 @@ func (w *watch) run(file *os.File, poller syscall.RawConn) {
 		w.mu.Lock()
 		for _, event := range events[:n] {
 			if one := w.waiters[int(event.Fd)]; w.file == file && one != nil && hasGone(int(event.Fd), one.spoken) {
-				one.waiter.hasGone()
+				one.waiter.hasGone(reasonGone)
 			}
 		}
 		w.mu.Unlock()

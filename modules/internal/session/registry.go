@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -13,7 +14,10 @@ import (
 
 // registry holds the living sessions, in parts with a lock each: whoever looks at all of them holds up a few sessions that
 // begin or end meanwhile, and not all. It is bounded by the descriptors that they hold. The zero registry is empty.
-type registry struct{ shards [64]shard }
+type registry struct {
+	shards   [64]shard
+	awaiting atomic.Int64
+}
 
 type shard struct {
 	mu       sync.Mutex
@@ -133,14 +137,24 @@ var onStop []func()
 // yet. It is to be called by an init function; f must not block.
 func OnStop(f func()) { onStop = append(onStop, f) }
 
+// Await is for a connection that has no session yet, and that [OnStop] ends: the process that stops waits for its session, so that
+// there is an access log entry. done is called when the session has begun, or has ended, or nobody waits for it any more.
+func Await() (done func()) { return living.await() }
+
+func (r *registry) await() (done func()) {
+	r.awaiting.Add(1)
+	return func() { r.awaiting.Add(-1) }
+}
+
 // shutdown closes idle sessions at once and the others as they become idle, at the latest after
 // their grace period. It returns when none is left, or could be closed.
 func (r *registry) shutdown() {
 	start := time.Now()
 	for {
 		var longest time.Duration
+		awaiting := r.awaiting.Load() // before the list, in which they are then
 		left := r.list()
-		if len(left) == 0 {
+		if len(left) == 0 && awaiting == 0 {
 			return
 		}
 		for _, s := range left {

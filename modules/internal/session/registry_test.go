@@ -69,6 +69,33 @@ func (st *stopping) stop() time.Duration {
 	return time.Since(st.start)
 }
 
+// A connection that waits without a session, and ends because the process stops, is waited for, and so is its session. One that never
+// ends holds the process up for no longer than a session would.
+func TestStopWaitsForSessionsToBegin(t *testing.T) {
+	t.Parallel()
+	for _, ends := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			st := newStopping()
+			done := st.await()
+			if ends {
+				time.AfterFunc(10*time.Millisecond, func() {
+					r := st.add(0, -time.Hour)
+					time.AfterFunc(100*time.Millisecond, func() { st.remove(r.session) })
+					r.stubborn = true
+					done()
+				})
+			}
+			least, most := 110*time.Millisecond, 110*time.Millisecond+stopPoll
+			if !ends {
+				least, most = idleAtStop, idleAtStop+2*stopPoll
+			}
+			if took := st.stop(); took < least || took > most {
+				t.Errorf("took %v, want from %v to %v", took, least, most)
+			}
+		})
+	}
+}
+
 func TestStopWithoutSessions(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
