@@ -174,7 +174,7 @@ func (f *feed) unchanged() {
 
 func (f *feed) take(ctx context.Context, resp *http.Response) error {
 	var body bytes.Buffer
-	set, report, err := ipset.Read(io.TeeReader(resp.Body, &body))
+	set, report, err := ipset.Read(io.TeeReader(resp.Body, &body), ipset.RefuseHostBits)
 	if err == nil && body.Len() == 0 {
 		err = errors.New("the server sent nothing: expected a list, if only of comments")
 	}
@@ -225,7 +225,7 @@ func (f *feed) restore(ctx context.Context) bool {
 	if err == nil {
 		head, body, _ := bytes.Cut(value, []byte{'\n'})
 		if err = json.Unmarshal(head, &have); err == nil {
-			set, report, err = ipset.Read(bytes.NewReader(body))
+			set, report, err = ipset.Read(bytes.NewReader(body), ipset.RefuseHostBits)
 		}
 	}
 	if err != nil {

@@ -56,7 +56,7 @@ type file struct {
 
 // readList parses a file that is a list.
 func readList(data []byte) (*ipset.Set, ipset.Report, error) {
-	return ipset.Read(bytes.NewReader(data))
+	return ipset.Read(bytes.NewReader(data), ipset.RefuseHostBits)
 }
 
 // openFile reads a list for the first time, where every error is fatal, and then follows its changes.

@@ -46,7 +46,7 @@ func millionLines(family int) []byte {
 
 func million(tb testing.TB, family int) *Set {
 	tb.Helper()
-	set, _, err := Read(bytes.NewReader(millionLines(family)))
+	set, _, err := Read(bytes.NewReader(millionLines(family)), RefuseHostBits)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func BenchmarkRead(b *testing.B) {
 				runtime.GC()
 				before := heapBytes()
 				watch := watchHeap()
-				set, _, err := Read(bytes.NewReader(list))
+				set, _, err := Read(bytes.NewReader(list), RefuseHostBits)
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -10,10 +10,22 @@ import (
 
 // Bounds of a list. What comes over the network or out of a file must not be able to use up the memory.
 const (
-	// MaxBytes is how long a list may be: four million lines or so.
+	// MaxBytes is how long a list may be, both as it comes and unpacked: four million lines or so.
 	MaxBytes = 64 << 20
+	// MaxEntries is how many entries it may have. IPv6 takes the most: 32 bytes for each while it is read, 128 MB in all.
+	MaxEntries = 4_000_000
 	// maxLine is how long a line may be, its comment included. A longer one is a bad line.
 	maxLine = 4 << 10
+)
+
+// HostBits says what becomes of a line with a prefix that has bits set behind its length, such as 192.0.2.9/30.
+type HostBits int
+
+const (
+	// RefuseHostBits makes it a bad line. This is for lists of whom to let in.
+	RefuseHostBits HostBits = iota
+	// MaskHostBits takes it as its network, as nginx, HAProxy and ipset do. This is for lists of whom to keep out.
+	MaskHostBits
 )
 
 // keptBadLines is how many bad lines are told in detail.
@@ -21,12 +33,14 @@ const keptBadLines = 10
 
 // Report is what reading a list has found.
 type Report struct {
-	Lines int // with an entry, good or bad
-	Bad   int
-	First []BadLine // the first ten bad ones
+	Lines  int // with an entry, good or bad
+	Bad    int
+	First  []BadLine // the first ten bad ones
+	Masked int       // good ones with bits set behind the prefix, taken as its network
+	Mask   BadLine   // the first of these
 }
 
-// BadLine is a line that is not understood.
+// BadLine is a line that is not understood, or not as it is written.
 type BadLine struct {
 	Number int // from 1
 	Err    error
@@ -41,55 +55,54 @@ func (r *Report) bad(number int, err error) {
 	}
 }
 
-// ErrTooLong is the error for a list of more than [MaxBytes].
-var ErrTooLong = fmt.Errorf("expected a list of at most %d MiB", MaxBytes>>20)
-
-var errLineTooLong = fmt.Errorf("expected at most %d bytes in a line", maxLine)
-
-// Read reads a list: one address, prefix or range a line, after which a comment may follow that begins with # or
-// ;. Empty lines, blanks around an entry, CRLF and a byte order mark are fine.
-//
-// Lines that are not understood are left out and reported. Where more than half are such, this is no list but
-// something else, and it is refused with an error; so is a list that is too long.
-func Read(r io.Reader) (*Set, Report, error) {
-	lines := bufio.NewReaderSize(&bounded{from: r, left: MaxBytes}, maxLine+len("\r\n"))
-	var (
-		builder Builder
-		report  Report
-	)
-	for number := 1; ; number++ {
-		line, err := lines.ReadSlice('\n')
-		if number == 1 {
-			line = bytes.TrimPrefix(line, []byte("\xef\xbb\xbf"))
-		}
-		if tooLong := errors.Is(err, bufio.ErrBufferFull); tooLong {
-			report.Lines++
-			report.bad(number, errLineTooLong)
-			err = skipLine(lines)
-		} else if entry := entryOf(line); len(entry) > 0 {
-			report.Lines++
-			r, failed := Parse(string(entry))
-			if failed != nil {
-				report.bad(number, failed)
-			} else {
-				builder.Add(r)
-			}
-		}
-		switch {
-		case errors.Is(err, io.EOF):
-			return finish(&builder, report)
-		case err != nil:
-			return nil, report, err
-		}
+func (r *Report) masked(number int, err error) {
+	if r.Masked++; r.Masked == 1 {
+		r.Mask = BadLine{number, err}
 	}
 }
 
-// entryOf returns a line without its comment and the blanks around it.
-func entryOf(line []byte) []byte {
-	if comment := bytes.IndexAny(line, "#;"); comment >= 0 {
-		line = line[:comment]
+var (
+	// ErrTooLong is the error for a list of more than [MaxBytes].
+	ErrTooLong = fmt.Errorf("expected a list of at most %d MiB", MaxBytes>>20)
+	// ErrTooMany is the error for a list of more than [MaxEntries].
+	ErrTooMany = fmt.Errorf("expected a list of at most %d entries", MaxEntries)
+
+	errLineTooLong = fmt.Errorf("expected at most %d bytes in a line", maxLine)
+)
+
+// Read reads a list: one address, prefix or range a line, in any of the forms that lines.go tells of. It may be packed by
+// gzip, and its text may be UTF-8 or, with a byte order mark, UTF-16.
+//
+// Lines that are not understood are left out and reported. A list is refused with an error where more than half of its lines
+// are such, or nothing but its heading is understood, because it is something else then; so is one that is too long, has
+// too many entries, or is cut short.
+func Read(r io.Reader, hostBits HostBits) (*Set, Report, error) {
+	p := parser{hostBits: hostBits, most: MaxEntries}
+	return p.read(r)
+}
+
+func (p *parser) read(r io.Reader) (*Set, Report, error) {
+	text, err := plainText(r)
+	if err != nil {
+		return nil, Report{}, err
 	}
-	return bytes.TrimSpace(line)
+	lines := bufio.NewReaderSize(text, maxLine+len("\r\n"))
+	for number := 1; ; number++ {
+		line, err := lines.ReadSlice('\n')
+		if tooLong := errors.Is(err, bufio.ErrBufferFull); tooLong {
+			p.report.Lines++
+			p.report.bad(number, fmt.Errorf("%s: %w", quote(string(line)), errLineTooLong))
+			err = skipLine(lines)
+		} else if failed := p.line(number, bytes.TrimSpace(line)); failed != nil {
+			return nil, p.report, failed
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return p.finish()
+		case err != nil:
+			return nil, p.report, err
+		}
+	}
 }
 
 // skipLine reads up to the end of the line.
@@ -100,14 +113,6 @@ func skipLine(r *bufio.Reader) error {
 			return err
 		}
 	}
-}
-
-func finish(b *Builder, report Report) (*Set, Report, error) {
-	if report.Bad*2 > report.Lines {
-		return nil, report, fmt.Errorf("%d of %d lines are bad, expected a list of addresses and prefixes: %w",
-			report.Bad, report.Lines, report.First[0])
-	}
-	return b.Set(), report, nil
 }
 
 // bounded fails where [io.LimitedReader] would pretend that the end has come.

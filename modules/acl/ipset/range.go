@@ -76,11 +76,21 @@ func ParsePrefix(s string) (netip.Prefix, error) {
 		addr, bits = addr.Unmap(), bits-96
 	}
 	prefix := netip.PrefixFrom(addr, bits)
-	if masked := prefix.Masked(); masked != prefix {
-		return netip.Prefix{}, fmt.Errorf("%s: expected no bits set behind the prefix: %s, or %s for the one address",
-			quote(s), masked, addr)
+	if prefix.Masked() != prefix {
+		return netip.Prefix{}, &hostBitsError{s, prefix}
 	}
 	return prefix, nil
+}
+
+// hostBitsError is the error for a prefix that has bits set behind its length, such as 192.0.2.9/30.
+type hostBitsError struct {
+	text   string
+	prefix netip.Prefix
+}
+
+func (e *hostBitsError) Error() string {
+	return fmt.Sprintf("%s: expected no bits set behind the prefix: %s, or %s for the one address",
+		quote(e.text), e.prefix.Masked(), e.prefix.Addr())
 }
 
 func parseLength(s string, most int) (int, error) {

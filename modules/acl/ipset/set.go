@@ -8,6 +8,7 @@
 package ipset
 
 import (
+	"cmp"
 	"iter"
 	"net/netip"
 	"slices"
@@ -78,12 +79,14 @@ func (s *Set) Without(prefix netip.Prefix) *Set {
 
 // Builder makes a set of many entries. The zero value is ready to use.
 type Builder struct {
-	v4 chunks[span[uint32]]
-	v6 chunks[span[uint128]]
+	v4, except4 chunks[span[uint32]]
+	v6, except6 chunks[span[uint128]]
+	entries     int // how many were added
 }
 
 // Add adds the addresses of a range.
 func (b *Builder) Add(r Range) {
+	b.entries++
 	if r.First.Is4() {
 		b.v4.add(span[uint32]{number4(r.First), number4(r.Last)})
 	} else {
@@ -91,10 +94,29 @@ func (b *Builder) Add(r Range) {
 	}
 }
 
+// Except leaves out the addresses of a prefix, but for those that smaller prefixes within it add. With it, everything that is
+// added has to be a prefix.
+func (b *Builder) Except(r Range) {
+	if r.First.Is4() {
+		b.except4.add(span[uint32]{number4(r.First), number4(r.Last)})
+	} else {
+		b.except6.add(span[uint128]{number6(r.First), number6(r.Last)})
+	}
+}
+
+func (b *Builder) hasExceptions() bool { return len(b.except4)+len(b.except6) > 0 }
+
 // Set returns the set, and leaves the builder empty.
 func (b *Builder) Set() *Set {
-	v4, v6 := b.v4.join(), b.v6.join()
-	return &Set{v4: freeze4(v4), v6: freeze6(v6), table: new(bart.Lite), size: len(v4) + len(v6)}
+	v4, v6, size := b.v4.join(), b.v6.join(), b.entries
+	if except := b.except4.join(); len(except) > 0 {
+		v4 = carve(v4, except, cmp.Compare, func(n uint32) uint32 { return n + 1 }, func(n uint32) uint32 { return n - 1 })
+	}
+	if except := b.except6.join(); len(except) > 0 {
+		v6 = carve(v6, except, uint128.compare, uint128.after, uint128.before)
+	}
+	b.entries = 0
+	return &Set{v4: freeze4(v4), v6: freeze6(v6), table: new(bart.Lite), size: size}
 }
 
 // chunks is a list that grows without being copied: a slice that grows to a million spans leaves five times their size
