@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -104,6 +105,19 @@ var asnDatabase = database(map[string]record{
 	"2001:db8::/32":  {"autonomous_system_number": uint32(64496)},
 })
 
+// As IPinfo makes them: texts in the place of objects and numbers.
+var (
+	ipinfoCountries = database(map[string]record{
+		"192.0.2.0/24":    {"country": "CN", "country_name": "China", "continent": "AS"},
+		"198.51.100.0/24": {"country": "DE", "country_name": "Germany", "continent": "EU"},
+	})
+	ipinfoLite = database(map[string]record{
+		"192.0.2.0/24":    {"country": "China", "country_code": "CN", "asn": "AS64496", "as_name": "Example"},
+		"198.51.100.0/24": {"country": "Germany", "country_code": "DE", "asn": "AS64497"},
+		"203.0.113.0/24":  {"country": "Germany", "country_code": "DE"},
+	})
+)
+
 func TestCountriesAndSystems(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -123,6 +137,9 @@ func TestCountriesAndSystems(t *testing.T) {
 			[]string{"192.0.2.127", "2001:db8::1"},
 			[]string{"192.0.2.128", "2001:db9::1"},
 		},
+		{"IPinfo's countries", countries([]string{"CN"}), ipinfoCountries, []string{"192.0.2.1"}, []string{"198.51.100.1"}},
+		{"IPinfo Lite's countries", countries([]string{"CN"}), ipinfoLite, []string{"192.0.2.1"}, []string{"198.51.100.1"}},
+		{"IPinfo Lite's systems", systems([]uint32{64496}), ipinfoLite, []string{"192.0.2.1"}, []string{"198.51.100.1", "203.0.113.1"}},
 		{"a large number", systems([]uint32{1, 4200000000}), asnDatabase, []string{"192.0.2.128"}, []string{"192.0.2.127"}},
 	} {
 		set, _, err := c.collect(c.data)
@@ -150,10 +167,17 @@ func TestWrongDatabase(t *testing.T) {
 		data    []byte
 		want    string
 	}{
-		"systems without any":   {systems([]uint32{1}), countryDatabase, errNoNetworks.Error()},
-		"countries without any": {countries([]string{"CN"}), asnDatabase, errNoCountries.Error()},
-		"a list":                {countries([]string{"CN"}), []byte(one), "expected a database in MaxMind's format: "},
-		"empty":                 {countries([]string{"CN"}), nil, "expected a database in MaxMind's format: "},
+		"systems without any":           {systems([]uint32{1}), countryDatabase, errNoNetworks.Error()},
+		"countries without any":         {countries([]string{"CN"}), asnDatabase, errNoCountries.Error()},
+		"systems in IPinfo's countries": {systems([]uint32{1}), ipinfoCountries, errNoNetworks.Error()},
+		"countries of another kind": {countries([]string{"CN"}), database(map[string]record{
+			"192.0.2.0/24": {"country": uint32(7), "registered_country": []any{}, "country_code": record{}},
+		}), errNoCountries.Error()},
+		"systems of another kind": {systems([]uint32{1}), database(map[string]record{
+			"192.0.2.0/24": {"autonomous_system_number": "x", "asn": record{}},
+		}), errNoNetworks.Error()},
+		"a list": {countries([]string{"CN"}), []byte(one), "expected a database in MaxMind's format: "},
+		"empty":  {countries([]string{"CN"}), nil, "expected a database in MaxMind's format: "},
 	} {
 		if _, _, err := c.collect(c.data); err == nil || !strings.HasPrefix(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %s", name, err, c.want)
@@ -161,17 +185,28 @@ func TestWrongDatabase(t *testing.T) {
 	}
 }
 
-// A database that is damaged anywhere is refused or read, and nothing worse.
+// A database that is damaged anywhere is refused or read, and nothing worse: its error says nothing of types of Go.
 func TestDamagedDatabase(t *testing.T) {
 	t.Parallel()
-	collect := countries([]string{"CN"})
-	for i := range countryDatabase {
-		damaged := append([]byte(nil), countryDatabase...)
-		damaged[i] ^= byte(1 << (i % 8))
-		_, _, _ = collect(damaged)
-		_, _, _ = collect(countryDatabase[:i])
+	for _, data := range [][]byte{countryDatabase, asnDatabase, ipinfoCountries, ipinfoLite} {
+		for i := range data {
+			for bit := range 8 {
+				damaged := append([]byte(nil), data...)
+				damaged[i] ^= byte(1 << bit)
+				for _, content := range [][]byte{damaged, data[:i]} {
+					for _, collect := range []parseFunc{countries([]string{"CN"}), systems([]uint32{64496})} {
+						_, _, err := collect(content)
+						if err != nil && typeOfGo.MatchString(err.Error()) {
+							t.Fatalf("byte %d, bit %d: %v", i, bit, err)
+						}
+					}
+				}
+			}
+		}
 	}
 }
+
+var typeOfGo = regexp.MustCompile(`\b(struct|interface|u?int(8|16|32|64)|float(32|64)|map\[|any)\b|maxminddb\.|acl\.|\[\]`)
 
 // A database that is replaced is read again.
 func TestDatabaseIsFollowed(t *testing.T) {
