@@ -26,7 +26,7 @@ const maxRemark = 256
 
 // adminAPI serves the dynamic lists:
 //
-//	GET    /portgate/lists                            names and sizes
+//	GET    /portgate/lists                            names and sizes; how lists are that are read from somewhere
 //	GET    /portgate/lists/{name}                     all entries
 //	PUT    /portgate/lists/{name}                     {"entries": [...]} replaces them; takes what GET gives
 //	PATCH  /portgate/lists/{name}                     {"damaged": false} makes what a damaged list has all of it
@@ -58,6 +58,7 @@ type summary struct {
 	Expired int         `json:"expired,omitempty"` // entries of a PUT whose time was over
 	Damaged string      `json:"damaged,omitempty"` // what could not be read
 	Entries []remaining `json:"entries,omitzero"`
+	condition
 }
 
 // remaining is an entry with the time that it still has.
@@ -131,7 +132,7 @@ func summaries() []summary {
 		return true
 	})
 	slices.SortFunc(all, func(a, b summary) int { return strings.Compare(a.Name, b.Name) })
-	return all
+	return append(all, readLists()...)
 }
 
 func findList(wanted string) (found *dynamic) {

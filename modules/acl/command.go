@@ -215,11 +215,26 @@ func printLists(to io.Writer, body []byte) error {
 		return err
 	}
 	table := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "LIST\tENTRIES")
+	fmt.Fprintln(table, "LIST\tENTRIES\tNOT RIGHT")
 	for _, list := range lists {
-		fmt.Fprintf(table, "%s\t%d\n", list.Name, list.Size)
+		fmt.Fprintf(table, "%s\t%d\t%s\n", printable(list.Name), list.Size, list.wrong())
 	}
 	return table.Flush()
+}
+
+// wrong says in a few words what is not as it should be with a list.
+func (s *summary) wrong() string {
+	var wrong []string
+	if s.Error != "" {
+		wrong = append(wrong, "not loaded: "+printable(s.Error))
+	}
+	if s.BadLines > 0 {
+		wrong = append(wrong, fmt.Sprintf("%d of %d lines left out", s.BadLines, s.Lines))
+	}
+	if s.MaskedLines > 0 {
+		wrong = append(wrong, fmt.Sprintf("%d lines taken as their networks", s.MaskedLines))
+	}
+	return strings.Join(wrong, ", ")
 }
 
 func printEntries(to io.Writer, body []byte) error {

@@ -212,7 +212,7 @@ var typeOfGo = regexp.MustCompile(`\b(struct|interface|u?int(8|16|32|64)|float(3
 func TestDatabaseIsFollowed(t *testing.T) {
 	t.Parallel()
 	path := tempFile(t, string(countryDatabase))
-	f, err := openFile("country CN "+path, path, maxDatabase, countries([]string{"CN"}))
+	f, err := openFile("country CN "+path, path, databaseFormat(countries([]string{"CN"})))
 	must(t, err)
 	t.Cleanup(func() { must(t, f.Destruct()) })
 	if !f.contains(addr(one)) {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/portgate/caddy-portgate/modules/acl/ipset"
 	"github.com/portgate/caddy-portgate/modules/internal/refusal"
 )
 
@@ -15,7 +16,7 @@ import (
 func TestFileThatIsDegraded(t *testing.T) {
 	t.Parallel()
 	path := tempFile(t, one)
-	f, err := openFile("file degraded", path, 1<<20, readList)
+	f, err := openFile("file degraded", path, listFormat(ipset.MaskHostBits))
 	must(t, err)
 	if f.loading.Is() || f.lines.Is() {
 		t.Error("degraded from the beginning")

@@ -42,6 +42,7 @@ type feed struct {
 	list
 	url      string
 	interval time.Duration
+	hostBits ipset.HostBits
 	storage  storages
 
 	stop context.CancelFunc
@@ -62,9 +63,9 @@ type feedCopy struct {
 }
 
 // openFeed begins with the last good copy, or else with what the server sends now, and then follows the feed.
-func openFeed(name, location string, interval time.Duration, storage certmagic.Storage) (*feed, error) {
+func openFeed(name, location string, interval time.Duration, hostBits ipset.HostBits, storage certmagic.Storage) (*feed, error) {
 	ctx, cancel := context.WithCancel(context.Background())
-	f := &feed{url: location, interval: interval, stop: cancel, done: make(chan struct{}), uncopied: degraded.New("list_copy")}
+	f := &feed{url: location, interval: interval, hostBits: hostBits, stop: cancel, done: make(chan struct{}), uncopied: degraded.New("list_copy")}
 	f.init(name)
 	f.storage.use(storage)
 	removeLeftovers(storage, feedsFolder)
@@ -168,13 +169,12 @@ func (f *feed) fetch(ctx context.Context, timeout time.Duration) error {
 
 // unchanged is called when the server still has the list that is in use.
 func (f *feed) unchanged() {
-	f.succeeded()
-	collectors.loaded.WithLabelValues(f.name).SetToCurrentTime()
+	f.succeeded(time.Now())
 }
 
 func (f *feed) take(ctx context.Context, resp *http.Response) error {
 	var body bytes.Buffer
-	set, report, err := ipset.Read(io.TeeReader(resp.Body, &body), ipset.RefuseHostBits)
+	set, report, err := ipset.Read(io.TeeReader(resp.Body, &body), f.hostBits)
 	if err == nil && body.Len() == 0 {
 		err = errors.New("the server sent nothing: expected a list, if only of comments")
 	}
@@ -225,7 +225,7 @@ func (f *feed) restore(ctx context.Context) bool {
 	if err == nil {
 		head, body, _ := bytes.Cut(value, []byte{'\n'})
 		if err = json.Unmarshal(head, &have); err == nil {
-			set, report, err = ipset.Read(bytes.NewReader(body), ipset.RefuseHostBits)
+			set, report, err = ipset.Read(bytes.NewReader(body), f.hostBits)
 		}
 	}
 	if err != nil {
@@ -234,6 +234,6 @@ func (f *feed) restore(ctx context.Context) bool {
 	}
 	f.have = have
 	f.loaded(set, report)
-	collectors.loaded.WithLabelValues(f.name).Set(float64(have.Fetched.UnixMilli()) / 1000)
+	f.succeeded(have.Fetched)
 	return true
 }

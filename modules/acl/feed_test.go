@@ -16,6 +16,8 @@ import (
 
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/goleak"
+
+	"github.com/portgate/caddy-portgate/modules/acl/ipset"
 )
 
 // publisher is a server of one list.
@@ -63,7 +65,7 @@ func status(code int) http.HandlerFunc {
 // follow loads a feed for the rest of the test.
 func follow(t testing.TB, location string, interval time.Duration, storage certmagic.Storage) *feed {
 	t.Helper()
-	f, err := openFeed("url "+t.Name(), location, interval, storage)
+	f, err := openFeed("url "+t.Name(), location, interval, ipset.MaskHostBits, storage)
 	must(t, err)
 	t.Cleanup(func() { must(t, f.Destruct()) })
 	return f
@@ -187,12 +189,12 @@ func TestFeedStartsWithoutItsServer(t *testing.T) {
 func TestFeedThatCanNotBeLoaded(t *testing.T) {
 	t.Parallel()
 	p := publish(t, status(503))
-	_, err := openFeed("url", p.URL, time.Hour, store(t))
+	_, err := openFeed("url", p.URL, time.Hour, ipset.MaskHostBits, store(t))
 	if want := "the server answered 503 Service Unavailable, expected 200 OK"; err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)
 	}
 	p.Close()
-	_, err = openFeed("url", strings.Replace(p.URL, "://", "://user:secret@", 1)+"?key=secret", time.Hour, store(t))
+	_, err = openFeed("url", strings.Replace(p.URL, "://", "://user:secret@", 1)+"?key=secret", time.Hour, ipset.MaskHostBits, store(t))
 	if err == nil || strings.Contains(err.Error(), "secret") {
 		t.Errorf("%v, want an error without the secret", err)
 	}
@@ -271,7 +273,7 @@ func TestFeedEndsWhileItWaits(t *testing.T) {
 		close(asked)
 		<-stop
 	})
-	f, err := openFeed("url", p.URL, often, store(t))
+	f, err := openFeed("url", p.URL, often, ipset.MaskHostBits, store(t))
 	must(t, err)
 	<-asked
 	start := time.Now()

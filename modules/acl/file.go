@@ -37,9 +37,8 @@ const (
 // file is a source that is read from a file again whenever that changes.
 type file struct {
 	list
-	path  string
-	most  int64 // the size that it may have
-	parse func(data []byte) (*ipset.Set, ipset.Report, error)
+	path string
+	format
 
 	stop context.CancelFunc
 	done chan struct{}
@@ -52,34 +51,61 @@ type file struct {
 	have    os.FileInfo       // the file whose content is in use, or was refused
 	seen    os.FileInfo       // the file as it was last
 	since   time.Time         // when it was first seen like that
+	growth  growth
 }
 
-// readList parses a file that is a list.
-func readList(data []byte) (*ipset.Set, ipset.Report, error) {
-	return ipset.Read(bytes.NewReader(data), ipset.RefuseHostBits)
+// format is what a file has in it.
+type format struct {
+	most  int64 // the size that it may have
+	parse parseFunc
+	grows bool // what is appended leaves what is before as it is
 }
+
+// listFormat is that of a list.
+func listFormat(hostBits ipset.HostBits) format {
+	parse := func(data []byte) (*ipset.Set, ipset.Report, error) {
+		return ipset.Read(bytes.NewReader(data), hostBits)
+	}
+	return format{most: ipset.MaxBytes, parse: parse, grows: true}
+}
+
+// databaseFormat is that of a database of which parse takes a part.
+func databaseFormat(parse parseFunc) format { return format{most: maxDatabase, parse: parse} }
 
 // openFile reads a list for the first time, where every error is fatal, and then follows its changes.
-func openFile(name, path string, most int64, parse func([]byte) (*ipset.Set, ipset.Report, error)) (*file, error) {
-	f := &file{path: path, most: most, parse: parse, done: make(chan struct{}), unwatched: degraded.New("list_watch")}
-	f.init(name)
-	data, info, err := f.read()
+func openFile(name, path string, as format) (*file, error) {
+	f, err := loadFile(name, path, as)
 	if err != nil {
 		return nil, err
 	}
-	set, report, err := parse(data)
-	if err != nil {
-		return nil, err
-	}
-	f.have, f.seen, f.since = info, info, time.Now()
-	f.loaded(set, report)
-	f.opened()
 	if f.watcher, err = fsnotify.NewWatcher(); err != nil {
 		f.unwatched.Begin(f.log(), "can't watch, the file is looked at every few seconds instead", zap.Duration("interval", filePoll), zap.Error(err))
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	f.stop = cancel
 	go f.follow(ctx)
+	return f, nil
+}
+
+// loadFile is openFile without following.
+func loadFile(name, path string, as format) (*file, error) {
+	f := &file{path: path, format: as, done: make(chan struct{}), unwatched: degraded.New("list_watch")}
+	f.init(name)
+	data, info, err := f.read()
+	if err != nil {
+		return nil, err
+	}
+	set, report, err := f.parse(data)
+	if err != nil {
+		return nil, err
+	}
+	f.seen, f.since = info, time.Now()
+	if int64(len(data)) == info.Size() {
+		f.have = info
+	}
+	f.growth.begin(data)
+	f.loaded(set, report)
+	f.opened()
 	return f, nil
 }
 
@@ -200,6 +226,7 @@ func (f *file) look() time.Duration {
 		f.seen, f.since = info, time.Now()
 	}
 	if wait := patience(opened) - time.Since(f.since); wait > 0 {
+		f.grow(opened, info)
 		return min(wait, settled)
 	}
 	return f.reload(opened, info)
@@ -216,11 +243,16 @@ func (f *file) reload(opened *os.File, info os.FileInfo) time.Duration {
 		return filePoll
 	}
 	f.have = info // refused or not, it is not read again until it changes
+	if f.growth.is(data) {
+		f.settle()
+		return filePoll
+	}
 	set, report, err := f.parse(data)
 	if err != nil {
 		f.keep(err)
 		return filePoll
 	}
+	f.growth.begin(data)
 	f.loaded(set, report)
 	return filePoll
 }
@@ -243,17 +275,26 @@ var errChanging = errors.New("it changes while it is read")
 const readAttempts = int(settledOpen / settled)
 
 // read reads the file for the first time, while a config that is loaded waits. If somebody writes the file, it waits until
-// that is done.
+// that is done, and in the end takes the lines that are complete.
 func (f *file) read() ([]byte, os.FileInfo, error) {
+	var seen os.FileInfo
 	for attempt := range readAttempts {
 		opened, info, err := openRegular(f.path)
 		if err != nil {
 			return nil, nil, err
 		}
+		last, changed := attempt == readAttempts-1, seen != nil && !same(info, seen)
+		if seen == nil {
+			seen = info
+		}
 		var data []byte
-		if open, _ := openForWriting(opened); open && attempt < readAttempts-1 {
+		open, _ := openForWriting(opened)
+		switch {
+		case open && !last:
 			err = errChanging
-		} else {
+		case last && changed && f.grows && info.Size() <= f.most:
+			data, err = readLines(opened, info.Size())
+		default:
 			data, err = f.readAll(opened, info)
 		}
 		_ = opened.Close()

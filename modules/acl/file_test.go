@@ -16,7 +16,7 @@ import (
 // open loads a file for the rest of the test.
 func open(t testing.TB, path string) *file {
 	t.Helper()
-	f, err := openFile("file "+t.Name(), path, ipset.MaxBytes, readList)
+	f, err := openFile("file "+t.Name(), path, listFormat(ipset.MaskHostBits))
 	must(t, err)
 	t.Cleanup(func() { must(t, f.Destruct()) })
 	return f
@@ -203,7 +203,7 @@ func TestFileThatCanNotBeLoaded(t *testing.T) {
 		dir:                        "expected a regular file",
 		"/dev/zero":                "expected a regular file",
 	} {
-		if _, err := openFile("file", path, ipset.MaxBytes, readList); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := openFile("file", path, listFormat(ipset.MaskHostBits)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", path, err, want)
 		}
 	}

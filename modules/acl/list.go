@@ -26,6 +26,8 @@ type list struct {
 	mu         sync.Mutex
 	admissions map[*recheck.Admission]int // by how many rules of one acl
 	failed     string                     // what was wrong when it was last loaded
+	report     ipset.Report               // of the content
+	confirmed  time.Time                  // when it was last loaded, or found to be unchanged
 
 	loading, lines *degraded.Part
 }
@@ -79,19 +81,35 @@ func (l *list) unwatch(admission *recheck.Admission) {
 
 // loaded is called after the content was read from where it comes from.
 func (l *list) loaded(set *ipset.Set, report ipset.Report) {
-	collectors.loaded.WithLabelValues(l.name).Set(float64(time.Now().UnixMilli()) / 1000)
-	l.succeeded()
-	l.noteBadLines(report)
+	l.take(set, report)
 	l.log().Info("list loaded", zap.Int("entries", set.Len()))
+}
+
+// take is loaded without a word about what is as it should be.
+func (l *list) take(set *ipset.Set, report ipset.Report) {
+	l.succeeded(time.Now())
+	l.noteBadLines(report)
+	l.noteMaskedLines(report)
+	l.mu.Lock()
+	l.report = report
+	l.mu.Unlock()
 	l.replace(set)
 }
 
-// succeeded ends a failure.
-func (l *list) succeeded() {
+// succeeded ends a failure: the content is what it should be at this time.
+func (l *list) succeeded(at time.Time) {
+	collectors.loaded.WithLabelValues(l.name).Set(float64(at.UnixMilli()) / 1000)
 	l.mu.Lock()
-	l.failed = ""
+	l.failed, l.confirmed = "", at
 	l.mu.Unlock()
 	l.loading.End(l.log(), "list is loaded again")
+}
+
+// confirmedAt is when the content was last loaded, or found to be unchanged.
+func (l *list) confirmedAt() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.confirmed
 }
 
 // noteBadLines says what was left out, of each content anew.
@@ -113,6 +131,18 @@ func (l *list) noteBadLines(report ipset.Report) {
 	l.lines.Begin(l.log(), message, fields...)
 }
 
+// noteMaskedLines says what is not taken as it is written, once until there is no such line any more.
+func (l *list) noteMaskedLines(report ipset.Report) {
+	collectors.maskedLines.WithLabelValues(l.name).Set(float64(report.Masked))
+	l.mu.Lock()
+	known := l.report.Masked > 0
+	l.mu.Unlock()
+	if report.Masked > 0 && !known {
+		l.log().Warn("list has prefixes with bits set behind their length, which are taken as their networks",
+			zap.Int("masked", report.Masked), zap.Int("lines", report.Lines), zap.String("first", report.Mask.Error()))
+	}
+}
+
 // keep is called when the list can't be loaded, so that its content stays in use. It logs that once, and again if the reason
 // changes.
 func (l *list) keep(err error) {
@@ -129,13 +159,13 @@ func (l *list) keep(err error) {
 }
 
 // opened is called once the list has its first content.
-func (l *list) opened() { collectors.use(l.name) }
+func (l *list) opened() { collectors.use(l) }
 
 // forget removes the list from the metrics.
 func (l *list) forget() {
 	l.loading.Close()
 	l.lines.Close()
-	collectors.forget(l.name)
+	collectors.forget(l)
 }
 
 // storages are those of the configs that use a list. The youngest one is in use: that of the running config, once a younger
@@ -177,6 +207,15 @@ type sourceKey struct {
 	location string
 	values   string        // of a country or asn rule
 	interval time.Duration // of a url
+	allow    bool          // of a file or url: it says whom to let in, so that what is in doubt is left out
+}
+
+// hostBits says what becomes of prefixes of a list that have bits set behind their length.
+func (k *sourceKey) hostBits() ipset.HostBits {
+	if k.allow {
+		return ipset.RefuseHostBits
+	}
+	return ipset.MaskHostBits
 }
 
 var sources = state.NewPool[sourceKey, source]()

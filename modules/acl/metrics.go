@@ -1,6 +1,8 @@
 package acl
 
 import (
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,10 +20,11 @@ type metrics struct {
 	storeErrors *prometheus.CounterVec
 	badLines    *prometheus.GaugeVec
 	damaged     *prometheus.GaugeVec
+	maskedLines *prometheus.GaugeVec
 	registered  meter.Registered
 
 	mu    sync.Mutex
-	lists map[string]int // how many there are of a name
+	lists map[string][]*list // by name
 }
 
 var collectors = &metrics{
@@ -32,7 +35,8 @@ var collectors = &metrics{
 	storeErrors: meter.Counter("acl_list_store_errors_total", "How often a list could not be stored. It was in force all the same.", "list"),
 	badLines:    meter.Gauge("acl_list_bad_lines", "Lines of a list that are not understood, and left out.", "list"),
 	damaged:     meter.Gauge("acl_list_damaged", "Whether what was stored of a list could not all be read; the log says what.", "list"),
-	lists:       make(map[string]int),
+	maskedLines: meter.Gauge("acl_list_masked_lines", "Lines of a list with bits set behind the prefix, which are taken as its network.", "list"),
+	lists:       make(map[string][]*list),
 }
 
 func (m *metrics) register(registry *prometheus.Registry) error {
@@ -40,30 +44,41 @@ func (m *metrics) register(registry *prometheus.Registry) error {
 		if err := degraded.Register(registry); err != nil {
 			return err
 		}
-		return meter.Register(registry, m.decisions, m.entries, m.loaded, m.loadErrors, m.storeErrors, m.badLines, m.damaged)
+		return meter.Register(registry, m.decisions, m.entries, m.loaded, m.loadErrors, m.storeErrors, m.badLines, m.maskedLines, m.damaged)
 	})
 }
 
-// use is called for each list. Several lists may have one name: URLs that differ in their query, or, during a reload that
-// changes the interval, the old list and the new one.
-func (m *metrics) use(list string) {
+// use is called for each list. Several lists may have one name: URLs that differ in their query, a file that is both denied
+// and allowed, or, during a reload that changes the interval, the old list and the new one.
+func (m *metrics) use(l *list) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.lists[list]++
+	m.lists[l.name] = append(m.lists[l.name], l)
 }
 
 // forget removes a list that nobody uses any more.
-func (m *metrics) forget(list string) {
+func (m *metrics) forget(l *list) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.lists[list]--; m.lists[list] > 0 {
+	left := slices.DeleteFunc(m.lists[l.name], func(other *list) bool { return other == l })
+	if m.lists[l.name] = left; len(left) > 0 {
 		return
 	}
-	delete(m.lists, list)
-	m.entries.DeleteLabelValues(list)
-	m.loaded.DeleteLabelValues(list)
-	m.loadErrors.DeleteLabelValues(list)
-	m.storeErrors.DeleteLabelValues(list)
-	m.badLines.DeleteLabelValues(list)
-	m.damaged.DeleteLabelValues(list)
+	delete(m.lists, l.name)
+	for _, gauge := range []*prometheus.GaugeVec{m.entries, m.loaded, m.badLines, m.maskedLines, m.damaged} {
+		gauge.DeleteLabelValues(l.name)
+	}
+	m.loadErrors.DeleteLabelValues(l.name)
+	m.storeErrors.DeleteLabelValues(l.name)
+}
+
+// all returns the lists that are in use, in the order of their names.
+func (m *metrics) all() []*list {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var all []*list
+	for _, name := range slices.Sorted(maps.Keys(m.lists)) {
+		all = append(all, m.lists[name]...)
+	}
+	return all
 }

@@ -209,6 +209,7 @@ func (rs *rules) compile(ctx caddy.Context, c config) error {
 			err = fmt.Errorf("%q, which is %w", strings.Join(values, " "), err)
 		}
 		if err == nil {
+			s.allow = action == allow && (s.kind == "file" || s.kind == "url")
 			err = s.complete(c, repl)
 		}
 		if err != nil {
@@ -308,13 +309,13 @@ func withoutError(f func()) func() error { return func() error { f(); return nil
 func (s *spec) open(ctx caddy.Context) (source, error) {
 	switch s.kind {
 	case "url":
-		return openFeed(s.name(), s.location, s.interval, ctx.Storage())
+		return openFeed(s.name(), s.location, s.interval, s.hostBits(), ctx.Storage())
 	case "country":
-		return openFile(s.name(), s.location, maxDatabase, countries(s.countries))
+		return openFile(s.name(), s.location, databaseFormat(countries(s.countries)))
 	case "asn":
-		return openFile(s.name(), s.location, maxDatabase, systems(s.systems))
+		return openFile(s.name(), s.location, databaseFormat(systems(s.systems)))
 	default:
-		return openFile(s.name(), s.location, ipset.MaxBytes, readList)
+		return openFile(s.name(), s.location, listFormat(s.hostBits()))
 	}
 }
 
