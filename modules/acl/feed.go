@@ -7,12 +7,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
 	"math/rand/v2"
 	"net/http"
-	"net/url"
 	"time"
 
 	"github.com/caddyserver/certmagic"
@@ -27,14 +24,15 @@ const (
 	defaultInterval = time.Hour
 	// minInterval keeps a mistake from becoming an attack on who publishes the feed.
 	minInterval = time.Second
-	// fetchTimeout bounds one request, the whole answer included.
-	fetchTimeout = 30 * time.Second
-	// firstFetchTimeout replaces it while a config waits for the answer to be loaded.
-	firstFetchTimeout = 10 * time.Second
 	// firstRetry is the pause after a failure; it doubles with each further one, up to the interval.
 	firstRetry = 5 * time.Second
 	// jitter is the part of a pause that is left to chance, so that many gateways don't ask at the same moment.
 	jitter = 0.2
+	// maxRetryAfter bounds the pause that a server asks for, so that a mistake of it does not end the feed.
+	maxRetryAfter = 24 * time.Hour
+	// minNoted is the interval from which it is stored when a feed was found unchanged. With a shorter one, it does no harm
+	// to ask again after a restart.
+	minNoted = time.Minute
 )
 
 // feed is a source that is fetched from a URL again and again.
@@ -42,8 +40,10 @@ type feed struct {
 	list
 	url      string
 	interval time.Duration
+	timeout  time.Duration // of silence
 	hostBits ipset.HostBits
 	storage  storages
+	client   *http.Client
 
 	stop context.CancelFunc
 	done chan struct{}
@@ -62,24 +62,43 @@ type feedCopy struct {
 	URL          string    `json:"url"`
 }
 
+// feedNote is what the storage has beside a copy that has not changed.
+type feedNote struct {
+	Checked   time.Time `json:"checked,omitzero"`    // the server still had it then
+	NotBefore time.Time `json:"not_before,omitzero"` // the server asked to be left alone until then
+}
+
 // openFeed begins with the last good copy, or else with what the server sends now, and then follows the feed.
-func openFeed(name, location string, interval time.Duration, hostBits ipset.HostBits, storage certmagic.Storage) (*feed, error) {
-	ctx, cancel := context.WithCancel(context.Background())
-	f := &feed{url: location, interval: interval, hostBits: hostBits, stop: cancel, done: make(chan struct{}), uncopied: degraded.New("list_copy")}
-	f.init(name)
+func openFeed(key sourceKey, storage certmagic.Storage) (*feed, error) {
+	f := newFeed(key, storage, feedClient)
+	return f, f.open()
+}
+
+func newFeed(key sourceKey, storage certmagic.Storage, client *http.Client) *feed {
+	f := &feed{
+		url: key.location, interval: key.interval, timeout: key.timeout, hostBits: key.hostBits(), client: client,
+		done: make(chan struct{}), uncopied: degraded.New("list_copy"),
+	}
+	f.init(key.name())
 	f.storage.use(storage)
-	removeLeftovers(storage, feedsFolder)
-	wait := time.Duration(0)
-	if !f.restore(ctx) {
-		if err := f.fetch(ctx, firstFetchTimeout); err != nil {
+	return f
+}
+
+func (f *feed) open() error {
+	ctx, cancel := context.WithCancel(context.Background())
+	f.stop = cancel
+	removeLeftovers(f.storage.youngest(), feedsFolder)
+	wait, ok := f.restore(ctx)
+	if !ok {
+		if err := f.fetch(ctx, min(f.timeout, firstTimeout), firstLimit); err != nil {
 			cancel()
-			return nil, err
+			return err
 		}
-		wait = withJitter(interval)
+		wait = withJitter(f.interval)
 	}
 	f.opened()
 	go f.follow(ctx, wait)
-	return f, nil
+	return nil
 }
 
 func (f *feed) content() *list { return &f.list }
@@ -103,13 +122,22 @@ func (f *feed) follow(ctx context.Context, wait time.Duration) {
 			return
 		case <-timer.C:
 		}
-		if err := f.fetch(ctx, fetchTimeout); err == nil {
+		err := f.fetch(ctx, f.timeout, fetchLimit)
+		if ctx.Err() != nil {
+			return
+		}
+		failures++
+		if err == nil {
 			failures = 0
-		} else if ctx.Err() == nil {
-			failures++
+		} else {
 			f.keep(err)
 		}
-		timer.Reset(f.pause(failures))
+		pause := f.pause(failures)
+		if asked := f.askedFor(err); asked > 0 {
+			f.note(ctx, feedNote{Checked: f.confirmedAt(), NotBefore: time.Now().Add(asked)})
+			pause = max(pause, time.Duration(float64(asked)*(1+jitter*rand.Float64()))) // not before
+		}
+		timer.Reset(pause)
 	}
 }
 
@@ -122,78 +150,49 @@ func (f *feed) pause(failures int) time.Duration {
 	return withJitter(min(firstRetry<<min(failures-1, enough), f.interval))
 }
 
+// askedFor is the pause that the server has asked for. One that is asked too often and does not say more is left alone for
+// the interval.
+func (f *feed) askedFor(err error) time.Duration {
+	var answer *answerError
+	if !errors.As(err, &answer) {
+		return 0
+	}
+	asked := answer.retryAfter
+	if asked == 0 && answer.status == http.StatusTooManyRequests {
+		asked = f.interval
+	}
+	return min(asked, maxRetryAfter)
+}
+
 func withJitter(d time.Duration) time.Duration {
 	return time.Duration(float64(d) * (1 - jitter + 2*jitter*rand.Float64()))
 }
 
-var feedClient = &http.Client{Transport: feedTransport()}
-
-// feedTransport keeps no connection between two requests that are an hour apart.
-func feedTransport() *http.Transport {
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.DisableKeepAlives = true
-	return transport
-}
-
-// fetch asks the server for the list, unless it is still the one that is in use.
-func (f *feed) fetch(ctx context.Context, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, f.url, nil)
-	if err != nil {
-		return err
-	}
-	if f.have.ETag != "" {
-		req.Header.Set("If-None-Match", f.have.ETag)
-	}
-	if f.have.LastModified != "" {
-		req.Header.Set("If-Modified-Since", f.have.LastModified)
-	}
-	resp, err := feedClient.Do(req)
-	if failed := (*url.Error)(nil); errors.As(err, &failed) {
-		return failed.Err // without the URL, which may have a key in it
-	}
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	switch {
-	case resp.StatusCode == http.StatusNotModified && f.set.Load() != nil:
-		f.unchanged()
-		return nil
-	case resp.StatusCode != http.StatusOK:
-		return fmt.Errorf("the server answered %s, expected 200 OK", resp.Status)
-	}
-	return f.take(ctx, resp)
-}
-
 // unchanged is called when the server still has the list that is in use.
-func (f *feed) unchanged() {
-	f.succeeded(time.Now())
+func (f *feed) unchanged(ctx context.Context) {
+	now := time.Now()
+	f.succeeded(now)
+	f.note(ctx, feedNote{Checked: now})
 }
 
-func (f *feed) take(ctx context.Context, resp *http.Response) error {
-	var body bytes.Buffer
-	set, report, err := ipset.Read(io.TeeReader(resp.Body, &body), f.hostBits)
-	if err == nil && body.Len() == 0 {
-		err = errors.New("the server sent nothing: expected a list, if only of comments")
-	}
-	if err != nil {
-		return err
-	}
+// taken is called with what the server has sent.
+func (f *feed) taken(ctx context.Context, header http.Header, body []byte, set *ipset.Set, report ipset.Report) {
 	f.have = feedCopy{
-		ETag:         resp.Header.Get("ETag"),
-		LastModified: resp.Header.Get("Last-Modified"),
+		ETag:         header.Get("ETag"),
+		LastModified: header.Get("Last-Modified"),
 		Fetched:      time.Now(),
 		URL:          f.url,
 	}
 	f.loaded(set, report)
-	if err := f.save(ctx, body.Bytes()); err != nil {
+	f.stored(f.save(ctx, body))
+}
+
+func (f *feed) stored(err error) {
+	if err != nil {
 		f.uncopied.Begin(f.log(), "the copy of a list can't be stored, so a restart will need the server of it", zap.Error(err))
 	} else {
 		f.uncopied.End(f.log(), "the copy of a list is stored again")
 	}
-	return nil
 }
 
 // key is where the storage has the last good copy.
@@ -207,17 +206,37 @@ func (f *feed) save(ctx context.Context, body []byte) error {
 	if err != nil {
 		return err
 	}
-	value := append(append(head, '\n'), body...)
-	return f.storage.youngest().Store(ctx, f.key(), value)
+	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
+	defer cancel()
+	return f.storage.youngest().Store(ctx, f.key(), append(append(head, '\n'), body...))
 }
 
-// restore begins with the last good copy. It reports false where there is none.
-func (f *feed) restore(ctx context.Context) bool {
+// noteKey is where the storage has what is known beside the copy.
+func (f *feed) noteKey() string { return f.key() + ".json" }
+
+// note stores what is known beside the copy. It is no harm if that fails: the server is asked once more after a restart.
+func (f *feed) note(ctx context.Context, note feedNote) {
+	if f.interval < minNoted && note.NotBefore.IsZero() {
+		return
+	}
+	value, err := json.Marshal(note)
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
+	defer cancel()
+	if err := f.storage.youngest().Store(ctx, f.noteKey(), value); err != nil {
+		f.log().Debug("storing when a list was asked for", zap.Error(err))
+	}
+}
+
+// restore begins with the last good copy, and returns when the server is to be asked. It reports false where there is no copy.
+func (f *feed) restore(ctx context.Context) (wait time.Duration, ok bool) {
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
 	value, err := f.storage.youngest().Load(ctx, f.key())
 	if errors.Is(err, fs.ErrNotExist) {
-		return false
+		return 0, false
 	}
 	var have feedCopy
 	var set *ipset.Set
@@ -230,10 +249,25 @@ func (f *feed) restore(ctx context.Context) bool {
 	}
 	if err != nil {
 		f.log().Warn("the stored copy of a list can't be used, so its server is asked first", zap.Error(err))
-		return false
+		return 0, false
+	}
+	var note feedNote
+	if value, err := f.storage.youngest().Load(ctx, f.noteKey()); err == nil {
+		_ = json.Unmarshal(value, &note) // as if there were none
+	}
+	if note.Checked.Before(have.Fetched) {
+		note.Checked = have.Fetched
 	}
 	f.have = have
 	f.loaded(set, report)
-	f.succeeded(have.Fetched)
-	return true
+	f.succeeded(note.Checked)
+	return f.due(note), true
+}
+
+// due is how long the server need not be asked. Times to come are the work of a clock that was wrong, and bounded.
+func (f *feed) due(note feedNote) time.Duration {
+	interval := withJitter(f.interval)
+	wait := min(interval-time.Since(note.Checked), interval)
+	asked := min(time.Until(note.NotBefore), maxRetryAfter)
+	return max(wait, asked, 0)
 }

@@ -16,8 +16,6 @@ import (
 
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/goleak"
-
-	"github.com/portgate/caddy-portgate/modules/acl/ipset"
 )
 
 // publisher is a server of one list.
@@ -65,10 +63,14 @@ func status(code int) http.HandlerFunc {
 // follow loads a feed for the rest of the test.
 func follow(t testing.TB, location string, interval time.Duration, storage certmagic.Storage) *feed {
 	t.Helper()
-	f, err := openFeed("url "+t.Name(), location, interval, ipset.MaskHostBits, storage)
+	f, err := openFeed(feedKey(location, interval), storage)
 	must(t, err)
 	t.Cleanup(func() { must(t, f.Destruct()) })
 	return f
+}
+
+func feedKey(location string, interval time.Duration) sourceKey {
+	return sourceKey{kind: "url", location: location, interval: interval, timeout: defaultTimeout}
 }
 
 func store(t testing.TB) certmagic.Storage { return &certmagic.FileStorage{Path: t.TempDir()} }
@@ -167,14 +169,14 @@ func endless(w interface{ Write([]byte) (int, error) }) {
 	}
 }
 
-// A restart without the server of the list starts with the last good copy.
+// A restart without the server of the list starts with the last good copy, however old it is.
 func TestFeedStartsWithoutItsServer(t *testing.T) {
 	t.Parallel()
 	p := publish(t, textAnswer(one))
 	storage := store(t)
 	follow(t, p.URL, time.Hour, storage)
 	p.Close()
-	again := follow(t, p.URL, time.Hour, storage)
+	again := follow(t, p.URL, often, storage)
 	if !again.contains(addr(one)) {
 		t.Error("the last good copy is not in use")
 	}
@@ -189,12 +191,12 @@ func TestFeedStartsWithoutItsServer(t *testing.T) {
 func TestFeedThatCanNotBeLoaded(t *testing.T) {
 	t.Parallel()
 	p := publish(t, status(503))
-	_, err := openFeed("url", p.URL, time.Hour, ipset.MaskHostBits, store(t))
+	_, err := openFeed(feedKey(p.URL, time.Hour), store(t))
 	if want := "the server answered 503 Service Unavailable, expected 200 OK"; err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)
 	}
 	p.Close()
-	_, err = openFeed("url", strings.Replace(p.URL, "://", "://user:secret@", 1)+"?key=secret", time.Hour, ipset.MaskHostBits, store(t))
+	_, err = openFeed(feedKey(strings.Replace(p.URL, "://", "://user:secret@", 1)+"?key=secret", time.Hour), store(t))
 	if err == nil || strings.Contains(err.Error(), "secret") {
 		t.Errorf("%v, want an error without the secret", err)
 	}
@@ -273,7 +275,7 @@ func TestFeedEndsWhileItWaits(t *testing.T) {
 		close(asked)
 		<-stop
 	})
-	f, err := openFeed("url", p.URL, often, ipset.MaskHostBits, store(t))
+	f, err := openFeed(feedKey(p.URL, often), store(t))
 	must(t, err)
 	<-asked
 	start := time.Now()

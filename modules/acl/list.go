@@ -207,6 +207,7 @@ type sourceKey struct {
 	location string
 	values   string        // of a country or asn rule
 	interval time.Duration // of a url
+	timeout  time.Duration // of a url
 	allow    bool          // of a file or url: it says whom to let in, so that what is in doubt is left out
 }
 

@@ -20,7 +20,8 @@ import (
 //
 //   - prefixes, addresses and ranges: `"10.0.0.0/8"`, `"192.0.2.7"`, `"192.0.2.10-192.0.2.19"`
 //   - `"file", "/path"`: a file with one of these a line
-//   - `"url", "https://...", "1h"`: a list that is fetched from there at this interval (default 1h)
+//   - `"url", "https://...", "1h", "timeout", "30s"`: a list that is fetched from there at this interval (default 1h). The
+//     server may be silent for the timeout (default 30s)
 //   - `"list", "name"`: a list that is edited at run time through the admin API
 //   - `"country", "CN", "RU"`: the networks of these countries, by `country_database`
 //   - `"asn", "64496"`: the networks of these autonomous systems, by `asn_database`
@@ -75,7 +76,7 @@ func parseRule(values []string) (spec, error) {
 			s.sourceKey = sourceKey{kind: "file", location: args[0]}
 			return nil
 		}},
-		caddyfile.Option{Name: "url", Min: 1, Max: 2, Set: s.setURL},
+		caddyfile.Option{Name: "url", Min: 1, Max: 4, Set: s.setURL},
 		caddyfile.Option{Name: "list", Min: 1, Max: 1, Set: func(args []string) error {
 			s.dynamic = args[0]
 			return checkListName(args[0])
@@ -106,15 +107,34 @@ func (s *spec) setURL(args []string) error {
 	if err != nil || location.Host == "" || location.Scheme != "http" && location.Scheme != "https" {
 		return fmt.Errorf("%q: expected a URL that begins with https:// or http://", args[0])
 	}
-	s.sourceKey = sourceKey{kind: "url", location: args[0], interval: defaultInterval}
-	if len(args) > 1 {
-		interval, err := caddyfile.ParseDuration(args[1])
+	s.sourceKey = sourceKey{kind: "url", location: args[0], interval: defaultInterval, timeout: defaultTimeout}
+	further := args[1:]
+	if len(further) > 0 && further[0] != "timeout" {
+		interval, err := caddyfile.ParseDuration(further[0])
 		if err != nil {
 			return err
 		}
 		if s.interval = time.Duration(interval); s.interval < minInterval {
-			return fmt.Errorf("%q: expected at least %s", args[1], minInterval)
+			return fmt.Errorf("%q: expected at least %s", further[0], minInterval)
 		}
+		further = further[1:]
+	}
+	if len(further) == 0 {
+		return nil
+	}
+	if further[0] != "timeout" || len(further) != 2 {
+		return fmt.Errorf("%q: expected timeout and a duration", strings.Join(further, " "))
+	}
+	return s.setTimeout(further[1])
+}
+
+func (s *spec) setTimeout(arg string) error {
+	timeout, err := caddyfile.ParseDuration(arg)
+	if s.timeout = time.Duration(timeout); err == nil && (s.timeout < minTimeout || s.timeout > fetchLimit) {
+		err = fmt.Errorf("%q: expected a duration from %s to %s", arg, minTimeout, fetchLimit)
+	}
+	if err != nil {
+		return fmt.Errorf("timeout: %w", err)
 	}
 	return nil
 }
@@ -309,7 +329,7 @@ func withoutError(f func()) func() error { return func() error { f(); return nil
 func (s *spec) open(ctx caddy.Context) (source, error) {
 	switch s.kind {
 	case "url":
-		return openFeed(s.name(), s.location, s.interval, s.hostBits(), ctx.Storage())
+		return openFeed(s.sourceKey, ctx.Storage())
 	case "country":
 		return openFile(s.name(), s.location, databaseFormat(countries(s.countries)))
 	case "asn":
