@@ -1,10 +1,12 @@
 package meter
 
 import (
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 )
 
 // goneAfter is how long a series is still shown after nobody holds one of its label values: it was read then by whoever
@@ -18,14 +20,25 @@ type labelValue struct{ label, value string }
 
 // sweeper removes the series whose label values nobody holds.
 type sweeper struct {
-	mu      sync.Mutex
-	holders map[labelValue]int
-	gone    map[labelValue]*departure       // the last one, of values that nobody holds
-	forget  map[string][]func(value string) // by label: removes the series with that value
+	mu         sync.Mutex
+	holders    map[labelValue]int
+	gone       map[labelValue]*departure       // the last one, of values that nobody holds
+	departures []*departure                    // oldest first
+	forget     map[string][]func(value string) // by label: forgets what is kept of that value
+	vectors    []vector
 }
 
 // departure is when somebody released values that nobody holds since.
-type departure struct{ values []labelValue }
+type departure struct {
+	at     time.Time
+	values []labelValue
+}
+
+// vector is metrics of which there is one for each combination of label values.
+type vector interface {
+	prometheus.Collector
+	Delete(prometheus.Labels) bool
+}
 
 func newSweeper() *sweeper {
 	return &sweeper{
@@ -49,11 +62,11 @@ func (sw *sweeper) onGone(label string, f func(value string)) {
 }
 
 // sweep has the series of vec go with their label values.
-func (sw *sweeper) sweep(vec interface{ DeletePartialMatch(prometheus.Labels) int }, labels []string) {
-	for _, label := range labels {
-		if comeAndGo[label] {
-			sw.onGone(label, func(value string) { vec.DeletePartialMatch(prometheus.Labels{label: value}) })
-		}
+func (sw *sweeper) sweep(vec vector, labels []string) {
+	if slices.ContainsFunc(labels, func(label string) bool { return comeAndGo[label] }) {
+		sw.mu.Lock()
+		defer sw.mu.Unlock()
+		sw.vectors = append(sw.vectors, vec)
 	}
 }
 
@@ -67,7 +80,7 @@ func (sw *sweeper) hold(v labelValue) {
 func (sw *sweeper) release(all map[labelValue]struct{}) {
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
-	d := new(departure)
+	d := &departure{at: time.Now()}
 	for v := range all {
 		if sw.holders[v]--; sw.holders[v] > 0 {
 			continue
@@ -77,16 +90,30 @@ func (sw *sweeper) release(all map[labelValue]struct{}) {
 		d.values = append(d.values, v)
 	}
 	if len(d.values) > 0 {
-		time.AfterFunc(goneAfter, func() { sw.remove(d) })
+		sw.departures = append(sw.departures, d)
+		time.AfterFunc(goneAfter, sw.remove)
 	}
 }
 
-// remove removes what nobody has held since.
-func (sw *sweeper) remove(d *departure) {
+// remove removes what has gone long ago and nobody has held since. It looks for all of that at once: thousands of handlers or listeners
+// that go together have thousands of values, and there may be as many series.
+func (sw *sweeper) remove() {
+	due := sw.due()
+	if len(due) == 0 {
+		return // together with what was removed just now
+	}
+	sw.mu.Lock()
+	vectors := sw.vectors
+	sw.mu.Unlock()
+	found := make([][]prometheus.Labels, len(vectors))
+	for i, vec := range vectors {
+		found[i] = seriesOf(vec, due) // without the lock, which whoever begins a session may need
+	}
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
-	for _, v := range d.values {
+	for v, d := range due {
 		if sw.gone[v] != d {
+			delete(due, v) // is held again
 			continue
 		}
 		delete(sw.gone, v)
@@ -94,6 +121,62 @@ func (sw *sweeper) remove(d *departure) {
 			forget(v.value)
 		}
 	}
+	for i, vec := range vectors {
+		for _, labels := range found[i] {
+			if hasAny(labels, due) {
+				vec.Delete(labels)
+			}
+		}
+	}
+}
+
+// due returns the values that are to be removed now.
+func (sw *sweeper) due() map[labelValue]*departure {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	values := make(map[labelValue]*departure)
+	for len(sw.departures) > 0 && time.Since(sw.departures[0].at) >= goneAfter {
+		d := sw.departures[0]
+		sw.departures = sw.departures[1:]
+		for _, v := range d.values {
+			if sw.gone[v] == d {
+				values[v] = d
+			}
+		}
+	}
+	return values
+}
+
+// seriesOf returns the labels of the series that have any of the values.
+func seriesOf(vec vector, values map[labelValue]*departure) (found []prometheus.Labels) {
+	series := make(chan prometheus.Metric)
+	go func() {
+		defer close(series)
+		vec.Collect(series)
+	}()
+	for one := range series {
+		var written dto.Metric
+		if one.Write(&written) != nil {
+			continue
+		}
+		labels := make(prometheus.Labels, len(written.Label))
+		for _, pair := range written.Label {
+			labels[pair.GetName()] = pair.GetValue()
+		}
+		if hasAny(labels, values) {
+			found = append(found, labels)
+		}
+	}
+	return found
+}
+
+func hasAny(labels prometheus.Labels, values map[labelValue]*departure) bool {
+	for label, value := range labels {
+		if _, has := values[labelValue{label, value}]; has {
+			return true
+		}
+	}
+	return false
 }
 
 // Values are the label values that somebody uses, such as a handler whose config or sessions live. Their series stay for as

@@ -97,6 +97,50 @@ func TestSeriesGoInTime(t *testing.T) {
 	})
 }
 
+// looked counts how often somebody goes through its series.
+type looked struct {
+	*prometheus.CounterVec
+	times int
+}
+
+func (l *looked) Collect(to chan<- prometheus.Metric) {
+	l.times++
+	l.CounterVec.Collect(to)
+}
+
+// Where thousands of handlers go together, each with values of its own, nobody goes through all series for each value.
+func TestSeriesGoTogether(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		sw := newSweeper()
+		vec := &looked{CounterVec: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sessions"}, []string{"listener"})}
+		sw.sweep(vec, []string{"listener"})
+		stays := &Values{sweeper: sw}
+		stays.Hold("listener", "stays")
+		vec.WithLabelValues("stays")
+		var all []*Values
+		for i := range 1000 {
+			v := &Values{sweeper: sw}
+			v.Hold("listener", fmt.Sprint(i))
+			vec.WithLabelValues(fmt.Sprint(i))
+			all = append(all, v)
+		}
+		for _, v := range all {
+			v.Release()
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if vec.times != 1 {
+			t.Errorf("went through all series %d times", vec.times)
+		}
+		if n := testutil.CollectAndCount(vec); n != 1 || len(sw.gone)+len(sw.departures) > 0 {
+			t.Errorf("%d series are left, %d values and %d departures", n, len(sw.gone), len(sw.departures))
+		}
+		stays.Release()
+		time.Sleep(time.Minute)
+	})
+}
+
 func TestValuesConcurrently(t *testing.T) {
 	t.Parallel()
 	sw := newSweeper()
