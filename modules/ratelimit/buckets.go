@@ -1,6 +1,7 @@
 package ratelimit
 
 import (
+	"container/list"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -47,7 +48,7 @@ type buckets struct {
 	ids    map[string]uint16 // of limits, by what does not change with their numbers
 	taken  map[uint16]bool   // of ids
 	limits map[uint16]limit  // as the last handler has them
-	users  []*settings       // in the order in which they came
+	users  list.List         // of *settings, in the order in which they came
 }
 
 // store returns the store that decides about connections.
@@ -83,13 +84,14 @@ type settings struct {
 	log     *zap.Logger
 	maxKeys int
 	redis   redis.Options
+	used    *list.Element // among the users of the buckets
 }
 
 // use applies the settings of one more handler.
 func (b *buckets) use(s *settings) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.users = append(b.users, s)
+	s.used = b.users.PushBack(s)
 	b.apply(s)
 }
 
@@ -98,9 +100,12 @@ func (b *buckets) use(s *settings) {
 func (b *buckets) leave(s *settings) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.users = slices.DeleteFunc(b.users, func(user *settings) bool { return user == s })
-	if n := len(b.users); n > 0 {
-		b.apply(b.users[n-1])
+	if s.used != nil {
+		youngest := b.users.Back() == s.used
+		b.users.Remove(s.used)
+		if s.used = nil; youngest && b.users.Len() > 0 {
+			b.apply(b.users.Back().Value.(*settings))
+		}
 	}
 	if len(b.ids) > keptIDs {
 		b.forget()
@@ -113,8 +118,8 @@ const keptIDs = 4096
 // forget frees the numbers of limits that no handler has. The caller holds mu.
 func (b *buckets) forget() {
 	used := make(map[uint16]bool)
-	for _, user := range b.users {
-		for _, one := range user.limits.all() {
+	for user := b.users.Front(); user != nil; user = user.Next() {
+		for _, one := range user.Value.(*settings).limits.all() {
 			used[one.ID()] = true
 		}
 	}
