@@ -297,8 +297,8 @@ func hasObjects(value any) bool {
 
 // canonicalOf is [caddyfile.CanonicalJSON] of a handler that is decoded already, without its name.
 func canonicalOf(handler map[string]any) (canonical string, ok bool) {
-	options := maps.Clone(handler)
-	delete(options, "handler")
-	raw, err := json.Marshal(options)
+	unnamed := maps.Clone(handler)
+	delete(unnamed, "handler")
+	raw, err := json.Marshal(unnamed)
 	return string(raw), err == nil
 }
