@@ -171,7 +171,7 @@ func TestACLFloodOfDatagrams(t *testing.T) {
 				}
 				sent <- n
 			}()
-			before := p.CPUTime()
+			before, dropped := p.CPUTime(), droppedBySystem(t, addr)
 			start := time.Now()
 			lost, asked, slowest := 0, 0, time.Duration(0)
 			for time.Since(start) < duration {
@@ -180,7 +180,7 @@ func TestACLFloodOfDatagrams(t *testing.T) {
 				for range 10 {
 					asked++
 					at := time.Now()
-					if !answered(client, asked, 2*time.Second) {
+					if !answered(client, asked, 2*tolerance) {
 						lost++
 					}
 					slowest = max(slowest, time.Since(at))
@@ -196,9 +196,8 @@ func TestACLFloodOfDatagrams(t *testing.T) {
 			if n < perSecond/2 { // the stock network was dead after a thousand
 				t.Errorf("only %d datagrams were sent", n)
 			}
-			// Where the machine is busy, the system may drop a datagram before the process gets to see it.
-			if lost > asked/100 {
-				t.Errorf("%d of %d exchanges of other clients were lost", lost, asked)
+			if may := droppedBySystem(t, addr) - dropped; lost > may {
+				t.Errorf("%d of %d exchanges of other clients were lost, of whose datagrams the system has dropped at most %d", lost, asked, may)
 			}
 		})
 	}

@@ -36,8 +36,10 @@ func TestFloodOfOneClientDisturbsNobody(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			addr := gate.ReserveAddr(t)
-			p := gate.Start(t, gate.Layer4(fromHostile(addr, serveUDP(t, echoUDP), c.handler)), gate.WithoutRace(), withNameServer(t, c.resolver))
+			upstream := serveUDP(t, echoUDP)
+			p := gate.Start(t, gate.Layer4(fromHostile(addr, upstream, c.handler)), gate.WithoutRace(), withNameServer(t, c.resolver))
 			mustAnswerUDP(t, addr, peerTimeout)
+			before := droppedBySystem(t, addr, upstream)
 			friend := startAsking(dialUDP(t, addr), 10*time.Millisecond)
 			<-time.After(time.Second)
 
@@ -53,8 +55,8 @@ func TestFloodOfOneClientDisturbsNobody(t *testing.T) {
 			<-time.After(500 * time.Millisecond) // what the floods have left behind
 			sent, answers := friend.finish(t)
 			t.Logf("a new client was answered after %v and %v, the other one's %d messages after %v at most", took, tookAgain, sent, answers[len(answers)-1])
-			if lost := sent - len(answers); lost > sent/100 {
-				t.Errorf("%d of %d datagrams of another client are lost, want at most 1 %%", lost, sent)
+			if lost, may := sent-len(answers), droppedBySystem(t, addr, upstream)-before; lost > may {
+				t.Errorf("%d of %d datagrams of another client are lost, of which the system has dropped at most %d", lost, sent, may)
 			}
 		})
 	}
@@ -82,6 +84,7 @@ func TestStuckUDPSessionsSlowNobody(t *testing.T) {
 	p := gate.Start(t, gate.Layer4(server), gate.WithoutRace())
 	friend := dialUDP(t, addr)
 	mustExchange(t, friend)
+	ends := []string{addr, upstream, friend.LocalAddr().String()}
 	// They have got stuck before the first round. That they send is part of the baseline: it keeps the machine busy.
 	flood(t, throttled, addr, 200, 1)
 	flood(t, deaf, addr, 5000, 1)
@@ -89,11 +92,12 @@ func TestStuckUDPSessionsSlowNobody(t *testing.T) {
 	sinks := [2]string{listenUDP(t, "127.0.0.1:0").LocalAddr().String(), addr}
 	measure := func(through int) {
 		stuck := []*asker{startAsking(dialUDPFrom(t, throttled, sinks[through]), each), startAsking(dialUDPFrom(t, deaf, sinks[through]), each)}
+		before := droppedBySystem(t, ends...)
 		a := startAsking(friend, each)
 		<-time.After(roundTakes)
 		sent, took := a.finish(t)
-		if len(took) < sent*99/100 {
-			t.Errorf("%d of %d datagrams were answered", len(took), sent)
+		if lost, may := sent-len(took), droppedBySystem(t, ends...)-before; lost > may {
+			t.Errorf("%d of %d datagrams are lost, of which the system has dropped at most %d", lost, sent, may)
 		}
 		p99[through] = append(p99[through], percentile(took, 99))
 		for _, s := range stuck {

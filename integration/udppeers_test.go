@@ -7,7 +7,9 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -256,4 +258,59 @@ func (a *asker) missing() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return len(a.sent) - len(a.took)
+}
+
+// droppedBySystem is how many datagrams the system has dropped so far that were for the sockets at these addresses, or for those that are
+// connected to them, because a buffer was full. That a busy machine may do, before the process gets to see them. What is missing
+// beyond was lost by the process.
+func droppedBySystem(t testing.TB, addrs ...string) (n int) {
+	t.Helper()
+	var ports []string
+	for _, addr := range addrs {
+		ports = append(ports, fmt.Sprintf(":%04X", netip.MustParseAddrPort(addr).Port()))
+	}
+	of := func(address string) bool {
+		return slices.ContainsFunc(ports, func(port string) bool { return strings.HasSuffix(address, port) })
+	}
+	for _, file := range []string{"/proc/net/udp", "/proc/net/udp6"} { // proc(5)
+		sockets, err := os.ReadFile(file)
+		must(t, err)
+		for line := range strings.Lines(string(sockets)) {
+			if columns := strings.Fields(line); len(columns) > 3 && (of(columns[1]) || of(columns[2])) {
+				drops, err := strconv.Atoi(columns[len(columns)-1])
+				must(t, err)
+				n += drops
+			}
+		}
+	}
+	processors, err := os.ReadFile("/proc/net/softnet_stat") // what waits for a processor, whatever socket it is for
+	must(t, err)
+	for line := range strings.Lines(string(processors)) {
+		drops, err := strconv.ParseUint(strings.Fields(line)[1], 16, 32)
+		must(t, err)
+		n += int(drops)
+	}
+	return n
+}
+
+// droppedByUDP is how many datagrams the system has dropped so far because the buffer of a socket was full, whichever.
+func droppedByUDP(t testing.TB) int {
+	t.Helper()
+	counters, err := os.ReadFile("/proc/net/snmp")
+	must(t, err)
+	var names []string
+	for line := range strings.Lines(string(counters)) {
+		columns := strings.Fields(line)
+		switch i := slices.Index(names, "RcvbufErrors"); {
+		case columns[0] != "Udp:":
+		case i < 0:
+			names = columns
+		default:
+			drops, err := strconv.Atoi(columns[i])
+			must(t, err)
+			return drops
+		}
+	}
+	t.Fatalf("/proc/net/snmp has no RcvbufErrors:\n%s", counters)
+	panic("not reached")
 }
