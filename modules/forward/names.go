@@ -1,8 +1,10 @@
 package forward
 
 import (
+	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"time"
 
 	"go.uber.org/zap"
@@ -40,9 +42,10 @@ type knownNames struct {
 
 type oldName struct{ network, host string }
 
-func newKnownNames() *knownNames {
+// newKnownNames returns names that lookup looks up, nil: the system.
+func newKnownNames(lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)) *knownNames {
 	k := &knownNames{old: make(map[oldName]*degraded.Part)}
-	k.Names = upstream.NewNames(upstream.NamesConfig{Looked: countLookup, Old: k.useOld, Over: k.over})
+	k.Names = upstream.NewNames(upstream.NamesConfig{Lookup: lookup, Looked: countLookup, Old: k.useOld, Over: k.over})
 	return k
 }
 
@@ -57,7 +60,7 @@ func (n *names) begin(pool *upstream.Pool) (err error) {
 	for _, result := range []string{lookupAnswered, lookupNotFound, lookupFailed} {
 		lookups.WithLabelValues(result) // begin at 0
 	}
-	n.known, err = resolved.Acquire(struct{}{}, func() (*knownNames, error) { return newKnownNames(), nil })
+	n.known, err = resolved.Acquire(struct{}{}, func() (*knownNames, error) { return newKnownNames(nil), nil })
 	if err != nil {
 		return err
 	}

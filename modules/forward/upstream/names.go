@@ -230,6 +230,14 @@ func (n *Names) knownLocked(r *name, stale time.Duration) (answer, bool) {
 	return answer{}, false
 }
 
+// fails reports whether the last lookup of a name has failed.
+func (n *Names) fails(k nameKey) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	r := n.records[k]
+	return r != nil && r.err != nil
+}
+
 // tooOld adds to err that there is an answer, which may not be used any more.
 func (r *name) tooOld(err error, stale time.Duration) error {
 	if r.ips == nil || stale == 0 || isNotFound(err) {

@@ -551,3 +551,50 @@ func TestRenew(t *testing.T) {
 		check("10.0.0.2:1")
 	})
 }
+
+// The addresses of a name that are known have all failed. The session waits for the lookup and tries those that are new, each once.
+func TestNewAddressesAfterAllHaveFailed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newNameServer("10.0.0.1", "10.0.0.2")
+		pool := NewPool([]Upstream{{Name: "a:1", Addr: mustParse(t, "a:1")}, {Name: "10.0.0.9:1", Addr: mustParse(t, "10.0.0.9:1")}})
+		pool.Hold(s.names)
+		defer pool.Release()
+		check := func(want ...string) (waited time.Duration) {
+			t.Helper()
+			pool.turn.Store(0)
+			walk := pool.Walk()
+			walk.Stale, walk.LookupTimeout, walk.Retries = day, 3*time.Second, 5
+			var failed error
+			var got []string
+			start := time.Now()
+			for {
+				addr, err := walk.Next(t.Context(), failed)
+				if err != nil {
+					break
+				}
+				if got = append(got, addr.String()); len(got) > 10 {
+					break
+				}
+				failed = errRefused
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("tried %q, want %q", got, want)
+			}
+			return time.Since(start)
+		}
+		check("10.0.0.1:1", "10.0.0.2:1", "10.0.0.9:1")
+		time.Sleep(time.Hour)
+		s.answer("10.0.0.2", "10.0.0.3")
+		s.takes = time.Second
+		check("10.0.0.1:1", "10.0.0.2:1", "10.0.0.9:1", "10.0.0.3:1")
+		// While the name server fails nobody waits for it.
+		s.fail(errServer, 2*time.Second)
+		time.Sleep(time.Hour)
+		check("10.0.0.2:1", "10.0.0.3:1", "10.0.0.9:1")
+		time.Sleep(time.Minute)
+		if waited := check("10.0.0.2:1", "10.0.0.3:1", "10.0.0.9:1"); waited > 0 {
+			t.Errorf("waited for %s", waited)
+		}
+	})
+}

@@ -21,8 +21,8 @@ type Walk struct {
 	LookupTimeout time.Duration
 	// Stale is how long the last good answer for a name is used while it can't be looked up. Zero: never.
 	Stale time.Duration
-	// Renew waits for a lookup where the last answer for a name is older than a second, and takes that only if the lookup fails: for
-	// a session whose upstream may have moved.
+	// Renew waits for a lookup where the last answer for a name is older than a second, and takes that only if the lookup fails, or the
+	// last one has: for a session whose upstream may have moved.
 	Renew bool
 	// Datagrams asks for addresses that datagrams can be sent to, in place of streams.
 	Datagrams bool
@@ -35,6 +35,7 @@ type Walk struct {
 	first   int
 	seen    int         // upstreams from first on that were looked at
 	passed  []candidate // those that are tried last, because they have failed for others
+	named   []candidate // those whose addresses come from a name
 	tried   int
 	current *Upstream
 	source  Source     // of addrs
@@ -44,7 +45,7 @@ type Walk struct {
 	hurries bool // does not wait for names
 }
 
-// candidate is an upstream, and addresses of it that are out.
+// candidate is an upstream, and addresses of it.
 type candidate struct {
 	upstream *Upstream
 	source   Source
@@ -75,6 +76,7 @@ func (w *Walk) Source() Source { return w.source }
 func (w *Walk) Next(ctx context.Context, failed error) (net.Addr, error) {
 	w.note(failed)
 	w.find(ctx)
+	w.findNew(ctx)
 	if len(w.addrs) == 0 {
 		return nil, w.errs
 	}
@@ -116,6 +118,23 @@ func (w *Walk) find(ctx context.Context) (ready bool) {
 	return true
 }
 
+// findNew looks for further addresses of upstreams that have failed: what was known of their names may be old. It waits for a lookup,
+// because there is nothing else to try.
+func (w *Walk) findNew(ctx context.Context) {
+	for len(w.addrs) == 0 && len(w.named) > 0 {
+		before := w.named[0]
+		w.named = w.named[1:]
+		w.Renew = true
+		addrs, source, _ := w.resolve(ctx, before.upstream)
+		addrs = slices.DeleteFunc(addrs, func(addr net.Addr) bool {
+			return slices.ContainsFunc(before.addrs, func(old net.Addr) bool { return keyOf(old) == keyOf(addr) })
+		})
+		if len(addrs) > 0 {
+			w.current, w.source, w.addrs, w.last = before.upstream, source, addrs, nil
+		}
+	}
+}
+
 // left reports whether there is an upstream to go on to.
 func (w *Walk) left() bool { return w.seen < len(w.pool.upstreams) || len(w.passed) > 0 }
 
@@ -150,6 +169,9 @@ func (w *Walk) advance(ctx context.Context) bool {
 		return false
 	}
 	w.seen++
+	if source.names != nil {
+		w.named = append(w.named, candidate{u, source, addrs})
+	}
 	in, out := w.pool.Failures.split(addrs)
 	if len(out) > 0 {
 		w.passed = append(w.passed, candidate{u, source, out})
@@ -249,7 +271,7 @@ func (w *Walk) ask(ctx context.Context, key nameKey) ([]netip.Addr, error) {
 		}
 		return known.ips, known.err
 	}
-	if w.Renew {
+	if w.Renew && !names.fails(key) {
 		if ips, err := names.find(ctx, key, 0, w.LookupTimeout); err == nil {
 			return ips, nil
 		}
