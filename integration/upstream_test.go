@@ -166,7 +166,7 @@ func TestAllAddressesOfAHostNameAreTried(t *testing.T) {
 	}
 }
 
-func TestHostNameIsResolvedAtEachDial(t *testing.T) {
+func TestHostNameThatMoves(t *testing.T) {
 	t.Parallel()
 	file := newHosts(t)
 	file.set(t, "127.0.0.1")

@@ -114,12 +114,15 @@ func (a Addr) checkHost() error {
 	return nil
 }
 
+// maxName is how long a name may be, with a dot at its end (RFC 1035, section 3.1). A client may choose it.
+const maxName = 254
+
 // isName tells what a resolver looks up, this machine included. It takes no name of numbers alone: 10.0.0.256
 // is not one.
 func isName(host string) bool {
 	const digits, others = "0123456789", "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_"
 	dotted := strings.Contains(host, ".") && strings.Trim(host, digits+".") == ""
-	return !dotted && strings.Trim(host, digits+others+".") == ""
+	return !dotted && len(host) <= maxName && strings.Trim(host, digits+others+".") == ""
 }
 
 func parsePort(s string) (uint16, error) {

@@ -63,8 +63,10 @@ func TestParse(t *testing.T) {
 func TestParseErrors(t *testing.T) {
 	t.Parallel()
 	const form = "expected host:port, host:first-last or unix//path"
+	long := strings.Repeat("a", 255)
 	for in, want := range map[string]string{
 		"":                         form,
+		long + ":80":               `host "` + long + `": expected an IP address or a name`,
 		"localhost":                form,
 		"127.0.0.1":                form,
 		"8080":                     form,
