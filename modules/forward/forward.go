@@ -277,7 +277,8 @@ func (h *Handler) Serve(a *session.Arrival) (next bool) {
 func start(r interface {
 	Run()
 	Start()
-}, walk *upstream.Walk) {
+}, walk *upstream.Walk,
+) {
 	if walk.Ready() {
 		r.Start()
 	} else {

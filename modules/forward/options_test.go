@@ -246,7 +246,8 @@ func TestCaddyfileAndBack(t *testing.T) {
 	want := settings{
 		relay.Limits{Connect: time.Second, Idle: 2 * time.Second, HalfClose: 3 * time.Second, Lifetime: 4 * time.Second},
 		2 * time.Second, 9, 10, 6 * time.Second, 5, 7 * time.Second, 8 * time.Second,
-		upstream.Policy{MaxFails: 11, FailDuration: 12 * time.Second}, 13 * time.Second,
+		upstream.Policy{MaxFails: 11, FailDuration: 12 * time.Second},
+		13 * time.Second,
 	}
 	if got := h.settings(); got != want {
 		t.Errorf("got  %+v\nwant %+v", got, want)
