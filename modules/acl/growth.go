@@ -5,7 +5,9 @@ import (
 	"errors"
 	"hash/maphash"
 	"io"
+	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -57,9 +59,10 @@ func (f *file) grow(opened *os.File, info os.FileInfo) {
 		var set *ipset.Set
 		var report ipset.Report
 		if set, report, err = f.parse(data); err == nil {
+			appended := plainPrefixes(data, int(g.size))
 			g.begin(data)
 			g.grown = true
-			f.take(set, report)
+			f.take(set, report, appended)
 			f.log().Debug("list has grown", zap.Int("entries", set.Len()))
 		}
 	}
@@ -67,6 +70,26 @@ func (f *file) grow(opened *os.File, info os.FileInfo) {
 		f.log().Debug("reading a file that grows", zap.Error(err)) // once it is complete, the same is an error
 	}
 	g.tried, g.next = info, time.Now().Add(max(growthPause, 2*time.Since(start)))
+}
+
+// plainPrefixes returns the prefixes of the lines from a position on, so that only the sessions of these clients are judged
+// again. It returns nil where there is anything else in them, or the position is within a line.
+func plainPrefixes(data []byte, from int) (all []netip.Prefix) {
+	if from > 0 && data[from-1] != '\n' {
+		return nil
+	}
+	for line := range bytes.Lines(data[from:]) {
+		text, _, _ := strings.Cut(string(line), "#")
+		if text = strings.TrimSpace(text); text == "" {
+			continue
+		}
+		prefix, err := ipset.ParsePrefix(text)
+		if err != nil || len(all) == maxChanges {
+			return nil
+		}
+		all = append(all, prefix)
+	}
+	return all
 }
 
 // settle is called when a file was found to have the content that is in use.

@@ -229,3 +229,23 @@ func TestFileThatGrowsIsFollowed(t *testing.T) {
 		return f.contains(addr(two))
 	})
 }
+
+// Where addresses are appended to a list, the sessions of these clients are judged again, and in case of doubt all are.
+func TestPlainPrefixes(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ before, appended, want string }{
+		{"192.0.2.1\n", "192.0.2.2\n\n# x\n2001:db8::/32 # y\r\n", "[192.0.2.2/32 2001:db8::/32]"},
+		{"", "192.0.2.2\n", "[192.0.2.2/32]"},
+		{"192.0.2.1", "\n192.0.2.2\n", "[]"},
+		{"192.0.2.1\n", "192.0.2.2\n192.0.2.4-192.0.2.9\n", "[]"},
+		{"192.0.2.1\n", "192.0.2.9/30\n", "[]"},
+		{"192.0.2.1\n", "192.0.2.2,x\n", "[]"},
+		{"192.0.2.1\n", "add x 192.0.2.1 nomatch\n", "[]"},
+		{"192.0.2.1\n", strings.Repeat("192.0.2.2\n", maxChanges+1), "[]"},
+	} {
+		got := plainPrefixes([]byte(c.before+c.appended), len(c.before))
+		if fmt.Sprint(got) != c.want || c.want == "[]" && got != nil {
+			t.Errorf("%q: %v, want %s", c.appended, got, c.want)
+		}
+	}
+}

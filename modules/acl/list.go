@@ -81,19 +81,20 @@ func (l *list) unwatch(admission *recheck.Admission) {
 
 // loaded is called after the content was read from where it comes from.
 func (l *list) loaded(set *ipset.Set, report ipset.Report) {
-	l.take(set, report)
+	l.take(set, report, nil)
 	l.log().Info("list loaded", zap.Int("entries", set.Len()))
 }
 
-// take is loaded without a word about what is as it should be.
-func (l *list) take(set *ipset.Set, report ipset.Report) {
+// take is loaded without a word about what is as it should be. Only the addresses in the prefixes have come; nil: all may have
+// come or gone.
+func (l *list) take(set *ipset.Set, report ipset.Report, prefixes []netip.Prefix) {
 	l.succeeded(time.Now())
 	l.noteBadLines(report)
 	l.noteMaskedLines(report)
 	l.mu.Lock()
 	l.report = report
 	l.mu.Unlock()
-	l.replace(set)
+	l.change(set, prefixes)
 }
 
 // succeeded ends a failure: the content is what it should be at this time.
