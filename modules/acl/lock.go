@@ -2,6 +2,7 @@ package acl
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path"
 	"strings"
@@ -28,24 +29,31 @@ const (
 // lockList waits for a lock, and takes it.
 //
 // In files these are locks of the system. Those of Caddy's file storage are files of their own, which have to be written to
-// the disk for each edit, are looked at once a second by whoever waits, and stay for 10 seconds after a process was killed.
+// the disk for each edit, are looked at once a second by whoever waits, and stay for 10 seconds after a process was killed. They are taken where the system or
+// the file system has no others.
 func lockList(storage certmagic.Storage, name, what string, timeout time.Duration) (unlock func(), err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	files, ok := storage.(*certmagic.FileStorage)
-	if ok && canLockFiles {
+	if files, ok := storage.(*certmagic.FileStorage); ok {
 		unlock, err = lockFile(ctx, files.Filename(name+"."+what))
-	} else {
-		key := "portgate_list_" + path.Base(name) + "_" + strings.ReplaceAll(what, ".", "_")
-		err = storage.Lock(ctx, key)
-		unlock = func() {
-			ctx, cancel := context.WithTimeout(context.Background(), storageTimeout)
-			defer cancel()
-			_ = storage.Unlock(ctx, key) // the lock gets stale then
+		if !errors.Is(err, errors.ErrUnsupported) {
+			return unlock, notLocked(err)
 		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("another process may be writing it: %w", err)
+	key := "portgate_list_" + path.Base(name) + "_" + strings.ReplaceAll(what, ".", "_")
+	if err := storage.Lock(ctx, key); err != nil {
+		return nil, notLocked(err)
 	}
-	return unlock, nil
+	return func() {
+		ctx, cancel := context.WithTimeout(context.Background(), storageTimeout)
+		defer cancel()
+		_ = storage.Unlock(ctx, key) // the lock gets stale then
+	}, nil
+}
+
+func notLocked(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("it could not be locked against other processes: %w", err)
 }

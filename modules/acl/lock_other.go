@@ -7,8 +7,6 @@ import (
 	"errors"
 )
 
-const canLockFiles = false
-
 func lockFile(context.Context, string) (unlock func(), err error) { return nil, errors.ErrUnsupported }
 
 // syncFolder does nothing: a folder can't be opened to be synced.

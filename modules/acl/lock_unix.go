@@ -12,13 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// canLockFiles tells whether the system has locks that go with the process that holds them.
-const canLockFiles = true
-
 // lockPause is the time between two attempts to get the lock of a file.
 const lockPause = time.Millisecond
 
-// lockFile waits until no other process has locked the file, and locks it. The system unlocks the files of a process that is killed.
+// lockFile waits until no other process has locked the file, and locks it. The system unlocks the files of a process that is killed. The error
+// is [errors.ErrUnsupported] where the file system has no locks.
 func lockFile(ctx context.Context, path string) (unlock func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
@@ -34,6 +32,9 @@ func lockFile(ctx context.Context, path string) (unlock func(), err error) {
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			f.Close()
+			if errors.Is(err, unix.ENOLCK) { // of a network file system
+				err = errors.ErrUnsupported
+			}
 			return nil, &os.PathError{Op: "flock", Path: path, Err: err}
 		}
 		select {

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -262,27 +263,53 @@ func (h *hanging) Store(ctx context.Context, key string, value []byte) error {
 	return h.memory.Store(ctx, key, value)
 }
 
-// A list that goes while its storage hangs holds up no other list.
+// A list that goes while its storage hangs holds up no other list: no time passes until it is given back.
 func TestHangingStorageHoldsUpNobody(t *testing.T) {
 	t.Parallel()
-	h := &hanging{memory: newMemory(), release: make(chan struct{})}
-	pool := dynamicLists
-	open := func(name string, storage certmagic.Storage) func() error {
-		ref, err := pool.Acquire(name, func() (*dynamic, error) { return openDynamic(name, storage) })
+	synctest.Test(t, func(t *testing.T) {
+		h := &hanging{memory: newMemory(), release: make(chan struct{})}
+		hangs, err := dynamicLists.Acquire("hangs", func() (*dynamic, error) { return openDynamic("hangs", h) })
 		must(t, err)
-		if name == "hangs" {
-			h.hangs.Store(true)
-			go func() { _ = ref.Value().add(numbered(1)) }()
-			eventually(t, "the edit is in force", func() bool { return ref.Value().contains(numbered(1).Prefix.Addr()) })
+		h.breakDown(true)
+		if hangs.Value().add(numbered(1)) == nil {
+			t.Error("the edit is stored: the test shows nothing")
 		}
-		return ref.Release
+		h.hangs.Store(true)
+		start := time.Now()
+		must(t, hangs.Release())
+		other, err := dynamicLists.Acquire("other", func() (*dynamic, error) { return openDynamic("other", newMemory()) })
+		must(t, err)
+		must(t, other.Release())
+		other.Value().wait()
+		if took := time.Since(start); took > 0 {
+			t.Errorf("another list was held up for %v", took)
+		}
+		hangs.Value().wait()
+		if took := time.Since(start); took != storageTimeout {
+			t.Errorf("a process that stops waits for %v, want %v", took, storageTimeout)
+		}
+		close(h.release)
+		synctest.Wait()
+	})
+}
+
+// An edit waits for another process that holds the lock, but not for good, and is stored when it can be.
+func TestEditWaitsForTheLock(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	d := openList(t, m)
+	unlock, err := lockList(m, d.journal.name, editsLock, lockTimeout)
+	must(t, err)
+	start := time.Now()
+	err = d.add(numbered(1))
+	if took := time.Since(start); err == nil || took < lockTimeout {
+		t.Errorf("%v after %v, want an error after %v", err, took, lockTimeout)
 	}
-	release := open("hangs", h)
-	released := make(chan error, 1)
-	go func() { released <- release() }()
-	must(t, <-released)
-	must(t, open("other", newMemory())())
-	close(h.release)
+	if !d.contains(numbered(1).Prefix.Addr()) {
+		t.Error("the edit is not in force")
+	}
+	unlock()
+	eventually(t, "it is stored", func() bool { return storedLen(t, m) == 1 })
 }
 
 // Whatever may be left of the files after a power cut, the list opens, has nothing that was never in it, and takes edits that last.
