@@ -23,7 +23,7 @@ type sweeper struct {
 	mu         sync.Mutex
 	holders    map[labelValue]int
 	gone       map[labelValue]*departure       // the last one, of values that nobody holds
-	departures []*departure                    // oldest first
+	departures map[*departure]struct{}         // whose values are still to be removed
 	forget     map[string][]func(value string) // by label: forgets what is kept of that value
 	vectors    []vector
 }
@@ -45,6 +45,8 @@ func newSweeper() *sweeper {
 		holders: make(map[labelValue]int),
 		gone:    make(map[labelValue]*departure),
 		forget:  make(map[string][]func(string)),
+
+		departures: make(map[*departure]struct{}),
 	}
 }
 
@@ -90,17 +92,17 @@ func (sw *sweeper) release(all map[labelValue]struct{}) {
 		d.values = append(d.values, v)
 	}
 	if len(d.values) > 0 {
-		sw.departures = append(sw.departures, d)
-		time.AfterFunc(goneAfter, sw.remove)
+		sw.departures[d] = struct{}{}
+		time.AfterFunc(goneAfter, func() { sw.remove(d) })
 	}
 }
 
-// remove removes what has gone long ago and nobody has held since. It looks for all of that at once: thousands of handlers or listeners
-// that go together have thousands of values, and there may be as many series.
-func (sw *sweeper) remove() {
-	due := sw.due()
+// remove removes what nobody has held since a departure, together with all else that is due: thousands of handlers or listeners that go
+// together have thousands of values, and there may be as many series to go through.
+func (sw *sweeper) remove(d *departure) {
+	due := sw.due(d)
 	if len(due) == 0 {
-		return // together with what was removed just now
+		return // it was removed together with others
 	}
 	sw.mu.Lock()
 	vectors := sw.vectors
@@ -130,14 +132,19 @@ func (sw *sweeper) remove() {
 	}
 }
 
-// due returns the values that are to be removed now.
-func (sw *sweeper) due() map[labelValue]*departure {
+// due returns the values that are to be removed now: those of the departure and of all others that are as old.
+func (sw *sweeper) due(with *departure) map[labelValue]*departure {
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
+	if _, left := sw.departures[with]; !left {
+		return nil
+	}
 	values := make(map[labelValue]*departure)
-	for len(sw.departures) > 0 && time.Since(sw.departures[0].at) >= goneAfter {
-		d := sw.departures[0]
-		sw.departures = sw.departures[1:]
+	for d := range sw.departures {
+		if d != with && time.Since(d.at) < goneAfter {
+			continue
+		}
+		delete(sw.departures, d)
 		for _, v := range d.values {
 			if sw.gone[v] == d {
 				values[v] = d
