@@ -44,6 +44,7 @@ func (h *Handler) datagrams(sess *session.Session, client net.Conn, trip *hops.T
 	if counts != nil {
 		cfg.Dropped = func(why relay.Drop) { counts.Dropped[dropReasons[why]].Add(1) }
 	}
+	countLoops()
 	r := relay.NewPacket(cfg)
 	sess.SetMover(datagramMover{r, counts})
 	if !line.add(sess) {

@@ -2,11 +2,16 @@ package forward
 
 import (
 	"net"
+	"sync"
 
+	"github.com/portgate/caddy-portgate/modules/forward/relay"
 	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
 	"github.com/portgate/caddy-portgate/modules/internal/gate"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
+
+// countLoops counts the descriptors of the event loops, which are opened for the first session.
+var countLoops = sync.OnceFunc(func() { descriptors.Opened(int64(relay.LoopDescriptors())) })
 
 // uncounted bounds the sessions of listeners that do not count them: those of other networks than the gate networks. They
 // are counted for the handler instead.

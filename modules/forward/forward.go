@@ -301,6 +301,7 @@ func (h *Handler) walk(sess *session.Session, accepted net.Conn) *upstream.Walk 
 
 // relay prepares what moves the session's bytes.
 func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, trip *hops.Trip, client net.Conn, prefetched []byte) *relay.Relay {
+	countLoops()
 	taken := descriptors.Of(client)
 	var given net.Addr // by Next
 	r := relay.New(relay.Config{

@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
 )
 
 // watch notices clients that go while they wait. One goroutine watches all sockets with an epoll instance, which is itself in
@@ -76,6 +78,7 @@ func (w *watch) open() error {
 		_ = file.Close()
 		return err
 	}
+	descriptors.Opened(1)
 	w.epoll, w.file, w.waiters = epoll, file, make(map[int]*watched)
 	go w.run(file, poller)
 	return nil
@@ -85,6 +88,7 @@ func (w *watch) open() error {
 func (w *watch) closeIfIdle() {
 	if len(w.waiters) == 0 {
 		_ = w.file.Close()
+		descriptors.Opened(-1)
 		w.file = nil
 	}
 }

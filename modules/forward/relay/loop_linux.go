@@ -76,6 +76,9 @@ var loops = sync.OnceValue(func() (all []*loop) {
 	return all
 })
 
+// LoopDescriptors returns how many descriptors the event loops have open, which it starts for it. They belong to no session.
+func LoopDescriptors() int { return 2 * len(loops()) }
+
 var nextLoop atomic.Uint32
 
 // pickLoop returns the loops one after the other, nil where there are none.

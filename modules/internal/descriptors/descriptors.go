@@ -18,6 +18,7 @@ const leastReserve = 32
 
 var (
 	sessions atomic.Int64 // descriptors that sessions have taken
+	accepted atomic.Int64 // those of them that are open for sure: the clients' of streams
 	others   atomic.Int64 // descriptors that are open for anything else
 )
 
@@ -29,13 +30,22 @@ func DefaultReserve() int { return max(Limit()/20, leastReserve) }
 func DefaultShare(reserve int) int { return max((Limit()-reserve)/8*7, PerStream) }
 
 // Observe counts what is open now. It is called once for each config, before its listeners are opened.
+//
+// A session may have opened what it has taken or not: one that waits, is held in a tarpit or connects has no upstream socket. While there are
+// sessions, what is open for anything else is therefore not known exactly, but only within bounds: as long as what was counted before is
+// within these it stays.
 func Observe() {
-	if open, ok := count(); ok {
-		others.Store(max(int64(open)-sessions.Load(), 0))
+	open, ok := count()
+	if !ok {
+		return
 	}
+	least := max(int64(open)-sessions.Load(), 0)    // all upstream sockets are open
+	most := max(int64(open)-accepted.Load(), least) // none is
+	others.Store(min(max(others.Load(), least), most))
 }
 
-// Opened notes that a socket for listening was opened, or closed where n is negative, after the last Observe.
+// Opened notes that n descriptors were opened for something else than a session after the last Observe, or closed where n is negative: a
+// socket for listening, an event loop.
 func Opened(n int64) { others.Add(n) }
 
 // Take takes n descriptors for a session, unless fewer than reserve would be left. Release gives them back. A reserve of 0 is none:
@@ -72,6 +82,7 @@ func (l *Listener) Take(mostSessions, reserve int) bool {
 		l.sessions.Add(-1)
 		return false
 	}
+	accepted.Add(1)
 	return true
 }
 
@@ -81,6 +92,7 @@ func (l *Listener) Release() {
 		return
 	}
 	l.sessions.Add(-1)
+	accepted.Add(-1)
 	Release(PerStream)
 }
 

@@ -43,27 +43,71 @@ func TestReserveIsKept(t *testing.T) {
 	}
 }
 
+// open opens descriptors until the test ends.
+func open(t *testing.T, n int) {
+	t.Helper()
+	for range n {
+		file, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = file.Close() })
+	}
+}
+
 func TestObserveSeesWhatIsOpen(t *testing.T) {
 	if _, ok := count(); !ok {
 		t.Skip("this system doesn't tell")
 	}
 	Observe()
 	before := others.Load()
-	file, err := os.Open(os.DevNull)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = file.Close() }()
+	open(t, 2)
 	Observe()
-	if got := others.Load(); got != before+1 {
-		t.Errorf("%d are open, want %d", got, before+1)
+	if got := others.Load(); got != before+2 {
+		t.Errorf("%d are open, want %d", got, before+2)
 	}
 	MustTake(1) // a session's, which is not open for anything else
 	defer Release(1)
+	open(t, 1)
 	Observe()
-	if got := others.Load(); got != before {
-		t.Errorf("%d are open otherwise, want %d", got, before)
+	if got := others.Load(); got != before+2 {
+		t.Errorf("%d are open otherwise, want %d", got, before+2)
 	}
+}
+
+// A reload takes nothing of the reserve away, whether sessions have their upstream sockets at that moment or not.
+func TestObserveWhileSessionsWait(t *testing.T) {
+	if _, ok := count(); !ok {
+		t.Skip("this system doesn't tell")
+	}
+	Observe()
+	before := others.Load()
+	mustBe := func(want int64, when string) {
+		t.Helper()
+		Observe()
+		if got := others.Load(); got != want {
+			t.Errorf("%s: %d are open otherwise, want %d", when, got, want)
+		}
+	}
+	var l Listener
+	t.Run("sessions", func(t *testing.T) {
+		for range 8 {
+			open(t, 1) // the client's
+			if !l.Take(8, 0) {
+				t.Fatal("not taken")
+			}
+			t.Cleanup(l.Release)
+		}
+		mustBe(before, "while all wait")
+		open(t, 5)
+		mustBe(before, "while some are connected")
+		open(t, 3)
+		mustBe(before, "while all are connected")
+		Opened(2)
+		open(t, 2)
+		mustBe(before+2, "and two listeners have been opened")
+	})
+	mustBe(before, "when all have ended")
 }
 
 func TestListenerIsBounded(t *testing.T) {
