@@ -20,7 +20,7 @@ func init() {
 	})
 }
 
-// Every network that Caddy knows, or that some plugin may have registered, can be listened on with every handler. What can't
+// Every network that Caddy can listen on, or that some plugin may have registered, can be listened on with every handler. What can't
 // be a descriptor is refused.
 func TestHandlersOnEveryNetwork(t *testing.T) {
 	addresses := []string{
@@ -59,7 +59,8 @@ func TestHandlersOnEveryNetwork(t *testing.T) {
 				must(t, caddy.StrictUnmarshalJSON(fmt.Appendf(nil, `{"admin":{"disabled":true},"logging":{"logs":{"default":{"writer":{"output":"discard"}}}},
 					"apps":{"layer4":{"servers":{"s":{"listen":[%q],"routes":[{"handle":[%s]}]}}}}}`, address, handler), &config))
 				err := caddy.Validate(&config)
-				refused := gate.Datagrams(addr.Network) && strings.Contains(handler, "accept_proxy")
+				_, refused := gate.Unknown(addr.Network)
+				refused = refused || gate.Datagrams(addr.Network) && strings.Contains(handler, "accept_proxy")
 				if strings.Contains(addr.Network, "fd") {
 					_, noNumber := strconv.Atoi(addr.Host)
 					refused = refused || noNumber != nil
