@@ -217,3 +217,69 @@ func TestHostileClientsDisturbNobody(t *testing.T) {
 	friend.Close()
 	before.MustReturn(t, peerTimeout)
 }
+
+// A session's time begins when its connection is accepted, and not when a handler has heard enough, or its turn has come.
+func TestDurationCountsFromAccept(t *testing.T) {
+	t.Parallel()
+	const pause = 300 * time.Millisecond
+	upstream := serve(t, echo)
+	header := gate.JSON{"handler": "accept_proxy", "from": []string{"127.0.0.0/8"}}
+	lasted := func(t *testing.T, p *gate.Process, clientPort int, least time.Duration) {
+		t.Helper()
+		if s := p.WaitSession(clientPort); s.Duration < (least - 50*time.Millisecond).Seconds() {
+			t.Errorf("the duration of a session that lasted at least %v: %s", least, s.Line)
+		}
+	}
+	for _, network := range []string{"gate+tcp", "tcp"} {
+		t.Run("header on "+network, func(t *testing.T) {
+			t.Parallel()
+			for i, before := range [][]gate.JSON{nil, {rateLimit(`{"connections": [{"rate": "1000/s"}], "algorithm": "leaky_bucket"}`)}} { // direct, and not
+				addr := gate.ReserveAddr(t)
+				p := gate.Start(t, gate.Layer4(gate.Listen(network+"/"+addr, append(before, header, gate.Forward(upstream))...)))
+				client, later := dial(t, addr), dial(t, addr)
+				speak := func(conn net.Conn, from int) {
+					mustWrite(t, conn, fmt.Sprintf("PROXY TCP4 192.0.2.1 192.0.2.2 %d 80\r\n", from))
+					mustExchange(t, conn)
+				}
+				speak(later, 9) // so the first one has been accepted, too
+				start := time.Now()
+				<-time.After(pause)
+				speak(client, 1000+i)
+				least := time.Since(start)
+				client.Close()
+				lasted(t, p, 1000+i, least)
+			}
+		})
+		t.Run("leaky bucket on "+network, func(t *testing.T) {
+			t.Parallel()
+			p, addr := startLimited(t, network, `{"connections": [{"rate": "20/m", "per": "all"}], "algorithm": "leaky_bucket", "max_delay": "1m"}`)
+			mustExchange(t, dial(t, addr))
+			client := dial(t, addr)
+			gate.Eventually(t, peerTimeout, func() error { return equal(p.Metrics(), "caddy_portgate_ratelimit_waiting", 1) })
+			start := time.Now()
+			mustExchange(t, client)
+			least := time.Since(start)
+			client.Close()
+			lasted(t, p, port(client), least)
+		})
+	}
+	t.Run("matcher", func(t *testing.T) {
+		t.Parallel()
+		addr := gate.ReserveAddr(t)
+		server := gate.Listen(addr, gate.Forward(upstream))
+		server.Routes[0].Match = []gate.JSON{{"ssh": gate.JSON{}}}
+		p := gate.Start(t, gate.Layer4(server))
+		client, later := dial(t, addr), dial(t, addr)
+		speak := func(conn net.Conn) {
+			mustWrite(t, conn, "SSH-2.0-x\r\n")
+			mustRead(t, conn, "SSH-2.0-x\r\n")
+		}
+		speak(later) // so the first one has been accepted, too
+		start := time.Now()
+		<-time.After(pause)
+		speak(client)
+		least := time.Since(start)
+		client.Close()
+		lasted(t, p, port(client), least)
+	})
+}

@@ -169,6 +169,7 @@ func (h *Handler) Handle(cx *layer4.Connection, next layer4.Handler) error {
 		}
 		return next.Handle(cx)
 	}
+	a.Waits()
 	_ = cx.SetReadDeadline(time.Now().Add(h.timeout))
 	head, err := read(cx)
 	if err != nil {
@@ -215,6 +216,7 @@ func (h *Handler) Await(a *session.Arrival, resume func(*session.Arrival)) (awai
 		}
 	}
 	waiting := a.Clone()
+	waiting.Waits()
 	go func() {
 		_ = waiting.Conn.SetReadDeadline(time.Now().Add(h.timeout))
 		head, err := read(waiting.Conn)

@@ -18,6 +18,7 @@ func init() { session.OnStop(func() { close(stopping) }) }
 // waits reports whether the turn of a connection has come. If not, the connection has been closed, with a session of its own.
 func (h *Handler) waits(cx *layer4.Connection, v *visitor, w *waiter, held *holding, limit *limit) bool {
 	defer session.Await()()
+	v.Waits()
 	reason := h.wait(cx, v, w)
 	if reason == "" {
 		return true

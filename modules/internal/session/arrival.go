@@ -3,6 +3,7 @@ package session
 import (
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/mholt/caddy-l4/layer4"
 
@@ -18,6 +19,7 @@ type Arrival struct {
 	Network  string         // of the listener, as in [Session]
 	Listener string         // as configured
 	Client   netip.AddrPort // unmapped; zero where the client has none
+	Since    time.Time      // when it was accepted; zero where its session begins at once, or its connection tells
 
 	cx *layer4.Connection // nil where layer4 does not serve the connection
 
@@ -31,6 +33,7 @@ const (
 	sessionKey   = "portgate.session"
 	passesKey    = "portgate.passes"
 	throttlesKey = "portgate.throttles"
+	sinceKey     = "portgate.since"
 )
 
 // ArrivalOf returns the arrival of a layer4 connection, so that one code serves both.
@@ -54,14 +57,31 @@ func (a *Arrival) Begin(scope *Scope) *Session {
 	if a.Begun() {
 		return a.session
 	}
+	if a.cx == nil {
+		a.session = newSession(scope, a)
+		return a.session
+	}
+	conn := a.Accepted()
+	if known, ok := conn.(interface{ AcceptedAt() time.Time }); ok {
+		a.Since = known.AcceptedAt()
+	} else if since, ok := a.cx.GetVar(sinceKey).(time.Time); ok {
+		a.Since = since
+	}
 	a.session = newSession(scope, a)
-	if a.cx != nil {
-		a.cx.SetVar(sessionKey, a.session)
-		if conn, ok := a.Accepted().(interface{ Taken() }); ok {
-			conn.Taken()
-		}
+	a.cx.SetVar(sessionKey, a.session)
+	if conn, ok := conn.(interface{ Taken() }); ok {
+		conn.Taken()
 	}
 	return a.session
+}
+
+// Waits is called before a handler has the arrival wait: what it waits is a part of its session's time.
+func (a *Arrival) Waits() {
+	if a.cx == nil {
+		a.Since = time.Now()
+	} else if a.cx.GetVar(sinceKey) == nil {
+		a.cx.SetVar(sinceKey, time.Now())
+	}
 }
 
 // NoRoute is called where no handler has taken the arrival, of which matchers have read so many bytes: its session is over

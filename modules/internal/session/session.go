@@ -71,7 +71,8 @@ type Session struct {
 	Network  string         // of the listener: "tcp", "unix"
 	Listener string         // listen address as configured where the network tells, else ":port"
 	Client   netip.AddrPort // zero where the client has none (unix sockets)
-	Start    time.Time
+	Start    time.Time      // when the connection was accepted, or, where nobody tells, a handler had it wait
+	Begun    time.Time      // when a handler took it
 
 	scope     *Scope
 	limits    throttle.Limits
@@ -136,7 +137,10 @@ func Begin(cx *layer4.Connection, scope *Scope) *Session {
 func newSession(scope *Scope, a *Arrival) *Session {
 	s := &Session{
 		ID: ID(lastID.Add(1)), Network: a.Network, Listener: a.Listener, Client: a.Client,
-		Start: time.Now(), scope: scope, passes: a.passes, throttles: a.throttles,
+		Start: a.Since, Begun: time.Now(), scope: scope, passes: a.passes, throttles: a.throttles,
+	}
+	if s.Start.IsZero() {
+		s.Start = s.Begun
 	}
 	for _, t := range a.throttles {
 		s.limits.Add(t.Take())
@@ -267,7 +271,7 @@ func (s *Session) LastActive() time.Time {
 	if m != nil {
 		return m.LastActive()
 	}
-	return s.Start
+	return s.Begun
 }
 
 // count brings bytes_total up to date.

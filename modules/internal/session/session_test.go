@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -136,7 +137,7 @@ func TestLastActive(t *testing.T) {
 	t.Parallel()
 	sc, _, _ := newScope(t, 0, 0)
 	s, m := begin(t, sc), newMover()
-	if !s.LastActive().Equal(s.Start) {
+	if !s.LastActive().Equal(s.Begun) {
 		t.Error("before there is a mover, a session is active since its start")
 	}
 	then := time.Unix(1, 0)
@@ -179,3 +180,44 @@ func TestIDs(t *testing.T) {
 }
 
 var errDial = errors.New("dial tcp 127.0.0.1:1: connect: connection refused")
+
+// acceptedConn knows when it was accepted, as those of gate networks do.
+type acceptedConn struct {
+	gateConn
+	at time.Time
+}
+
+func (c acceptedConn) AcceptedAt() time.Time { return c.at }
+
+// What a connection waits before its session begins is a part of its duration: from its accept where the listener tells, else from
+// when a handler first had it wait. Before it begins, nothing is idle.
+func TestDurationCountsWhatWasBefore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		sc, logs, _ := newScope(t, 0, 0)
+		plain := gateConn{conn{nil, tcpAddr("127.0.0.1:80"), tcpAddr("192.0.2.1:1234")}, newLabel()}
+		told, untold := wrap(acceptedConn{plain, time.Now()}), wrap(plain)
+		direct := &Arrival{Conn: plain, Listener: plain.listener}
+		time.Sleep(time.Second)
+		for range 2 { // handlers, one after another
+			ArrivalOf(told).Waits()
+			ArrivalOf(untold).Waits()
+			time.Sleep(time.Second)
+		}
+		direct.Waits()
+		time.Sleep(time.Second)
+		atOnce := &Arrival{Conn: plain, Listener: plain.listener}
+		for i, a := range []*Arrival{ArrivalOf(told), ArrivalOf(untold), direct, atOnce} {
+			s := a.Begin(sc)
+			if !s.LastActive().Equal(time.Now()) || !s.Begun.Equal(time.Now()) {
+				t.Errorf("%d: last active at %v, begun at %v", i, s.LastActive(), s.Begun)
+			}
+			time.Sleep(time.Second)
+			s.End(End{Status: StatusDone})
+			want := []time.Duration{5 * time.Second, 5 * time.Second, 4 * time.Second, time.Second}[i]
+			if got := logs.All()[i].ContextMap()["duration"]; got != want {
+				t.Errorf("%d: %v, want %v", i, got, want)
+			}
+		}
+	})
+}
