@@ -14,7 +14,6 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
-	"time"
 )
 
 func read(t *testing.T, list string) (*Set, Report) {
@@ -220,24 +219,18 @@ func checkRead(t *testing.T, list []byte, hostBits HostBits) {
 	}
 }
 
-// A list of a million lines is loaded in little time and memory. The bounds are generous, for machines that are busy; the
-// benchmark has the figures.
+// A list of a million lines takes little memory. BenchmarkRead has the figures, and the time.
 func TestReadAMillionLines(t *testing.T) {
 	for _, family := range []int{4, 6} {
 		list := millionLines(family)
 		runtime.GC()
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		start := time.Now()
 		set, report, err := Read(bytes.NewReader(list), RefuseHostBits)
-		took := time.Since(start)
 		runtime.GC()
 		runtime.ReadMemStats(&after)
 		if err != nil || report.Bad != 0 || set.Len() != 1_000_000 {
 			t.Fatalf("%v, %+v", err, report)
-		}
-		if took > 15*time.Second {
-			t.Errorf("IPv%d: took %v", family, took)
 		}
 		if held := int64(after.HeapAlloc-before.HeapAlloc) >> 20; held > 100 {
 			t.Errorf("IPv%d: the set takes %d MiB", family, held)

@@ -164,6 +164,15 @@ func (g *goroutinePackets) reported(errno syscall.Errno) {
 	}
 }
 
+// reportedBy takes an error of a socket, unless another one has taken its place meanwhile: the error says nothing about that.
+func (g *goroutinePackets) reportedBy(conn *packetSocket, errno syscall.Errno) {
+	g.sending.Lock()
+	defer g.sending.Unlock()
+	if conn == g.upstream() {
+		g.reported(errno)
+	}
+}
+
 // hold keeps a datagram that may have to be sent to another upstream. It is called with g.sending locked.
 func (g *goroutinePackets) hold(b []byte) {
 	if !g.sending.answered {
@@ -219,9 +228,7 @@ func (g *goroutinePackets) down() {
 		case g.ctx.Err() != nil:
 			return
 		case reportedEffect(errnoOf(err)) > effectFull:
-			g.sending.Lock()
-			g.reported(errnoOf(err))
-			g.sending.Unlock()
+			g.reportedBy(conn, errnoOf(err))
 		case conn == g.upstream():
 			// An error such as a lack of memory, which may pass.
 			select {

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -246,5 +247,28 @@ func TestPacketSilenceWithoutANameIsNothing(t *testing.T) {
 				t.Errorf("Next was called %d times", n.calls())
 			}
 		})
+	}
+}
+
+// An error of a socket that another one has replaced meanwhile says nothing about that.
+func TestAnErrorOfTheFormerSocketIsLate(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	g := &goroutinePackets{PacketRelay: NewPacket(PacketConfig{Next: func(context.Context, error) (net.Addr, error) {
+		asked.Add(1)
+		return nil, errNoMore
+	}})}
+	g.ctx, g.cancel = context.WithCancel(t.Context())
+	former, current := &packetSocket{addr: new(net.UDPAddr)}, &packetSocket{addr: new(net.UDPAddr)}
+	g.state.upstream = current
+	g.reportedBy(former, syscall.ECONNREFUSED)
+	g.asks.Wait()
+	if n := asked.Load(); n != 0 {
+		t.Errorf("Next was asked %d times", n)
+	}
+	g.reportedBy(current, syscall.ECONNREFUSED)
+	g.asks.Wait()
+	if n := asked.Load(); n != 1 {
+		t.Errorf("an error of the socket in use: Next was asked %d times", n)
 	}
 }
