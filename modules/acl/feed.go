@@ -45,8 +45,10 @@ type feed struct {
 	storage  storages
 	client   *http.Client
 
-	stop context.CancelFunc
-	done chan struct{}
+	stop    context.CancelFunc
+	ready   chan struct{} // closed when there is a content, or failure
+	failure error
+	done    chan struct{}
 
 	uncopied *degraded.Part
 
@@ -68,37 +70,47 @@ type feedNote struct {
 	NotBefore time.Time `json:"not_before,omitzero"` // the server asked to be left alone until then
 }
 
-// openFeed begins with the last good copy, or else with what the server sends now, and then follows the feed.
-func openFeed(key sourceKey, storage certmagic.Storage) (*feed, error) {
-	f := newFeed(key, storage, feedClient)
-	return f, f.open()
-}
-
+// newFeed returns a feed that has not begun.
 func newFeed(key sourceKey, storage certmagic.Storage, client *http.Client) *feed {
 	f := &feed{
 		url: key.location, interval: key.interval, timeout: key.timeout, hostBits: key.hostBits(), client: client,
-		done: make(chan struct{}), uncopied: degraded.New("list_copy"),
+		ready: make(chan struct{}), done: make(chan struct{}), uncopied: degraded.New("list_copy"),
 	}
 	f.init(key.name())
 	f.storage.use(storage)
 	return f
 }
 
-func (f *feed) open() error {
+// begin begins with the last good copy, or else with what the server sends now, and then follows the feed. Callers await that
+// it has a content.
+func (f *feed) begin() {
 	ctx, cancel := context.WithCancel(context.Background())
 	f.stop = cancel
 	removeLeftovers(f.storage.youngest(), feedsFolder)
-	wait, ok := f.restore(ctx)
-	if !ok {
-		if err := f.fetch(ctx, min(f.timeout, firstTimeout), firstLimit); err != nil {
-			cancel()
-			return err
-		}
-		wait = withJitter(f.interval)
+	wait, restored := f.restore(ctx)
+	if restored {
+		f.opened()
+		close(f.ready)
 	}
-	f.opened()
-	go f.follow(ctx, wait)
-	return nil
+	go func() {
+		defer close(f.done)
+		if !restored {
+			if f.failure = f.fetch(ctx, min(f.timeout, firstTimeout), firstLimit); f.failure == nil {
+				f.opened()
+			}
+			close(f.ready)
+			wait = withJitter(f.interval)
+		}
+		if f.failure == nil {
+			f.follow(ctx, wait)
+		}
+	}()
+}
+
+// await returns when the list has its first content, or the reason why it has none.
+func (f *feed) await() error {
+	<-f.ready
+	return f.failure
 }
 
 func (f *feed) content() *list { return &f.list }
@@ -113,7 +125,6 @@ func (f *feed) Destruct() error {
 }
 
 func (f *feed) follow(ctx context.Context, wait time.Duration) {
-	defer close(f.done)
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	for failures := 0; ; {

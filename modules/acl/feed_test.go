@@ -63,7 +63,7 @@ func status(code int) http.HandlerFunc {
 // follow loads a feed for the rest of the test.
 func follow(t testing.TB, location string, interval time.Duration, storage certmagic.Storage) *feed {
 	t.Helper()
-	f, err := openFeed(feedKey(location, interval), storage)
+	f, err := openFeed(feedKey(location, interval), storage, feedClient)
 	must(t, err)
 	t.Cleanup(func() { must(t, f.Destruct()) })
 	return f
@@ -191,12 +191,12 @@ func TestFeedStartsWithoutItsServer(t *testing.T) {
 func TestFeedThatCanNotBeLoaded(t *testing.T) {
 	t.Parallel()
 	p := publish(t, status(503))
-	_, err := openFeed(feedKey(p.URL, time.Hour), store(t))
+	_, err := openFeed(feedKey(p.URL, time.Hour), store(t), feedClient)
 	if want := "the server answered 503 Service Unavailable, expected 200 OK"; err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)
 	}
 	p.Close()
-	_, err = openFeed(feedKey(strings.Replace(p.URL, "://", "://user:secret@", 1)+"?key=secret", time.Hour), store(t))
+	_, err = openFeed(feedKey(strings.Replace(p.URL, "://", "://user:secret@", 1)+"?key=secret", time.Hour), store(t), feedClient)
 	if err == nil || strings.Contains(err.Error(), "secret") {
 		t.Errorf("%v, want an error without the secret", err)
 	}
@@ -275,7 +275,7 @@ func TestFeedEndsWhileItWaits(t *testing.T) {
 		close(asked)
 		<-stop
 	})
-	f, err := openFeed(feedKey(p.URL, often), store(t))
+	f, err := openFeed(feedKey(p.URL, often), store(t), feedClient)
 	must(t, err)
 	<-asked
 	start := time.Now()

@@ -67,11 +67,22 @@ func inBubble(t *testing.T, answer http.HandlerFunc, f func(t *testing.T, client
 
 const feedURL = "http://feeds.example/list"
 
+// openFeed opens a feed, and waits for its content.
+func openFeed(key sourceKey, storage certmagic.Storage, client *http.Client) (*feed, error) {
+	f := newFeed(key, storage, client)
+	f.begin()
+	err := f.await()
+	if err != nil {
+		err = errors.Join(err, f.Destruct())
+	}
+	return f, err
+}
+
 // run opens a feed and closes it when f returns.
 func run(t *testing.T, key sourceKey, storage certmagic.Storage, client *http.Client, f func(*feed)) {
 	t.Helper()
-	feed := newFeed(key, storage, client)
-	must(t, feed.open())
+	feed, err := openFeed(key, storage, client)
+	must(t, err)
 	f(feed)
 	must(t, feed.Destruct())
 }
@@ -147,7 +158,7 @@ func TestFeedThatIsSilent(t *testing.T) {
 			key := feedKey(feedURL, time.Hour)
 			key.timeout = c.timeout
 			start := time.Now()
-			err := newFeed(key, store(t), client).open()
+			_, err := openFeed(key, store(t), client)
 			if took := time.Since(start); err == nil || err.Error() != c.want || took != c.after {
 				t.Errorf("%s: %v after %v, want %s after %v", name, err, took, c.want, c.after)
 			}
@@ -326,12 +337,11 @@ func TestFeedCopyFromTheFuture(t *testing.T) {
 // fetchOnce opens a feed at a real server, and closes it.
 func fetchOnce(t *testing.T, location string, client *http.Client) (*feed, error) {
 	t.Helper()
-	f := newFeed(feedKey(location, time.Hour), store(t), client)
-	if err := f.open(); err != nil {
-		return f, err
+	f, err := openFeed(feedKey(location, time.Hour), store(t), client)
+	if err == nil {
+		must(t, f.Destruct())
 	}
-	must(t, f.Destruct())
-	return f, nil
+	return f, err
 }
 
 // Redirects are followed to other places too, but not for ever, not to where anybody can listen, and without what is secret.
@@ -476,5 +486,35 @@ func TestFeedThatNeverChanges(t *testing.T) {
 	eventually(t, "many requests", func() bool { return p.asked.Load() > 20 })
 	if f.set.Load() != set || f.loading.Is() || !f.confirmedAt().After(confirmed) {
 		t.Error("the list was loaded again, or not found to be in order")
+	}
+}
+
+// The feeds of a config are fetched at the same time: each server answers when the others have been asked, too. If one fails,
+// the config is refused and the others are left.
+func TestFeedsAreFetchedAtTheSameTime(t *testing.T) {
+	t.Parallel()
+	var asked sync.WaitGroup
+	asked.Add(3)
+	var rules []string
+	for range 3 {
+		once := sync.OnceFunc(asked.Done)
+		p := publish(t, func(w http.ResponseWriter, _ *http.Request) {
+			once()
+			asked.Wait()
+			fmt.Fprintln(w, one)
+		})
+		rules = append(rules, `{"deny":["url","`+p.URL+`"]}`)
+	}
+	h, unload := handler(t, `{"rules":[`+strings.Join(rules, ",")+`]}`)
+	if got := h.rules.judge(addr(one)); got.allow {
+		t.Error("the lists are not loaded")
+	}
+	unload()
+	bad := publish(t, status(http.StatusNotFound))
+	good := publish(t, textAnswer(two))
+	_, _, err := tryProvision[*Handler](t, "layer4.handlers.acl",
+		`{"rules":[{"allow":["url","`+good.URL+`"]},{"allow":["url","`+bad.URL+`"]}]}`)
+	if want := "allow url " + bad.URL + ": the server answered 404 Not Found, expected 200 OK"; err == nil || !strings.HasSuffix(err.Error(), want) {
+		t.Errorf("%v, want %s", err, want)
 	}
 }

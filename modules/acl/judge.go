@@ -27,9 +27,16 @@ type rules struct {
 	lookups  []lookup
 	fallback rule
 	release  []func() error
+	awaited  []awaited // while the rules are compiled
 
 	fixed []ipset.Range // of the last rules of all, which have no lookup yet
 	owner []int         // of each range of fixed: its rule
+}
+
+// awaited is a feed that may have no content yet, and the rule that needs it.
+type awaited struct {
+	label string
+	feed  *feed
 }
 
 // lookup finds an address in the sets of one rule, or of several neighbours.

@@ -242,7 +242,21 @@ func (rs *rules) compile(ctx caddy.Context, c config) error {
 		rs.add(rule{action == allow, s.label(action), loaded}, s.ranges)
 	}
 	rs.addFixed()
-	return rs.setDefault(c.Default)
+	if err := rs.setDefault(c.Default); err != nil {
+		return err
+	}
+	return rs.await()
+}
+
+// await returns when all feeds have a content. They are fetched at the same time, and other handlers may load lists meanwhile.
+func (rs *rules) await() error {
+	for _, waiting := range rs.awaited {
+		if err := waiting.feed.await(); err != nil {
+			return fmt.Errorf("%s: %w", waiting.label, err)
+		}
+	}
+	rs.awaited = nil
+	return nil
 }
 
 // complete adds the database that the rule needs.
@@ -315,6 +329,7 @@ func (rs *rules) load(ctx caddy.Context, s *spec, onDamaged string) (*list, erro
 		}
 		if f, ok := ref.Value().(*feed); ok {
 			rs.release = append(rs.release, withoutError(f.storage.use(ctx.Storage())))
+			rs.awaited = append(rs.awaited, awaited{s.label(s.action()), f})
 		}
 		rs.release = append(rs.release, ref.Release)
 		return ref.Value().content(), nil
@@ -323,13 +338,23 @@ func (rs *rules) load(ctx caddy.Context, s *spec, onDamaged string) (*list, erro
 	}
 }
 
+// action is what a rule with this feed does.
+func (s *spec) action() string {
+	if s.allow {
+		return allow
+	}
+	return deny
+}
+
 func withoutError(f func()) func() error { return func() error { f(); return nil } }
 
 // open loads a source for the first time.
 func (s *spec) open(ctx caddy.Context) (source, error) {
 	switch s.kind {
 	case "url":
-		return openFeed(s.sourceKey, ctx.Storage())
+		f := newFeed(s.sourceKey, ctx.Storage(), feedClient)
+		f.begin()
+		return f, nil
 	case "country":
 		return openFile(s.name(), s.location, databaseFormat(countries(s.countries)))
 	case "asn":
