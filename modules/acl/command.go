@@ -225,6 +225,9 @@ func printLists(to io.Writer, body []byte) error {
 // wrong says in a few words what is not as it should be with a list.
 func (s *summary) wrong() string {
 	var wrong []string
+	if s.Damaged != "" {
+		wrong = append(wrong, "damaged: "+printable(s.Damaged))
+	}
 	if s.Error != "" {
 		wrong = append(wrong, "not loaded: "+printable(s.Error))
 	}
@@ -247,7 +250,11 @@ func printEntries(to io.Writer, body []byte) error {
 	for _, e := range list.Entries {
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", e.Prefix, when(&e.Added), when(e.Expires), printable(e.By), printable(e.Reason))
 	}
-	return table.Flush()
+	if err := table.Flush(); err != nil || list.Damaged == "" {
+		return err
+	}
+	_, err := fmt.Fprintln(to, "damaged: "+printable(list.Damaged))
+	return err
 }
 
 // when shows a time as the operator's clock does.

@@ -88,10 +88,11 @@ func openAt(c clock, name string, storage certmagic.Storage) (*dynamic, error) {
 
 // read reads what is stored. A process that holds the lock for long does not keep this one from its start.
 func (d *dynamic) read(storage certmagic.Storage) (map[netip.Prefix]entry, []*damage, error) {
-	if unlock, err := lockList(storage, d.journal.name, editsLock, lockTimeout); err == nil {
+	unlock, err := lockList(storage, d.journal.name, editsLock, lockTimeout)
+	if err == nil {
 		defer unlock()
 	}
-	return d.journal.read(storage)
+	return d.journal.read(storage, err == nil)
 }
 
 func (d *dynamic) content() *list { return &d.list }

@@ -1,6 +1,7 @@
 package acl
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -34,10 +35,10 @@ var errMissing = errors.New("it is missing")
 const readRounds = 3
 
 // read reads all that is stored, and makes that the position of the journal. Of values that are damaged it returns what can be
-// read, too.
-func (j *journal) read(storage certmagic.Storage) (entries map[netip.Prefix]entry, damages []*damage, err error) {
+// read, too. Where edits are locked it takes away what a process has left that was killed.
+func (j *journal) read(storage certmagic.Storage, locked bool) (entries map[netip.Prefix]entry, damages []*damage, err error) {
 	for range readRounds {
-		r := reading{journal: journal{name: j.name, at: storage}, entries: make(map[netip.Prefix]entry)}
+		r := reading{journal: journal{name: j.name, at: storage}, entries: make(map[netip.Prefix]entry), locked: locked}
 		if err := r.all(); err != nil {
 			return nil, nil, err
 		}
@@ -54,6 +55,7 @@ type reading struct {
 	journal
 	entries map[netip.Prefix]entry
 	damages []*damage
+	locked  bool
 }
 
 func (r *reading) all() error {
@@ -117,7 +119,9 @@ func (r *reading) segment(number int64, isLast bool) error {
 		return nil
 	}
 	complete := value
-	if isLast {
+	if isLast && !r.locked {
+		complete = value[:bytes.LastIndexByte(value, '\n')+1] // another process may be writing the rest
+	} else if isLast {
 		if complete, err = r.complete(key, value); err != nil {
 			return err
 		}

@@ -350,6 +350,23 @@ func TestAnyRestOfTheFilesIsOpened(t *testing.T) {
 	}
 }
 
+// FuzzStored opens a list of which anything is stored: what can be read is in force, and is there again after an edit.
+func FuzzStored(f *testing.F) {
+	f.Add([]byte("{\"through\":1}\n"+`[{"prefix":"192.0.2.1/32","added":"2026-01-02T03:04:05Z"}]`), []byte(`{"set":{"prefix":"192.0.2.2/32"}}`+"\n"))
+	f.Add([]byte(`[{"prefix":"192.0.2.1/32"},{"prefix`), []byte(`{"remove":"192.0.2.1/32"}`+"\n"+`{"all":[{"prefix":"::1/128"}]}`+"\n"+`{"end":true}`+"\n"))
+	f.Add([]byte{}, []byte("{}\n"))
+	f.Fuzz(func(t *testing.T, entries, segment []byte) {
+		m := newMemory()
+		m.values["portgate/lists/test.json"], m.values["portgate/lists/test/00000002.json"] = string(entries), string(segment)
+		d := openList(t, m)
+		must(t, d.add(newTestEntry("192.0.2.9/32", 0)))
+		again := openList(t, m)
+		if want := prefixesOf(d); !maps.Equal(prefixesOf(again), want) || again.damages() != "" {
+			t.Errorf("%d entries, then %d, damage %q", len(want), len(again.all()), again.damages())
+		}
+	})
+}
+
 // BenchmarkAdd adds entries to a list in files, one after the other and from several sides at once.
 func BenchmarkAdd(b *testing.B) {
 	for _, editors := range []int{1, 16} {

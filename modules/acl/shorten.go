@@ -58,9 +58,9 @@ func (d *dynamic) isLong(storage certmagic.Storage) bool {
 }
 
 // sealed ends the last segment, and returns its number and the entries by then, of which edits that are not stored yet are a
-// part. The number is 0 if another process has stored them.
+// part. The number is 0 if another process has stored them. It is called with saving held.
 func (d *dynamic) sealed(storage certmagic.Storage) (through, oldest int64, entries []entry, err error) {
-	err = d.locked(storage, func() error {
+	err = d.locked(storage, tryTimeout, func() error {
 		if err := d.catchUp(); err != nil {
 			return err
 		}

@@ -169,7 +169,7 @@ func (d *dynamic) storeRest() error {
 // store brings all edits into the storage that there are now. It is called with saving held, as are those below.
 func (d *dynamic) store() error {
 	storage := d.storage.youngest()
-	err := d.locked(storage, func() error {
+	err := d.locked(storage, lockTimeout, func() error {
 		if d.journal.broken || !d.journal.isIn(storage) {
 			return errBehind
 		}
@@ -190,12 +190,12 @@ func isBehind(err error) bool {
 	return errors.Is(err, errBehind) || errors.As(err, &found)
 }
 
-// locked calls f while no other process reads or appends edits.
-func (d *dynamic) locked(storage certmagic.Storage, f func() error) error {
+// locked calls f while no other process reads or appends edits. It waits for that so long at most.
+func (d *dynamic) locked(storage certmagic.Storage, timeout time.Duration, f func() error) error {
 	if time.Since(d.others) < time.Second {
 		time.Sleep(giveWay)
 	}
-	unlock, err := lockList(storage, d.journal.name, editsLock, lockTimeout)
+	unlock, err := lockList(storage, d.journal.name, editsLock, timeout)
 	if err != nil {
 		return err
 	}
@@ -267,7 +267,7 @@ func (d *dynamic) look() {
 	if !d.journal.isIn(storage) {
 		return // the next edit moves the list there
 	}
-	err := d.locked(storage, func() error {
+	err := d.locked(storage, tryTimeout, func() error { // edits wait meanwhile
 		if d.journal.broken {
 			return errBehind
 		}
@@ -286,10 +286,10 @@ func (d *dynamic) readAnew(storage certmagic.Storage, mayRewrite bool) error {
 		return err
 	}
 	defer unlock()
-	return d.locked(storage, func() error {
+	return d.locked(storage, lockTimeout, func() error {
 		if d.journal.isIn(storage) {
 			next := journal{name: d.journal.name}
-			entries, damages, err := next.read(storage)
+			entries, damages, err := next.read(storage, true)
 			if err != nil {
 				return err
 			}
