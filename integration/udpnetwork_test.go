@@ -1,9 +1,11 @@
 package integration
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -184,5 +186,158 @@ func TestUpstreamMovesWhileItsSessionIsBusy(t *testing.T) {
 	p.Load(gate.Layer4())
 	if s := p.WaitSession(port(client)); s.Upstream != next.LocalAddr().String() {
 		t.Errorf("access log: %s", s.Line)
+	}
+}
+
+// portsIn gives a namespace so many ports to connect from, and another address. What a test opens in it then takes none of them.
+func (n namespace) portsIn(t testing.TB, ports int) (other string) {
+	t.Helper()
+	n.do(t, func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", fmt.Appendf(nil, "20000 %d", 20000+ports-1), 0)
+	})
+	other = fmt.Sprintf("198.19.%d.%d", n.id>>6, 128+n.id&63)
+	ip(t, "-n", n.name, "address", "add", other+"/32", "dev", n.name+"b")
+	ip(t, "-n", n.name, "link", "set", "lo", "up")
+	ip(t, "route", "add", other, "via", n.inside)
+	return other
+}
+
+// An upstream that is in the tests' own namespace, of a gateway that is in another one.
+func (n namespace) serveUDPOutside(t testing.TB, handle func(from netip.AddrPort, b []byte) []byte) (addr string) {
+	t.Helper()
+	conn := listenUDP(t, net.JoinHostPort(n.outside, "0"))
+	answerUDP(t, conn, handle)
+	return conn.LocalAddr().String()
+}
+
+// Where all ports of the system are in use, sessions that nobody answers make room for new ones, also those of another listener. The
+// process does not try again and again, and says once what is missing.
+func TestSessionsMakeRoomWhereNoPortIsLeft(t *testing.T) {
+	t.Parallel()
+	const ports, unanswered, clients = 64, 150, 10
+	n := newNamespace(t)
+	n.portsIn(t, ports)
+	upstream := n.serveUDPOutside(t, func(from netip.AddrPort, b []byte) []byte {
+		if string(b) == "unanswered" {
+			return nil
+		}
+		return tellUDP("upstream")(from, b)
+	})
+	addr, other := net.JoinHostPort(n.inside, "53"), net.JoinHostPort(n.inside, "54")
+	p := gate.Start(t, gate.Layer4(gate.ListenUDP(addr, gate.Forward(upstream)), gate.ListenUDP(other, gate.Forward(upstream))),
+		gate.WithNamespace(n.name), gate.WithoutRace())
+	friend := dialUDP(t, other)
+	source := mustAsk(t, friend, "upstream")
+	mustAsk(t, friend, "upstream") // from now on nobody takes its place
+	for range unanswered {
+		mustWrite(t, dialUDP(t, addr), "unanswered")
+	}
+	for range 2 {
+		for _, to := range []string{addr, other} {
+			for range clients {
+				mustAsk(t, dialUDP(t, to), "upstream")
+			}
+		}
+	}
+	if got := mustAsk(t, friend, "upstream"); got != source {
+		t.Errorf("an established session goes on from %s, and had %s", got, source)
+	}
+	m := p.Metrics()
+	if n := m.Sum("caddy_portgate_udp_sessions_evicted_total"); n < unanswered+4*clients-ports {
+		t.Errorf("%v sessions were evicted", n)
+	}
+	if m.Sum("caddy_portgate_local_connect_errors_total", label("reason", "no_port")) == 0 {
+		t.Error("no failure is counted")
+	}
+	must(t, equal(m, "caddy_portgate_upstream_fails_total", 0))
+	if n := strings.Count(p.Output(), "no port is left"); n != 1 || !strings.Contains(p.Output(), "net.ipv4.ip_local_port_range") {
+		t.Errorf("the log says %d times that no port is left", n)
+	}
+	before := p.CPUTime()
+	<-time.After(time.Second)
+	if used := p.CPUTime() - before; used > 200*time.Millisecond {
+		t.Errorf("%v of CPU in a second in which nothing was sent", used)
+	}
+}
+
+// Each source address has ports of its own: for UDP they give that many more sessions, and TCP connections to one upstream.
+func TestSourceAddresses(t *testing.T) {
+	t.Parallel()
+	const ports = 16
+	n := newNamespace(t)
+	other := n.portsIn(t, ports)
+	sources := map[string]int{}
+	count := func(t *testing.T, source string) {
+		host, _, err := net.SplitHostPort(source)
+		must(t, err)
+		sources[host]++
+	}
+	check := func(t *testing.T) {
+		if len(sources) != 2 || sources[n.inside] != ports || sources[other] != ports {
+			t.Errorf("the upstream has seen %v, want %d from each of %s and %s", sources, ports, n.inside, other)
+		}
+		clear(sources)
+	}
+	config := func(listen, upstream string) gate.JSON {
+		return gate.Layer4(gate.Listen(listen, gate.Forward(upstream).With("source", []string{n.inside, other})))
+	}
+	t.Run("UDP", func(t *testing.T) {
+		addr := net.JoinHostPort(n.inside, "53")
+		gate.Start(t, config("gate+udp/"+addr, n.serveUDPOutside(t, tellUDP("upstream"))), gate.WithNamespace(n.name))
+		for range 2 * ports {
+			conn := dialUDP(t, addr)
+			count(t, mustAsk(t, conn, "upstream"))
+			mustAsk(t, conn, "upstream")
+		}
+		check(t)
+	})
+	for _, network := range []string{"gate+tcp", "tcp"} {
+		t.Run(network, func(t *testing.T) {
+			addr := net.JoinHostPort(n.inside, "80")
+			tell := func(conn *net.TCPConn) {
+				fmt.Fprintln(conn, conn.RemoteAddr())
+				echo(conn)
+			}
+			first, second := serveAt(t, net.JoinHostPort(n.outside, "0"), tell), serveAt(t, net.JoinHostPort(n.outside, "0"), tell)
+			servers := gate.Layer4(
+				gate.Listen(network+"/"+addr, gate.Forward(first).With("source", []string{n.inside, other})),
+				gate.Listen(network+"/"+net.JoinHostPort(n.inside, "81"), gate.Forward(second).With("source", []string{n.inside, other})))
+			gate.Start(t, servers, gate.WithNamespace(n.name))
+			for _, to := range []string{addr, net.JoinHostPort(n.inside, "81")} { // the same ports to another upstream
+				for range 2 * ports {
+					conn, err := net.DialTimeout("tcp", to, peerTimeout)
+					must(t, err)
+					t.Cleanup(func() { conn.Close() })
+					conn.SetDeadline(time.Now().Add(peerTimeout))
+					line, err := bufio.NewReader(conn).ReadString('\n')
+					must(t, err)
+					count(t, strings.TrimSpace(line))
+				}
+				check(t)
+			}
+		})
+	}
+}
+
+// A source address that this machine does not have: the log names it once, the other one is used, and it is no failure of the upstream.
+func TestSourceThatIsNotOnThisMachine(t *testing.T) {
+	t.Parallel()
+	const missing = "192.0.2.77"
+	addr, none := gate.ReserveAddr(t), gate.ReserveAddr(t)
+	upstream := serve(t, echo)
+	p := gate.Start(t, gate.Layer4(
+		gate.Listen(addr, gate.Forward(upstream).With("source", []string{missing, "127.0.0.1"})),
+		gate.Listen(none, gate.Forward(upstream).With("source", []string{missing}))))
+	for range 4 {
+		must(t, oneRequest(addr))
+	}
+	p.WaitSessions(4, nil)
+	s := mustBeReset(t, p, none, "")
+	if s.Status != 502 || !strings.Contains(s.Error, missing) {
+		t.Errorf("access log: %s", s.Line)
+	}
+	must(t, equal(p.Metrics(), "caddy_portgate_upstream_fails_total", 0))
+	if n := strings.Count(p.Output(), "because of a source address"); n != 1 {
+		t.Errorf("the log names the address %d times", n)
 	}
 }

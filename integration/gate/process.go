@@ -42,6 +42,7 @@ type options struct {
 	env     map[string]string // on top of a small clean environment
 	sockets []*os.File        // inherited as descriptors from 3 on
 	stdout  *os.File          // nil: the output that the tests read
+	netns   string            // the network namespace that the process is in; empty: the tests' own
 }
 
 // Option changes how a process is started.
@@ -69,6 +70,9 @@ func WithHosts(path string) Option { return func(o *options) { o.mounts["/etc/ho
 func WithResolver(path string) Option {
 	return func(o *options) { o.mounts["/etc/resolv.conf"] = path }
 }
+
+// WithNamespace starts the process in a network namespace, by its name.
+func WithNamespace(name string) Option { return func(o *options) { o.netns = name } }
 
 // Start runs the config and waits until the admin endpoint shows it.
 func Start(tb testing.TB, config JSON, opts ...Option) *Process {
@@ -157,6 +161,11 @@ func (o *options) command(binary string, args []string) *exec.Cmd {
 		prepare = append(prepare, fmt.Sprintf("mount --bind '%s' %s", path, target))
 	}
 	cmd := exec.Command(binary, args...)
+	if o.netns != "" { // ip execs the program, so the pid stays
+		args = append([]string{"netns", "exec", o.netns, binary}, args...)
+		binary = "ip"
+		cmd = exec.Command(binary, args...)
+	}
 	if len(prepare) > 0 {
 		script := strings.Join(append(prepare, `exec "$0" "$@"`), " && ")
 		cmd = exec.Command("sh", append([]string{"-c", script, binary}, args...)...)

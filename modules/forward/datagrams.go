@@ -29,6 +29,7 @@ func (h *Handler) datagrams(sess *session.Session, client net.Conn, trip *hops.T
 			next.current.Load().attempted(h, sess, addr, err)
 		},
 		Track:         trackerOf(trip),
+		Local:         h.from,
 		Limits:        h.datagramLimits,
 		MaxReplies:    int64(h.maxReplies),
 		MaxReplyRatio: h.maxReplyRatio,
@@ -87,9 +88,8 @@ func (u *datagramUpstream) attempted(h *Handler, sess *session.Session, addr net
 }
 
 func (u *datagramUpstreams) next(ctx context.Context, failed error) (addr net.Addr, err error) {
-	lost := new(relay.Lost)
-	hadUpstream := errors.As(failed, &lost)
-	if hadUpstream && !lost.Refused {
+	hadUpstream, moved := trouble(failed)
+	if moved {
 		addr, err = u.walk.Again(ctx)
 	} else {
 		addr, err = u.walk.Next(ctx, failed)
@@ -106,6 +106,18 @@ func (u *datagramUpstreams) next(ctx context.Context, failed error) (addr net.Ad
 	u.current.Store(&datagramUpstream{name, u.walk.Source()})
 	u.sess.SetUpstream(name, addr)
 	return addr, err
+}
+
+// trouble tells of an error whether the session has an upstream, and whether that may have another address by now.
+func trouble(failed error) (hadUpstream, moved bool) {
+	if failed == nil {
+		return false, false
+	}
+	var lost *relay.Lost
+	if !errors.As(failed, &lost) {
+		return false, false
+	}
+	return true, !lost.Refused
 }
 
 // detach takes a UDP session away from layer4, which would close it when Handle returns. It returns cx if a handler has wrapped

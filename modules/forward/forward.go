@@ -89,6 +89,10 @@ type Handler struct {
 	// that it has sent, until it sends a datagram after a reply. Replies beyond that are dropped. Default: 0, no limit.
 	MaxReplyRatio *float64 `json:"max_reply_ratio,omitempty"`
 
+	// Source lists the addresses of this machine from which upstreams are connected to, in turn: those of the upstream's family. Each gives as
+	// many UDP sessions as there are ports (net.ipv4.ip_local_port_range). Unix sockets have none. Default: none, the system chooses.
+	Source []string `json:"source,omitempty"`
+
 	// DrainTimeout ends the TCP sessions of a config that was replaced so long ago. Default: 0, they
 	// may go on as long as they like. UDP sessions go on where the new config has an identical handler for
 	// their listen address, and end at once where it has not.
@@ -114,6 +118,7 @@ type Handler struct {
 	pool  *upstream.Pool
 	names names
 	watch watch
+	from  *relay.Local
 	local hops.Where  // tells whether an upstream is on this machine
 	ports []portRange // of the listen addresses; nil where no upstream is a range
 	scope *session.Scope
@@ -144,6 +149,14 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("to: %w", err)
 	}
+	sources, err := parseSources(h.Source)
+	if err == nil {
+		err = checkSources(sources, upstreams)
+	}
+	if err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	h.from = relay.NewLocal(sources, noteLocal)
 	at := placement.Find(ctx, "forward", h.canonical)
 	placed, err := placement.Shared(at, func(at *placement.Finding) (placed, error) { return h.place(ctx, at, upstreams) })
 	if err != nil {
@@ -329,6 +342,7 @@ func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, trip *hops.T
 			h.watch.attempted(sess, name, addr, err)
 		},
 		Track:     trackerOf(trip),
+		Local:     h.from,
 		Limits:    h.limits,
 		KeepAlive: h.keepAlive,
 		PaceUp:    sess.Limits().PaceUp,

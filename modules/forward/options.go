@@ -160,6 +160,7 @@ func override(limit *time.Duration, option *caddy.Duration) {
 //		keepalive          <duration>
 //		max_replies        <count>
 //		max_reply_ratio    <ratio>
+//		source             <address>...
 //		drain_timeout      <duration>
 //		grace_period       <duration>
 //	}
@@ -201,6 +202,10 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 			h.MaxReplyRatio = &ratio
 			return err
 		}),
+		caddyfile.Option{Name: "source", Min: 1, Max: -1, Repeat: true, Set: func(args []string) error {
+			h.Source = append(h.Source, args...)
+			return checkSourceArgs(args)
+		}},
 		duration("drain_timeout", &h.DrainTimeout),
 		duration("grace_period", &h.GracePeriod),
 	)

@@ -99,7 +99,7 @@ func TestPresetsStayAsTheyAre(t *testing.T) {
 	}
 }
 
-const optionNames = "to, connect_timeout, idle_timeout, half_close_timeout, max_lifetime, timeouts, retries, max_fails, fail_duration, stale, keepalive, max_replies, max_reply_ratio, drain_timeout, grace_period"
+const optionNames = "to, connect_timeout, idle_timeout, half_close_timeout, max_lifetime, timeouts, retries, max_fails, fail_duration, stale, keepalive, max_replies, max_reply_ratio, source, drain_timeout, grace_period"
 
 func TestJSONErrors(t *testing.T) {
 	t.Parallel()
@@ -135,6 +135,7 @@ func TestJSONErrors(t *testing.T) {
 		`{"to": ["a:1"], "retries": 101}`:             `retries: "101": expected a whole number from 0 to 100`,
 		`{"to": ["a:1"], "retries": 1.5}`:             `retries: "1.5": expected a whole number`,
 		`{"to": ["a:1"], "retries": "2"}`:             `retries: "2": expected a whole number`,
+		`{"to": ["a:1"], "source": ["::"]}`:           `source: "::": expected an IP address of this machine, such as 192.0.2.7`,
 		`{"to": ["a:1"], "idle_timeout": {"a": "1"}}`: `idle_timeout: "{\"a\": \"1\"}": expected a duration such as 30s`,
 	}
 	for _, option := range []string{

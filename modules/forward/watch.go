@@ -74,7 +74,7 @@ func (e ejectedNow) Collect(to chan<- prometheus.Metric) {
 // begin is called in Provision. After an error end releases what there is.
 func (w *watch) begin(ctx caddy.Context, scope *session.Scope, policy upstream.Policy, upstreams []upstream.Upstream) (err error) {
 	registry := ctx.GetMetricsRegistry()
-	if err := registered.In(registry, func() error { return meter.Register(registry, fails, ejections, ejected, lookups) }); err != nil {
+	if err := registered.In(registry, func() error { return meter.Register(registry, fails, ejections, ejected, lookups, localErrors) }); err != nil {
 		return err
 	}
 	w.scope = scope

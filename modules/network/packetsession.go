@@ -139,6 +139,25 @@ func (c *PacketSession) Answered() {
 	}
 }
 
+// MakeRoom ends a session that is worth less than this one, as a new session does at the cap: one of this listener if it has any, else one of
+// another listener. It is for what sessions of all listeners share, and that has run out.
+func (c *PacketSession) MakeRoom() {
+	for t := unanswered; t < established; t++ {
+		if c.socket.evict(t, c) {
+			return
+		}
+		found := false
+		sockets.Each(func(_ socketKey, s shared) bool {
+			other, ok := s.(*packetSocket)
+			found = ok && other != c.socket && other.evict(t, c)
+			return !found
+		})
+		if found {
+			return
+		}
+	}
+}
+
 // outcome is what has become of a datagram.
 type outcome int
 

@@ -205,6 +205,21 @@ func (s *packetSocket) admit(f *fiveTuple, b []byte, limits sessionLimits) (leav
 	return leaves, 0, true
 }
 
+// evict ends the oldest session of a tier, other than c. It reports false where there is none.
+func (s *packetSocket) evict(t tier, c *PacketSession) bool {
+	s.mu.Lock()
+	leaves := s.table.oldestBut(t, c)
+	if leaves != nil {
+		s.table.remove(leaves)
+		s.settings.Load().counts.Evicted.Add(1)
+	}
+	s.mu.Unlock()
+	if leaves != nil {
+		leaves.end("evicted")
+	}
+	return leaves != nil
+}
+
 // bounded lowers the limit to what the socket has, where there are no descriptors for more: then a new session takes the place of
 // another one.
 func (s *packetSocket) bounded(limits sessionLimits) sessionLimits {

@@ -146,6 +146,18 @@ func oldest(waiting *[established]list) *PacketSession {
 	return waiting[answered].next.session
 }
 
+// oldestBut returns the oldest session of a tier that has a place, c aside; nil if there is none.
+func (t *table) oldestBut(of tier, c *PacketSession) *PacketSession {
+	first := t.waiting[of].next
+	if first.session == c && c != nil {
+		first = first.next
+	}
+	if oldest := first.session; oldest != nil && oldest.entry.linkInQueue.next == nil {
+		return oldest
+	}
+	return nil
+}
+
 // list is a ring of links, in which the list itself is the one without a session.
 type list struct{ link }
 

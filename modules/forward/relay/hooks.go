@@ -76,6 +76,9 @@ func (f attemptFunc) report(addr net.Addr, took time.Duration, err error) {
 
 // isOurs reports whether an attempt has failed because of this system, or because the relay was closed.
 func isOurs(err error) bool {
+	if err == nil {
+		return false
+	}
 	for _, errno := range []syscall.Errno{
 		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ENOSPC, syscall.EADDRNOTAVAIL,
 	} {
@@ -83,5 +86,6 @@ func isOurs(err error) bool {
 			return true
 		}
 	}
-	return errors.Is(err, context.Canceled) || errors.Is(err, net.ErrClosed)
+	var local *LocalError
+	return errors.Is(err, context.Canceled) || errors.Is(err, net.ErrClosed) || errors.As(err, &local)
 }

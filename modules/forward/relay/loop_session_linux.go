@@ -48,7 +48,8 @@ const (
 	orderFail                 // end: Next has returned err
 	orderCut                  // end because of reason
 	orderTime                 // set the timer for the time limits
-	orderAsk                  // the upstream refuses datagrams: ask Next for another one
+	orderAsk                  // there is trouble with the upstream: ask Next again
+	orderPort                 // a port may be free
 )
 
 // loopState is what the loop keeps for a session of either kind. Only the loop's goroutine uses it, except cut,

@@ -100,6 +100,10 @@ type PacketConfig struct {
 	// Track learns which sockets are opened to upstreams. It may be nil.
 	Track Tracker
 
+	// Local is what the socket needs of this system. It may be nil. Where no port is left, the session waits for one, for up to
+	// Limits.Connect, and a Client that is a [RoomMaker] makes room.
+	Local *Local
+
 	// Limits are the time limits. Connect bounds how long to wait for a descriptor where the process has none left. HalfClose
 	// is not used.
 	Limits Limits

@@ -3,6 +3,7 @@ package relay
 import (
 	"math"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -26,24 +27,64 @@ func (g *goroutinePackets) dial(failed error) (*packetSocket, error) {
 	}
 }
 
-// dialAddr opens a socket. Where the process has no descriptor left it waits for one, for up to Limits.Connect.
+// dialAddr opens a socket. Where the process has no descriptor left, or the system no port, it waits for one, for up to Limits.Connect.
 func (g *goroutinePackets) dialAddr(addr net.Addr) (*packetSocket, error) {
 	to, ok := addr.(*net.UDPAddr)
 	if !ok {
 		return nil, &net.AddrError{Err: "unexpected address", Addr: addr.String()}
 	}
-	pause, limit := shortagePauseMin, g.cfg.Limits.Connect
+	pause, limit, rooms, woken := shortagePauseMin, g.cfg.Limits.Connect, 0, false
 	for start := time.Now(); ; pause = min(pause*2, shortagePauseMax) {
-		conn, err := g.openSocket(to)
+		var conn *packetSocket
+		tries := woken || !ports.areOut() // else others have just found no port
+		err := error(&LocalError{NoPort: true, Err: syscall.EAGAIN})
+		if tries {
+			conn, err = g.openSocket(to)
+		}
 		if err == nil || !isShortage(err) || (limit > 0 && time.Since(start) > limit) {
 			return conn, err
 		}
-		select {
-		case <-time.After(pause):
-		case <-g.ctx.Done():
+		switch {
+		case !isNoPort(err):
+			select {
+			case <-time.After(pause):
+			case <-g.ctx.Done():
+			}
+		case g.upstream() != nil:
+			return nil, err // the session keeps the socket that it has
+		default:
+			if tries {
+				ports.noteOut()
+			}
+			woken = g.awaitPort(&rooms)
+		}
+		if g.ctx.Err() != nil {
 			return nil, err
 		}
 	}
+}
+
+// awaitPort waits until a socket is closed somewhere, or for portRetry, and has the network end a session that is worth less.
+func (g *goroutinePackets) awaitPort(rooms *int) (woken bool) {
+	freed := make(chan struct{})
+	w := ports.add(func() { close(freed) })
+	if client, ok := g.cfg.Client.(RoomMaker); ok && *rooms < portRooms {
+		*rooms++
+		client.MakeRoom()
+	}
+	select {
+	case <-freed:
+		if g.ctx.Err() != nil {
+			ports.freed() // somebody else needs it
+		}
+		return true
+	case <-time.After(portRetry):
+	case <-g.ctx.Done():
+	}
+	if !ports.remove(w) {
+		ports.freed()
+	}
+	return false
 }
 
 // packetSocket is a socket that is connected to an upstream.
@@ -63,7 +104,15 @@ func (g *goroutinePackets) openSocket(addr *net.UDPAddr) (*packetSocket, error) 
 	if !addr.IP.IsLoopback() {
 		watchAddresses()
 	}
-	conn, err := net.DialUDP("udp", nil, addr)
+	var conn *net.UDPConn
+	err := g.cfg.Local.connect(addr, func(source netip.Addr) (err error) {
+		var from *net.UDPAddr
+		if source.IsValid() {
+			from = net.UDPAddrFromAddrPort(netip.AddrPortFrom(source, 0))
+		}
+		conn, err = net.DialUDP("udp", from, addr)
+		return localErrorOf(err, true, source)
+	})
 	if err != nil {
 		untrack()
 		return nil, err
@@ -102,7 +151,9 @@ func (s *packetSocket) largestWhole() int {
 // Close may be called more than once.
 func (s *packetSocket) Close() error {
 	s.untrack()
-	return s.UDPConn.Close()
+	err := s.UDPConn.Close()
+	ports.freed()
+	return err
 }
 
 // use makes conn the upstream, and closes the one before. Where the relay was cut in the meantime it closes conn and
@@ -188,7 +239,7 @@ func (g *goroutinePackets) ask() {
 	g.state.Unlock()
 	s := &g.sending
 	replaces := err == nil && (s.trouble == troubleStale || !sameAddr(conn.addr, former.addr) ||
-		s.trouble == troubleSilent && s.moved && !conn.sameSource(former))
+		s.trouble == troubleSilent && s.moved && !g.cfg.Local.fixed() && !conn.sameSource(former))
 	s.trouble = troubleNone
 	if replaces {
 		s.moved, s.addresses = false, ownAddresses.Load()

@@ -41,6 +41,8 @@ type loopPackets struct {
 	target     *net.UDPAddr
 	tracked    TrackedSocket // the upstream's socket; nil where it is not tracked
 	nextAsk    time.Duration
+	port       *portWaiter // while there is no port for the first socket
+	rooms      int         // how often others have made room
 }
 
 // ask is whether Next has to be asked again because of trouble with the upstream.
@@ -100,6 +102,8 @@ func (s *loopPackets) handle(m *message) {
 		s.setTimer()
 	case orderAsk:
 		s.askAgain()
+	case orderPort:
+		s.portFreed()
 	}
 }
 
@@ -137,8 +141,20 @@ func (s *loopPackets) connectTo(addr net.Addr) {
 
 // tryConnect opens the first socket. Where the process has no descriptor left it is tried again with every tick of the wheel.
 func (s *loopPackets) tryConnect() {
+	if s.port == nil && ports.areOut() && s.loop.now < s.connectBy {
+		s.awaitPort()
+		return
+	}
+	s.forgetPort()
 	err := s.open(s.target)
 	switch {
+	case isNoPort(err):
+		ports.noteOut()
+		if s.loop.now < s.connectBy {
+			s.awaitPort()
+			return
+		}
+		s.fail(dialError(s.target, err))
 	case isShortage(err) && s.loop.now < s.connectBy:
 		s.loop.wheel.set(&s.timer, s.loop.now)
 	case err != nil:
@@ -152,6 +168,33 @@ func (s *loopPackets) tryConnect() {
 	}
 }
 
+// awaitPort waits until a socket is closed somewhere, and has the network end a session that is worth less.
+func (s *loopPackets) awaitPort() {
+	s.port = ports.add(func() { s.loop.post(message{to: s, what: orderPort}) })
+	if client, ok := s.client.(RoomMaker); ok && s.rooms < portRooms {
+		s.rooms++
+		go client.MakeRoom()
+	}
+	s.loop.wheel.set(&s.timer, min(s.loop.now+portRetry, s.connectBy))
+}
+
+// forgetPort ends the waiting for a port.
+func (s *loopPackets) forgetPort() {
+	if s.port != nil {
+		ports.remove(s.port)
+		s.port = nil
+	}
+}
+
+// portFreed is called when a socket was closed for this session.
+func (s *loopPackets) portFreed() {
+	if s.phase != phaseConnecting || s.port == nil {
+		ports.freed() // somebody else needs it
+		return
+	}
+	s.tryConnect()
+}
+
 // reconnect replaces the upstream of a session that has one already, or only its socket. It keeps both where the address is the
 // same and nothing is wrong with the socket.
 func (s *loopPackets) reconnect(to *net.UDPAddr) {
@@ -161,18 +204,25 @@ func (s *loopPackets) reconnect(to *net.UDPAddr) {
 	open := s.open
 	if sameAddr(to, s.target) {
 		switch {
-		case trouble == troubleSilent && moved:
+		case trouble == troubleSilent && moved && !s.cfg.Local.fixed():
 			open = s.openIfMoved
 		case trouble != troubleStale:
 			open = s.keep
 		}
 	}
-	if err := open(to); err != nil {
+	err := open(to)
+	switch {
+	case isNoPort(err) && trouble == troubleStale:
+		s.closeUpstream() // gives its port back, and is of no use
+		s.target = to
+		s.startConnecting(s.cfg.Limits.Connect)
+		s.tryConnect()
+	case err != nil:
 		s.redial(to, err)
-		return
+	default:
+		s.target = to
+		s.dialled()
 	}
-	s.target = to
-	s.dialled()
 }
 
 // keep goes on with the socket that there is.
@@ -189,7 +239,7 @@ func (s *loopPackets) keep(*net.UDPAddr) error {
 
 // openIfMoved is open, unless the system would connect to addr from the same address as before.
 func (s *loopPackets) openIfMoved(addr *net.UDPAddr) error {
-	fd, err := connectPackets(addr)
+	fd, err := connectPackets(s.cfg.Local, addr)
 	if err != nil {
 		return err
 	}
@@ -207,7 +257,7 @@ func (s *loopPackets) openIfMoved(addr *net.UDPAddr) error {
 // open connects a socket to addr and closes the one before. It sends what has waited.
 func (s *loopPackets) open(addr *net.UDPAddr) error {
 	tracked := trackConnecting(s.cfg.Track, addr)
-	fd, err := connectPackets(addr)
+	fd, err := connectPackets(s.cfg.Local, addr)
 	if err != nil {
 		if tracked != nil {
 			tracked.Closed()
@@ -254,6 +304,7 @@ func (s *loopPackets) closeUpstream() {
 		s.tracked = nil
 	}
 	closeFD(fd)
+	ports.freed()
 }
 
 // redial asks Next for another address because this one can't be used.
@@ -333,8 +384,11 @@ func (s *loopPackets) checkLimits() {
 		return
 	}
 	switch {
+	case s.phase == phaseConnecting && s.port != nil && ports.areOut() && s.loop.now < s.connectBy:
+		s.loop.wheel.set(&s.timer, min(s.loop.now+portRetry, s.connectBy))
+		return
 	case s.phase == phaseConnecting:
-		s.tryConnect() // there was no descriptor
+		s.tryConnect() // there was no descriptor, or no port
 		return
 	case s.ask == askSoon && s.loop.now >= s.nextAsk:
 		s.askAgain()
@@ -358,6 +412,7 @@ func (s *loopPackets) end() {
 	s.dropRefused(s.held.giveUp())
 	s.held.release()
 	s.mu.Unlock()
+	s.forgetPort()
 	s.closeUpstream()
 	s.leave()
 }

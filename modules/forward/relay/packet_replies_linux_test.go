@@ -285,7 +285,7 @@ func TestPacketSocketIsNotItsOwnUpstream(t *testing.T) {
 		attempts = 100_000
 	}
 	for range attempts {
-		fd, err := connectPackets(addr)
+		fd, err := connectPackets(nil, addr)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -102,6 +102,9 @@ type Config struct {
 	// Track learns which sockets are opened to upstreams. It may be nil.
 	Track Tracker
 
+	// Local is what the socket needs of this system. It may be nil.
+	Local *Local
+
 	Limits Limits
 
 	// PaceUp and PaceDown limit the rate of what is sent to the upstream and to the client. Nil: no limit.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"syscall"
@@ -175,7 +176,7 @@ func (g *goroutineStream) dialTracked(ctx context.Context, dialer *net.Dialer, a
 		conn, err = dialUnix(ctx, dialer, a.addr, name)
 	} else {
 		tracked = trackConnecting(g.cfg.Track, a.addr)
-		conn, err = dialer.DialContext(ctx, a.addr.Network(), a.addr.String())
+		conn, err = g.dialFrom(ctx, dialer, a.addr)
 		if tracked != nil && err == nil {
 			local, _ := addrPort(conn.LocalAddr())
 			tracked.Connected(local)
@@ -203,6 +204,19 @@ func dialUnix(ctx context.Context, dialer *net.Dialer, addr net.Addr, name strin
 		}
 	}
 	return dialer.DialContext(ctx, addr.Network(), addr.String())
+}
+
+// dialFrom dials from a source address, if there are any.
+func (g *goroutineStream) dialFrom(ctx context.Context, dialer *net.Dialer, addr net.Addr) (conn net.Conn, err error) {
+	err = g.cfg.Local.connect(addr, func(source netip.Addr) (err error) {
+		d := *dialer
+		if source.IsValid() {
+			d.LocalAddr, d.Control = net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0)), controlSource
+		}
+		conn, err = d.DialContext(ctx, addr.Network(), addr.String())
+		return localErrorOf(err, false, source)
+	})
+	return conn, err
 }
 
 // How long to wait before a descriptor is tried for again.

@@ -136,10 +136,10 @@ func (s *loopStream) openSocket(addr net.Addr) (fd int, tracked TrackedSocket, e
 	if _, ok := addr.(*net.UnixAddr); ok {
 		var name string
 		name, tracked = trackConnectingUnix(s.cfg.Track)
-		fd, err = startConnect(addr, name)
+		fd, err = startConnect(s.cfg.Local, addr, name)
 	} else {
 		tracked = trackConnecting(s.cfg.Track, addr)
-		if fd, err = startConnect(addr, ""); err == nil && tracked != nil {
+		if fd, err = startConnect(s.cfg.Local, addr, ""); err == nil && tracked != nil {
 			tracked.Connected(localAddr(fd))
 		}
 	}

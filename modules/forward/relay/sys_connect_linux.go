@@ -2,6 +2,7 @@ package relay
 
 import (
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -13,11 +14,19 @@ import (
 )
 
 // startConnect opens a socket and begins to connect it to addr. A unix socket is bound to the name before, if that can be.
-func startConnect(addr net.Addr, name string) (fd int, err error) {
+func startConnect(local *Local, addr net.Addr, name string) (fd int, err error) {
 	var to rawSockaddr
 	if err := to.set(addr); err != nil {
 		return 0, err
 	}
+	err = local.connect(addr, func(source netip.Addr) error {
+		fd, err = startConnectFrom(source, name, &to)
+		return err
+	})
+	return fd, err
+}
+
+func startConnectFrom(source netip.Addr, name string, to *rawSockaddr) (fd int, err error) {
 	s, _, errno := syscall.RawSyscall(unix.SYS_SOCKET, uintptr(to.family()),
 		unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if errno != 0 {
@@ -28,14 +37,38 @@ func startConnect(addr net.Addr, name string) (fd int, err error) {
 	} else if name != "" {
 		bindUnix(int(s), name)
 	}
+	if source.IsValid() {
+		bindWithoutPort(int(s))
+		if err := bindSource(int(s), source, false); err != nil {
+			closeFD(int(s))
+			return 0, err
+		}
+	}
 	_, _, errno = syscall.RawSyscall(unix.SYS_CONNECT, s, uintptr(unsafe.Pointer(&to.any)), to.size)
 	switch errno {
 	case 0, unix.EINPROGRESS, unix.EINTR:
 		return int(s), nil
-	default:
-		closeFD(int(s))
+	}
+	closeFD(int(s))
+	if to.family() == unix.AF_UNIX {
 		return 0, errno
 	}
+	return 0, localError("connect", errno, false, source)
+}
+
+// bindWithoutPort has connect(2) choose the port, and not bind(2): then connections to different upstreams may have the same one
+// (IP_BIND_ADDRESS_NO_PORT in ip(7)).
+func bindWithoutPort(fd int) { setsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1) }
+
+// bindSource has a socket send from an address.
+func bindSource(fd int, source netip.Addr, datagrams bool) error {
+	var from rawSockaddr
+	from.setIP(source.AsSlice(), 0, source.Zone())
+	_, _, errno := syscall.RawSyscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&from.any)), from.size)
+	if errno != 0 {
+		return localError("bind", errno, datagrams, source)
+	}
+	return nil
 }
 
 // bindUnix binds a unix socket to a name.
@@ -48,7 +81,7 @@ func bindUnix(fd int, name string) {
 
 // connectPackets opens a socket that sends to addr and receives from it. Where nobody listens on an address of this machine,
 // the kernel may choose that very address for the socket, which would then talk to itself: such a socket is not used.
-func connectPackets(addr *net.UDPAddr) (int, error) {
+func connectPackets(local *Local, addr *net.UDPAddr) (fd int, err error) {
 	var to rawSockaddr
 	if err := to.set(addr); err != nil {
 		return -1, err
@@ -57,7 +90,10 @@ func connectPackets(addr *net.UDPAddr) (int, error) {
 		watchAddresses()
 	}
 	for {
-		fd, err := openPacketSocket(&to)
+		err := local.connect(addr, func(source netip.Addr) (err error) {
+			fd, err = openPacketSocket(source, &to)
+			return err
+		})
 		if err != nil || !hasPeersAddr(fd, addr.Port) {
 			return fd, err
 		}
@@ -66,16 +102,22 @@ func connectPackets(addr *net.UDPAddr) (int, error) {
 }
 
 // openPacketSocket opens a socket that is connected to addr.
-func openPacketSocket(to *rawSockaddr) (int, error) {
+func openPacketSocket(source netip.Addr, to *rawSockaddr) (int, error) {
 	s, _, errno := syscall.RawSyscall(unix.SYS_SOCKET, uintptr(to.family()),
 		unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if errno != 0 {
 		return -1, errno
 	}
+	if source.IsValid() {
+		if err := bindSource(int(s), source, true); err != nil {
+			closeFD(int(s))
+			return -1, err
+		}
+	}
 	_, _, errno = syscall.RawSyscall(unix.SYS_CONNECT, s, uintptr(unsafe.Pointer(&to.any)), to.size)
 	if errno != 0 {
 		closeFD(int(s))
-		return -1, errno
+		return -1, localError("connect", errno, true, source)
 	}
 	return int(s), nil
 }
