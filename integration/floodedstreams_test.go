@@ -13,7 +13,8 @@ import (
 
 // Forged datagrams fill the table of UDP sessions, so that each opens a socket and closes another one. TCP sessions on the same
 // event loops go on: what their exchanges take is compared with the same flood to somebody else, which keeps the machine as busy. The
-// medians of several rounds, taken in turn, leave out what else the machine does; where that does not suffice, there are more rounds.
+// medians of several rounds, taken in turn, leave out what else the machine does; where that does not suffice, there are more rounds. What a
+// loop does between two times that it serves a session, tests of the relay count; this one shows that nothing else holds up streams.
 func TestFloodOfDatagramsDoesNotHoldUpStreams(t *testing.T) {
 	const (
 		established          = 50

@@ -31,6 +31,7 @@ func TestManyBulkSessionsDoNotStarveOthers(t *testing.T) { chatBesideBulk(t, 0, 
 //
 // The medians of several rounds, taken in turn, leave out what else the machine does; where that does not suffice, there are more
 // rounds. A round in which a busy machine leaves the ends of the bulk too little time has measured nothing: it does not count, and there is another one.
+// What a loop serves first, tests of the relay count.
 func chatBesideBulk(t *testing.T, idle, bulky int, atMost float64) {
 	t.Helper()
 	const (
