@@ -52,6 +52,26 @@ const (
 	orderPort                 // a port may be free
 )
 
+// obey does what a message says to a session of either kind.
+func (m *message) obey(s interface {
+	connectTo(addr net.Addr)
+	fail(err error)
+	close(reason Reason)
+	setTimer()
+},
+) {
+	switch m.what {
+	case orderConnect:
+		s.connectTo(m.addr)
+	case orderFail:
+		s.fail(m.err)
+	case orderCut:
+		s.close(m.reason)
+	case orderTime:
+		s.setTimer()
+	}
+}
+
 // loopState is what the loop keeps for a session of either kind. Only the loop's goroutine uses it, except cut,
 // dialContext and dial.
 type loopState struct {

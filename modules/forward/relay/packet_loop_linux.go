@@ -92,18 +92,12 @@ func (s *loopPackets) clientClosed(reason string) { s.cut(Reason(reason)) }
 
 func (s *loopPackets) handle(m *message) {
 	switch m.what {
-	case orderConnect:
-		s.connectTo(m.addr)
-	case orderFail:
-		s.fail(m.err)
-	case orderCut:
-		s.close(m.reason)
-	case orderTime:
-		s.setTimer()
 	case orderAsk:
 		s.askAgain()
 	case orderPort:
 		s.portFreed()
+	default:
+		m.obey(s)
 	}
 }
 

@@ -12,18 +12,7 @@ func (*loopStream) inbox() int { return inboxStreams }
 
 func (s *loopStream) report() { s.done(s.reason, s.failed) }
 
-func (s *loopStream) handle(m *message) {
-	switch m.what {
-	case orderConnect:
-		s.connectTo(m.addr)
-	case orderFail:
-		s.fail(m.err)
-	case orderCut:
-		s.close(m.reason)
-	case orderTime:
-		s.setTimer()
-	}
-}
+func (s *loopStream) handle(m *message) { m.obey(s) }
 
 // broken are the events that epoll reports without being asked, of a socket that is closed in both directions.
 const broken = unix.EPOLLHUP | unix.EPOLLERR

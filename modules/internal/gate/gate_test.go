@@ -3,6 +3,7 @@ package gate
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -125,6 +126,31 @@ func TestSessionOf(t *testing.T) {
 		network, listener := SessionOf(addr, 0)
 		if got := network + " " + listener; got != want {
 			t.Errorf("%s: %s, want %s", configured, got, want)
+		}
+	}
+}
+
+// Which addresses can't be bound at the same time, with the same port.
+func TestOverlap(t *testing.T) {
+	t.Parallel()
+	addrs := []netip.Addr{
+		{},
+		netip.IPv4Unspecified(), netip.IPv6Unspecified(), netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2"),
+		netip.MustParseAddr("::1"),
+	}
+	want := [][]int{ // as bind(2) has it
+		{1, 1, 1, 1, 1, 1},
+		{1, 1, 0, 1, 1, 0},
+		{1, 0, 1, 0, 0, 1},
+		{1, 1, 0, 1, 0, 0},
+		{1, 1, 0, 0, 1, 0},
+		{1, 0, 1, 0, 0, 1},
+	}
+	for i, a := range addrs {
+		for j, b := range addrs {
+			if got := Overlap(a, b); got != (want[i][j] == 1) {
+				t.Errorf("%v and %v: %t", a, b, got)
+			}
 		}
 	}
 }

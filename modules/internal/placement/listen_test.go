@@ -3,14 +3,11 @@ package placement
 import (
 	"fmt"
 	"math/rand/v2"
-	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/mholt/caddy-l4/layer4"
-
-	"github.com/portgate/caddy-portgate/modules/internal/gate"
 )
 
 // listen checks the addresses of servers.
@@ -155,30 +152,5 @@ func TestConflictsAsComparedOneByOne(t *testing.T) {
 	}
 	if refused < 500 || refused > 4500 {
 		t.Errorf("%d were refused", refused)
-	}
-}
-
-// What a test of the addresses says is what the system says.
-func TestOverlap(t *testing.T) {
-	t.Parallel()
-	addrs := []netip.Addr{
-		{},
-		netip.IPv4Unspecified(), netip.IPv6Unspecified(), netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2"),
-		netip.MustParseAddr("::1"),
-	}
-	want := [][]int{ // as bind(2) has it
-		{1, 1, 1, 1, 1, 1},
-		{1, 1, 0, 1, 1, 0},
-		{1, 0, 1, 0, 0, 1},
-		{1, 1, 0, 1, 0, 0},
-		{1, 1, 0, 0, 1, 0},
-		{1, 0, 1, 0, 0, 1},
-	}
-	for i, a := range addrs {
-		for j, b := range addrs {
-			if got := gate.Overlap(a, b); got != (want[i][j] == 1) {
-				t.Errorf("%v and %v: %t", a, b, got)
-			}
-		}
 	}
 }
