@@ -12,11 +12,13 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// conn is a connection without TLS that tells why the server has closed it. A server that has too many clients says so, unasked, and
-// closes: the client is still writing then, or waits for more answers, and would only learn that the connection has ended.
+// conn is a connection without TLS that tells why the server has closed it. A server that has too many clients, or takes none from other
+// machines (protected-mode), says so, unasked, and closes: the client is still writing then, or waits for more answers, and would
+// only learn that the connection has ended.
 type conn struct {
 	net.Conn
-	said string // the last answer, where it is an error
+	read bool   // something
+	said string // all that was read, where that is an error
 }
 
 // setDialer has the connections made as a conn.
@@ -52,11 +54,11 @@ func (c *conn) Write(b []byte) (int, error) {
 func (c *conn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	switch {
-	case n > 0 && b[0] == '-':
+	case n > 0 && b[0] == '-' && !c.read:
 		line, _, _ := strings.Cut(string(b[1:n]), "\r\n")
-		c.said = strings.TrimPrefix(line, "ERR ") // as the client has it in an answer
+		c.read, c.said = true, strings.TrimPrefix(line, "ERR ") // as the client has it in an answer
 	case n > 0:
-		c.said = ""
+		c.read, c.said = true, ""
 	case isClosed(err) && c.said != "":
 		err = errors.New(c.said)
 	}

@@ -316,6 +316,36 @@ func TestMoved(t *testing.T) {
 	recovers(t, store, said, "MOVED")
 }
 
+// What a server says when it closes a connection is why; what it has said before, to something else, is not.
+func TestWhyAConnectionIsClosed(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		says []string
+		want string
+	}{
+		{[]string{"-DENIED Redis is running in protected mode\r\n"}, "DENIED Redis is running in protected mode"},
+		{[]string{"-ERR max number of clients reached\r\n"}, "max number of clients reached"},
+		{[]string{"+OK\r\n", "-NOSCRIPT No matching script\r\n"}, "EOF"},
+		{[]string{"-NOSCRIPT No matching script\r\n", "+OK\r\n"}, "EOF"},
+		{nil, "EOF"},
+	} {
+		server, client := net.Pipe()
+		go func() {
+			for _, text := range c.says {
+				_, _ = server.Write([]byte(text))
+			}
+			server.Close()
+		}()
+		guarded, err := &conn{Conn: client}, error(nil)
+		for b := make([]byte, 100); err == nil; {
+			_, err = guarded.Read(b)
+		}
+		if err.Error() != c.want {
+			t.Errorf("%q: got %v, want %s", c.says, err, c.want)
+		}
+	}
+}
+
 // leastRights returns the line of the manual that makes a user who may do what is needed, and nothing else.
 func leastRights(t *testing.T) []string {
 	t.Helper()
