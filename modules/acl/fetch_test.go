@@ -282,7 +282,7 @@ func TestFeedAfterARestart(t *testing.T) {
 				t.Error("asked without a condition")
 			}
 			w.WriteHeader(http.StatusNotModified)
-		}, 30 * time.Hour, 2, 13 * time.Hour},
+		}, 30 * time.Hour, 2, 8 * time.Hour},
 		"left alone": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Retry-After", strconv.Itoa(int(23*time.Hour/time.Second)))
 			w.WriteHeader(http.StatusTooManyRequests)
