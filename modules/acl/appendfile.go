@@ -27,3 +27,16 @@ func appendTo(storage certmagic.Storage, key string, size int, more []byte) bool
 	}
 	return f.Sync() == nil
 }
+
+// fileSize returns the size of a value in Caddy's file storage, and -1 elsewhere and if there is none.
+func fileSize(storage certmagic.Storage, key string) int64 {
+	files, ok := storage.(*certmagic.FileStorage)
+	if !ok {
+		return -1
+	}
+	info, err := os.Stat(files.Filename(key))
+	if err != nil {
+		return -1
+	}
+	return info.Size()
+}

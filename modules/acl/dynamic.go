@@ -88,7 +88,7 @@ func openAt(c clock, name string, storage certmagic.Storage) (*dynamic, error) {
 
 // read reads what is stored. A process that holds the lock for long does not keep this one from its start.
 func (d *dynamic) read(storage certmagic.Storage) (map[netip.Prefix]entry, []*damage, error) {
-	unlock, err := lockList(storage, d.journal.name, editsLock, lockTimeout)
+	unlock, err := lockToRead(storage, d.journal.name)
 	if err == nil {
 		defer unlock()
 	}

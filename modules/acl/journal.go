@@ -156,6 +156,9 @@ var errBehind = errors.New("the storage has another list")
 func (j *journal) catchUp() (edits []edit, err error) {
 	for {
 		number, key := j.number, j.segmentKey(j.number)
+		if len(j.open) > 0 && fileSize(j.at, key) == int64(len(j.open)) {
+			return edits, nil
+		}
 		value, err := loadKey(j.at, key)
 		switch {
 		case errors.Is(err, fs.ErrNotExist) && len(j.open) == 0 && j.hasLast(j.at):

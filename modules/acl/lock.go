@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path"
 	"strings"
 	"time"
@@ -49,6 +51,17 @@ func lockList(storage certmagic.Storage, name, what string, timeout time.Duratio
 		defer cancel()
 		_ = storage.Unlock(ctx, key) // the lock gets stale then
 	}, nil
+}
+
+// lockToRead is lockList for whoever only reads edits. It makes no files: `caddy validate` may run as another user than those who edit the
+// list, who could not open them. Where there is no file to be locked, nobody edits the list.
+func lockToRead(storage certmagic.Storage, name string) (unlock func(), err error) {
+	if files, ok := storage.(*certmagic.FileStorage); ok {
+		if _, err := os.Stat(files.Filename(name + "." + editsLock)); errors.Is(err, fs.ErrNotExist) {
+			return func() {}, nil
+		}
+	}
+	return lockList(storage, name, editsLock, lockTimeout)
 }
 
 func notLocked(err error) error {

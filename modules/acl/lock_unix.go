@@ -18,20 +18,23 @@ const lockPause = time.Millisecond
 // lockFile waits until no other process has locked the file, and locks it. The system unlocks the files of a process that is killed. The error
 // is [errors.ErrUnsupported] where the file system has no locks.
 func lockFile(ctx context.Context, path string) (unlock func(), err error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, err
+	fd, err := openLock(path)
+	if errors.Is(err, unix.ENOENT) {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return nil, err
+		}
+		fd, err = openLock(path)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, err
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return func() { f.Close() }, nil
+			return func() { unix.Close(fd) }, nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			f.Close()
+			unix.Close(fd)
 			if errors.Is(err, unix.ENOLCK) { // of a network file system
 				err = errors.ErrUnsupported
 			}
@@ -39,9 +42,18 @@ func lockFile(ctx context.Context, path string) (unlock func(), err error) {
 		}
 		select {
 		case <-ctx.Done():
-			f.Close()
+			unix.Close(fd)
 			return nil, ctx.Err()
 		case <-time.After(lockPause):
+		}
+	}
+}
+
+func openLock(path string) (fd int, err error) {
+	for {
+		fd, err = unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+		if !errors.Is(err, unix.EINTR) {
+			return fd, err
 		}
 	}
 }

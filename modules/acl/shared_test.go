@@ -312,17 +312,32 @@ func TestEditWaitsForTheLock(t *testing.T) {
 	eventually(t, "it is stored", func() bool { return storedLen(t, m) == 1 })
 }
 
+// A list that is only opened leaves no files, which may belong to another user than the one who edits it later.
+func TestOpeningMakesNoFiles(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	openList(t, &certmagic.FileStorage{Path: root})
+	made, err := os.ReadDir(root)
+	must(t, err)
+	if len(made) > 0 {
+		t.Errorf("made: %v", made)
+	}
+}
+
 // Whatever may be left of the files after a power cut, the list opens, has nothing that was never in it, and takes edits that last.
 func TestAnyRestOfTheFilesIsOpened(t *testing.T) {
 	t.Parallel()
 	storage := &certmagic.FileStorage{Path: t.TempDir()}
-	d := openList(t, storage)
+	d, err := openDynamic("test", storage)
+	must(t, err)
 	for n := range 300 {
 		e := numbered(n % 100)
 		e.Reason, e.By = strings.Repeat("r", maxRemark), strings.Repeat("b", maxRemark)
 		must(t, d.add(e))
 	}
 	eventually(t, "all entries are stored anew", func() bool { return storage.Exists(t.Context(), "portgate/lists/test.json") })
+	must(t, d.Destruct())
+	d.wait() // so that nothing changes any more
 	files := []string{"portgate/lists/test.json"}
 	segments, err := storage.List(t.Context(), "portgate/lists/test", false)
 	must(t, err)
