@@ -88,8 +88,8 @@ func TestManyListenersTakeWorkInProportion(t *testing.T) {
 	}
 }
 
-// allocatedBy returns how many bytes are allocated to load a config with these servers, to load it again, and to end it.
-func allocatedBy(t *testing.T, servers object) float64 {
+// configOf returns a config with these servers, which logs nothing.
+func configOf(t testing.TB, servers object) []byte {
 	t.Helper()
 	config, err := json.Marshal(object{
 		"admin":   object{"disabled": true, "config": object{"persist": false}},
@@ -100,6 +100,13 @@ func allocatedBy(t *testing.T, servers object) float64 {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return config
+}
+
+// allocatedBy returns how many bytes are allocated to load a config with these servers, to load it again, and to end it.
+func allocatedBy(t *testing.T, servers object) float64 {
+	t.Helper()
+	config := configOf(t, servers)
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for range 2 {
