@@ -36,3 +36,9 @@ func (u *uncounted) take(sess *session.Session, accepted net.Conn) (release func
 	release = func() { descriptors.Release(descriptors.PerDatagrams) }
 	return release, descriptors.Take(descriptors.PerDatagrams, u.reserve)
 }
+
+// spare has the descriptors of second attempts to connect: a session has taken one for its upstream only.
+type spare struct{ reserve int }
+
+func (s spare) Take() bool { return descriptors.Take(1, s.reserve) }
+func (spare) Release()     { descriptors.Release(1) }

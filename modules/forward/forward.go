@@ -317,7 +317,7 @@ func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, trip *hops.T
 	countLoops()
 	taken := descriptors.Of(client)
 	var given net.Addr // by Next
-	r := relay.New(relay.Config{
+	cfg := relay.Config{
 		Client:     client,
 		Unwrap:     listeners.Unwrap,
 		Prefetched: prefetched,
@@ -327,7 +327,6 @@ func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, trip *hops.T
 			given = addr
 			return addr, err
 		},
-		Another: h.another(walk),
 		Attempt: func(addr net.Addr, took time.Duration, err error) {
 			name, _ := walk.Current()
 			if err != nil {
@@ -353,17 +352,13 @@ func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, trip *hops.T
 			trip.End()
 			sess.End(ended(result.Reason, result.Connect, result.Err))
 		},
-	})
+	}
+	if !h.pool.Fixed() { // else no upstream has two addresses
+		cfg.Another, cfg.Spare = walk.Another, spare{h.uncounted.reserve}
+	}
+	r := relay.New(cfg)
 	sess.SetMover(mover{r})
 	return r
-}
-
-// another returns what has a second address tried while the first one does not answer, nil where no upstream has two.
-func (h *Handler) another(walk *upstream.Walk) func(error) net.Addr {
-	if h.pool.Fixed() {
-		return nil
-	}
-	return walk.Another
 }
 
 // unwrap removes layer4's own wrapper, so that the relay has the socket. It returns cx if other handlers have wrapped the

@@ -93,6 +93,10 @@ type Config struct {
 	// Event loops call it: it must not block. Nil: one address is tried after the other.
 	Another func(failed error) net.Addr
 
+	// Spare takes the descriptor of a second attempt, before Another is asked for one, and gives it back when there is one attempt
+	// again. Where there is none to spare, Take is called again after raceDelay. It must not block. Nil: there always is.
+	Spare Spare
+
 	// Attempt is called after each connection attempt, before Next is called with its error: with the address, how long the
 	// attempt took, and nil where the upstream is connected. An attempt that says nothing about the upstream is not
 	// reported: one that ends because the relay does, or because another one was faster, or because this system has no descriptor, memory or port left. Event
@@ -118,6 +122,20 @@ type Config struct {
 
 	// Done is called exactly once, when both connections are closed. No event loop calls it: it may block.
 	Done func(Result)
+}
+
+// Spare has descriptors for second attempts.
+type Spare interface {
+	Take() bool
+	Release()
+}
+
+func (c *Config) takeSpare() bool { return c.Spare == nil || c.Spare.Take() }
+
+func (c *Config) releaseSpare() {
+	if c.Spare != nil {
+		c.Spare.Release()
+	}
 }
 
 // Result is how a relay ended.

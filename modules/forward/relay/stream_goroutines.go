@@ -112,22 +112,32 @@ func (g *goroutineStream) race(dialer *net.Dialer, addr net.Addr) outcome {
 	for {
 		select {
 		case <-delay.C:
+			if !g.cfg.takeSpare() {
+				delay.Reset(raceDelay)
+				continue
+			}
 			begin(g.cfg.Another(nil))
+			if underWay == 1 {
+				g.cfg.releaseSpare()
+			}
 		case a := <-over:
 			delay.Stop()
 			underWay--
 			g.report(a)
-			if a.err != nil && underWay > 0 {
-				if !g.isCut() {
-					begin(g.cfg.Another(a.err))
-				}
-				continue
-			}
-			giveUp()
-			for ; underWay > 0; underWay-- {
+			switch {
+			case underWay == 0:
+				return a
+			case a.err == nil:
+				giveUp()
 				(<-over).close()
+				g.cfg.releaseSpare()
+				return a
+			case !g.isCut():
+				begin(g.cfg.Another(a.err))
 			}
-			return a
+			if underWay == 1 {
+				g.cfg.releaseSpare()
+			}
 		}
 	}
 }

@@ -229,7 +229,7 @@ func rivalWithoutDescriptor(t *testing.T, p pair, early bool) {
 	r := newRace(t, silent, ln.Addr())
 	asked := make(chan struct{})
 	once := sync.OnceFunc(func() { close(asked) })
-	s := p.start(t, r.next, r.config, limits(Limits{Connect: 4 * raceDelay}), func(c *Config) {
+	s := p.start(t, r.next, r.config, limits(Limits{Connect: 8 * raceDelay}), func(c *Config) {
 		c.Another = func(failed error) net.Addr {
 			defer once()
 			return r.another(failed)

@@ -15,11 +15,17 @@ type rival struct {
 	at, by  time.Duration // as loopState.connectAt and connectBy
 }
 
-// race begins a second attempt, if there is another address. failed is what became of an attempt, or nil.
+// race begins a second attempt, if there is another address and a descriptor to spare. failed is what became of one of two attempts, whose
+// descriptor is still taken, or nil.
 func (s *loopStream) race(failed error) {
+	if failed == nil && !s.cfg.takeSpare() {
+		s.raceAt = s.loop.now + raceDelay
+		return
+	}
 	s.raceAt = never
 	addr := s.cfg.Another(failed)
 	if addr == nil {
+		s.cfg.releaseSpare()
 		return
 	}
 	s.rival = &rival{of: s, addr: addr, at: s.loop.now, by: never}
@@ -64,7 +70,8 @@ func (r *rival) onEvents(events, generation uint32) {
 // rivalFailed reports the failure of the rival, and goes on to another address.
 func (s *loopStream) rivalFailed(err error) {
 	r := s.rival
-	s.dropRival()
+	r.close()
+	s.rival = nil
 	failed := dialError(r.addr, err)
 	attemptFunc(s.cfg.Attempt).report(r.addr, s.loop.now-r.at, failed)
 	s.race(failed)
@@ -100,11 +107,19 @@ func (s *loopStream) takeRival(failed error) {
 
 // dropRival closes the rival, of which nobody hears: it has not failed.
 func (s *loopStream) dropRival() {
-	r := s.rival
-	if s.rival = nil; r == nil || r.stream == nil {
+	if s.rival == nil {
 		return
 	}
-	s.loop.unwatch(r.slot)
+	s.rival.close()
+	s.rival = nil
+	s.cfg.releaseSpare()
+}
+
+func (r *rival) close() {
+	if r.stream == nil {
+		return // there was no descriptor
+	}
+	r.of.loop.unwatch(r.slot)
 	if r.tracked != nil {
 		r.tracked.Closed()
 	}

@@ -19,14 +19,48 @@ type race struct {
 	mu     sync.Mutex
 	addrs  []net.Addr
 	failed []error
+
+	short int // how often there is no descriptor to spare
+	taken int
+}
+
+// Take implements [Spare].
+func (r *race) Take() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.short > 0 {
+		r.short--
+		return false
+	}
+	if r.taken++; r.taken > 1 {
+		r.sockets.Error("two descriptors are taken")
+	}
+	return true
+}
+
+// Release implements [Spare].
+func (r *race) Release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.taken--; r.taken < 0 {
+		r.sockets.Error("a descriptor is released that was not taken")
+	}
 }
 
 func newRace(t testing.TB, addrs ...net.Addr) *race {
-	return &race{sockets: newSockets(t), addrs: addrs}
+	r := &race{sockets: newSockets(t), addrs: addrs}
+	t.Cleanup(func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.taken != 0 {
+			t.Errorf("%d descriptors are taken", r.taken)
+		}
+	})
+	return r
 }
 
 func (r *race) config(c *Config) {
-	c.Another, c.Attempt, c.Track = r.another, r.attempts.note, r.sockets
+	c.Another, c.Attempt, c.Track, c.Spare = r.another, r.attempts.note, r.sockets, r
 }
 
 func (r *race) next(_ context.Context, failed error) (net.Addr, error) {
@@ -61,7 +95,11 @@ func (r *race) won(s *session, ln net.Listener, opened int, failures ...error) {
 	s.exchange(10)
 	all := r.attempts.await(s, len(failures)+1)
 	for i, want := range append(slices.Clone(failures), nil) {
-		if !errors.Is(all[i].err, want) || want == nil && all[i].addr != ln.Addr().String() {
+		failed := errors.Is(all[i].err, want)
+		if want == os.ErrDeadlineExceeded {
+			failed = connectReason(all[i].err) == ConnectTimeout
+		}
+		if !failed || want == nil && all[i].addr != ln.Addr().String() {
 			s.Errorf("attempt %d: %v, want %v", i, all[i], want)
 		}
 	}
@@ -87,6 +125,20 @@ func TestAnotherAddressWhereTheFirstIsSilent(t *testing.T) {
 		ln := p.listen(t)
 		r := newRace(t, silent, ln.Addr())
 		r.won(p.start(t, r.next, r.config), ln, 2)
+	})
+}
+
+// Where the process has no descriptor to spare the second attempt begins later.
+func TestNoDescriptorToSpare(t *testing.T) {
+	silent, _ := deaf(t)
+	over(t, engines, func(t *testing.T, p pair) {
+		ln := p.listen(t)
+		r := newRace(t, silent, ln.Addr())
+		r.short = 2
+		r.won(p.start(t, r.next, r.config), ln, 2)
+		if r.short != 0 {
+			t.Errorf("asked %d times too few", r.short)
+		}
 	})
 }
 
@@ -118,22 +170,23 @@ func TestFirstTimesOutWithARival(t *testing.T) {
 	over(t, engines, func(t *testing.T, p pair) {
 		ln := p.listen(t)
 		r := newRace(t, silent, silent, ln.Addr())
-		s := p.start(t, r.next, r.config, limits(Limits{Connect: 2 * raceDelay}))
+		s := p.start(t, r.next, r.config, limits(Limits{Connect: 8 * raceDelay}))
 		r.won(s, ln, 3, os.ErrDeadlineExceeded)
 	})
 }
 
 func TestBothFail(t *testing.T) {
-	silent, _ := deaf(t)
 	over(t, engines, func(t *testing.T, p pair) {
-		r := newRace(t, silent, closedAddr(t))
-		s := p.start(t, r.next, r.config, limits(Limits{Connect: 2 * raceDelay}))
+		first, _ := listenLate(t)
+		r := newRace(t, first.Addr(), closedAddr(t))
+		s := p.start(t, r.next, r.config)
+		r.attempts.await(t, 1)
+		first.Close() // the next packet is refused
 		s.wantReset(s.client)
-		if result := s.want(ConnectTimeout); !errors.Is(result.Err, errNoMore) {
+		if result := s.want(ConnectFailed); !errors.Is(result.Err, errNoMore) || !errors.Is(result.Err, syscall.ECONNREFUSED) {
 			t.Errorf("error: %v", result.Err)
 		}
-		all := r.attempts.await(t, 2)
-		if !errors.Is(all[0].err, syscall.ECONNREFUSED) || connectReason(all[1].err) != ConnectTimeout {
+		if all := r.attempts.await(t, 2); all[1].addr != first.Addr().String() || !errors.Is(all[1].err, syscall.ECONNREFUSED) {
 			t.Errorf("attempts: %v", all)
 		}
 	})
