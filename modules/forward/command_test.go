@@ -106,8 +106,8 @@ func TestNoArguments(t *testing.T) {
 	}
 }
 
+// Not parallel: loggers are made with os.Stderr.
 func TestCommandConfig(t *testing.T) {
-	t.Parallel()
 	from, h, err := parseFlags(":8080", []string{"a:1", "unix//run/s"}, "1h")
 	if err != nil {
 		t.Fatal(err)
