@@ -56,16 +56,20 @@ func (n namespace) beyondNarrowHop(t testing.TB, mtu, upstreams int) (addrs []st
 	return addrs
 }
 
+// bothUDP are networks whose sessions are served by event loops and by goroutines.
+var bothUDP = []string{"gate+udp", "udp"}
+
 // A hop that is too narrow for a datagram says so (ICMP fragmentation needed). That is no refusal: the session stays with its upstream. The
 // datagram is sent again if the upstream has not answered yet, and else it is the only one that is lost.
 func TestNarrowHopIsNoRefusal(t *testing.T) {
 	t.Parallel()
-	upstreams := newNamespace(t).beyondNarrowHop(t, 1280, 4)
+	upstreams := newNamespace(t).beyondNarrowHop(t, 1280, 8)
 	large := strings.Repeat("x", 1400)
-	for i, before := range []string{"before an answer", "after an answer"} {
+	for k, before := range []string{"before an answer", "after an answer", "before an answer", "after an answer"} {
+		network, i := bothUDP[k/2], k%2
 		addr := gate.ReserveAddr(t)
-		pair := upstreams[2*i : 2*i+2] // the hop is known for a first one from then on
-		p := gate.Start(t, gate.Layer4(gate.ListenUDP(addr, gate.Forward(pair...))))
+		pair := upstreams[2*k : 2*k+2] // the hop is known for a first one from then on
+		p := gate.Start(t, gate.Layer4(gate.Listen(network+"/"+addr, gate.Forward(pair...))))
 		client := dialUDP(t, addr)
 		lost, source := 0, ""
 		if i == 1 {
@@ -80,18 +84,20 @@ func TestNarrowHopIsNoRefusal(t *testing.T) {
 			}
 			must(t, err)
 			if name != pair[0] || source != "" && from != source {
-				t.Fatalf("%s: %q has answered %q, want %q %q", before, name, from, pair[0], source)
+				t.Fatalf("%s, %s: %q has answered %q, want %q %q", network, before, name, from, pair[0], source)
 			}
 			source = from
 		}
 		if lost > i {
-			t.Errorf("%s: %d datagrams were lost", before, lost)
+			t.Errorf("%s, %s: %d datagrams were lost", network, before, lost)
 		}
 		m := p.Metrics()
+		if network == "gate+udp" { // others do not count datagrams
+			must(t, equal(m, "caddy_portgate_datagrams_dropped_total", lost))
+		}
 		must(t, errors.Join(
 			equal(m, "caddy_portgate_upstream_fails_total", 0),
 			equal(m, "caddy_portgate_datagrams_dropped_total", 0, label("reason", "upstream_refused")),
-			equal(m, "caddy_portgate_datagrams_dropped_total", lost),
 			equal(m, "caddy_portgate_sessions_total", 0),
 			equal(m, "caddy_portgate_sessions_active", 1)))
 	}
@@ -99,7 +105,12 @@ func TestNarrowHopIsNoRefusal(t *testing.T) {
 
 // The gateway gets another address while a client goes on sending: the session goes on from the new one.
 func TestReplacedAddressOfTheGateway(t *testing.T) {
-	t.Parallel()
+	for _, network := range bothUDP {
+		t.Run(network, func(t *testing.T) { replaceAddress(t, network) })
+	}
+}
+
+func replaceAddress(t *testing.T, network string) {
 	n := newNamespace(t)
 	far := n.name + "b"
 	v6 := func(host int) string { return fmt.Sprintf("2001:2:0:%x::%d", n.id+1, host) } // for tests, too (RFC 5180)
@@ -130,7 +141,7 @@ func TestReplacedAddressOfTheGateway(t *testing.T) {
 			return err
 		})
 		addr := gate.ReserveAddr(t)
-		p := gate.Start(t, gate.Layer4(gate.ListenUDP(addr, gate.Forward(upstream))))
+		p := gate.Start(t, gate.Layer4(gate.Listen(network+"/"+addr, gate.Forward(upstream))))
 		client := dialUDP(t, addr)
 		from := func() (host string) {
 			client.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
@@ -161,6 +172,15 @@ func mustBe(got, want string) error {
 // one in less than a minute.
 func TestUpstreamMovesWhileItsSessionIsBusy(t *testing.T) {
 	t.Parallel()
+	for _, network := range bothUDP {
+		t.Run(network, func(t *testing.T) {
+			t.Parallel()
+			moveUpstream(t, network)
+		})
+	}
+}
+
+func moveUpstream(t *testing.T, network string) {
 	file := newHosts(t)
 	file.set(t, "127.0.0.1")
 	former := listenUDP(t, "127.0.0.1:0")
@@ -168,7 +188,7 @@ func TestUpstreamMovesWhileItsSessionIsBusy(t *testing.T) {
 	next := listenUDP(t, "127.0.0.2:"+number)
 	answerUDP(t, next, tellUDP("next"))
 	addr := gate.ReserveAddr(t)
-	p := gate.Start(t, gate.Layer4(gate.ListenUDP(addr, gate.Forward(net.JoinHostPort(hostName, number)))), gate.WithHosts(string(file)))
+	p := gate.Start(t, gate.Layer4(gate.Listen(network+"/"+addr, gate.Forward(net.JoinHostPort(hostName, number)))), gate.WithHosts(string(file)))
 	client := dialUDP(t, addr)
 	passWhole(t, 100, client, former)
 	file.set(t, "127.0.0.2")
@@ -257,6 +277,31 @@ func TestSessionsMakeRoomWhereNoPortIsLeft(t *testing.T) {
 	<-time.After(time.Second)
 	if used := p.CPUTime() - before; used > 200*time.Millisecond {
 		t.Errorf("%v of CPU in a second in which nothing was sent", used)
+	}
+}
+
+// Sessions of other networks wait until one ends: nobody can be made to leave for them.
+func TestSessionsOfOtherNetworksWaitForAPort(t *testing.T) {
+	t.Parallel()
+	const ports = 16
+	n := newNamespace(t)
+	n.portsIn(t, ports)
+	upstream := n.serveUDPOutside(t, func(from netip.AddrPort, b []byte) []byte {
+		if string(b) == "unanswered" {
+			return nil
+		}
+		return tellUDP("upstream")(from, b)
+	})
+	addr := net.JoinHostPort(n.inside, "53")
+	forward := gate.Forward(upstream).With("idle_timeout", "2s").With("connect_timeout", "1m")
+	p := gate.Start(t, gate.Layer4(gate.Listen("udp/"+addr, forward)), gate.WithNamespace(n.name))
+	for range ports {
+		mustWrite(t, dialUDP(t, addr), "unanswered")
+	}
+	gate.Eventually(t, peerTimeout, func() error { return equal(p.Metrics(), "caddy_portgate_sessions_active", ports) })
+	mustAsk(t, dialUDP(t, addr), "upstream")
+	if p.Metrics().Sum("caddy_portgate_local_connect_errors_total", label("reason", "no_port")) == 0 {
+		t.Error("there was a port at once")
 	}
 }
 
