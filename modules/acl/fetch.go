@@ -139,7 +139,7 @@ func (f *feed) answer(ctx context.Context, resp *http.Response, from io.Reader) 
 	}
 	encoding := strings.ToLower(resp.Header.Get("Content-Encoding"))
 	if strings.Trim(encoding, " ") != "" && encoding != "identity" && encoding != "gzip" && encoding != "x-gzip" {
-		return fmt.Errorf("Content-Encoding: %.32q: expected gzip or none", encoding)
+		return fmt.Errorf("content-encoding: %.32q: expected gzip or none", encoding)
 	}
 	var body bytes.Buffer
 	set, report, err := ipset.Read(io.TeeReader(from, &body), f.hostBits)
