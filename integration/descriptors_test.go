@@ -108,7 +108,7 @@ func TestSilentClientsLeaveDescriptorsToOthers(t *testing.T) {
 
 // A port of a stock network takes no descriptors that others need either: its sessions are counted when they are forwarded.
 func TestSilentClientsOfAStockNetwork(t *testing.T) {
-	const limit, clients = 512, 700
+	const limit, clients, portion = 512, 700, 50
 	upstream := serve(t, echo)
 	attacked, other := gate.ReserveAddr(t), gate.ReserveAddr(t)
 	p := gate.Start(t, gate.Layer4(
@@ -119,7 +119,19 @@ func TestSilentClientsOfAStockNetwork(t *testing.T) {
 	must(t, oneRequest(other))
 	before := p.Baseline()
 
-	silent, _ := silentClients(t, "127.0.0.2", attacked, clients)
+	// A stock network accepts before any handler can refuse, and stops for good when there is no descriptor left. So not all come at a time.
+	var silent []net.Conn
+	for come := portion; come <= clients; come += portion {
+		conns, _ := silentClients(t, "127.0.0.2", attacked, portion)
+		silent = append(silent, conns...)
+		gate.Eventually(t, peerTimeout, func() error {
+			m := p.Metrics()
+			if n := m.Sum("caddy_portgate_sessions_total") + m.Sum("caddy_portgate_sessions_active"); n < float64(2+come) {
+				return fmt.Errorf("%v sessions of %d", n, 2+come)
+			}
+			return nil
+		})
+	}
 	refused := p.WaitSessions(1, func(s gate.Session) bool { return s.Reason == "session_limit" })
 	if s := refused[0]; s.Status != 429 || s.ClientIP != "127.0.0.2" {
 		t.Errorf("access log: %s", s.Line)
