@@ -30,6 +30,7 @@ type shared interface {
 	settle(until time.Time)
 
 	// by embedding a lineage
+	onDestruct(f func())
 	ofConfig(config <-chan struct{}) *generation
 	setMoving()
 	isMoving() bool

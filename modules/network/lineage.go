@@ -16,6 +16,7 @@ type lineage struct {
 
 	mu          sync.Mutex
 	generations []*generation // oldest first
+	destructed  func()        // is called when the socket is destructed; may be nil
 	moving      bool          // a socket that overlaps this one was bound beside it
 	hidden      time.Time     // since then that socket has the address; zero: it has not
 }
@@ -85,6 +86,16 @@ func (l *lineage) activate() {
 		l.activated(g)
 	}
 	close(g.active)
+}
+
+// onDestruct has f called when the socket is destructed.
+func (l *lineage) onDestruct(f func()) { l.destructed = f }
+
+// destruct calls what onDestruct was given.
+func (l *lineage) destruct() {
+	if l.destructed != nil {
+		l.destructed()
+	}
 }
 
 func (l *lineage) setMoving() {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"syscall"
 	"time"
 
@@ -16,14 +17,57 @@ import (
 // gives what arrives to the more specific address. So when the old config closes its socket, that is hidden first, which leaves
 // what arrives from then on to the new one, and closed when what it had received before was served.
 
+// ports has the sockets of each port, so that whoever moves thousands of them need not look at all for each.
+var ports = struct {
+	mu  sync.Mutex
+	all map[portKey]map[socketKey]shared
+}{all: make(map[portKey]map[socketKey]shared)}
+
+type portKey struct {
+	transport string
+	port      uint16
+}
+
+func (k *socketKey) port() portKey { return portKey{k.transport, k.addr.Port()} }
+
+// noted has the socket that open opens noted until it is destructed.
+func noted(key socketKey, open openFunc) openFunc {
+	return func(ctx context.Context, cfg net.ListenConfig) (shared, error) {
+		s, err := open(ctx, cfg)
+		if err != nil || key.descriptor != 0 || key.addr.Port() == 0 {
+			return s, err // nothing overlaps it
+		}
+		ports.mu.Lock()
+		defer ports.mu.Unlock()
+		at := ports.all[key.port()]
+		if at == nil {
+			at = make(map[socketKey]shared, 1)
+			ports.all[key.port()] = at
+		}
+		at[key] = s
+		s.onDestruct(func() {
+			ports.mu.Lock()
+			defer ports.mu.Unlock()
+			if delete(at, key); len(at) == 0 {
+				delete(ports.all, key.port())
+			}
+		})
+		return s, nil
+	}
+}
+
 // besides returns the sockets whose addresses overlap that of g.
 func besides(g *generation) (others []shared) {
-	sockets.Each(func(key socketKey, s shared) bool {
-		if key.descriptor == 0 && key.transport == g.Transport && s != g.socket && overlap(key.addr, g.addr) {
+	if g.Inherited {
+		return nil
+	}
+	ports.mu.Lock()
+	defer ports.mu.Unlock()
+	for key, s := range ports.all[portKey{g.Transport, g.addr.Port()}] {
+		if s != g.socket && overlap(key.addr, g.addr) {
 			others = append(others, s)
 		}
-		return true
-	})
+	}
 	return others
 }
 
@@ -84,6 +128,9 @@ const (
 // has received is served, also where another call has hidden it. It tells whether that of g is one of them.
 func retire(g *generation) (moved bool) {
 	if !g.socket.isHidden() {
+		if len(besides(g)) == 0 { // since the reload in which it was moved
+			return false
+		}
 		hideAll(g.config)
 	}
 	since := g.socket.hiddenSince()

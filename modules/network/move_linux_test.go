@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -406,5 +407,40 @@ func TestRejectedMoveIsTriedAgain(t *testing.T) {
 		err = next.Close()
 		<-nextDone
 		return err
+	})
+}
+
+// Whoever moves one of many sockets looks at those of its port, and none is noted any more when it is closed.
+func TestSocketsAreFoundByTheirPort(t *testing.T) {
+	t.Parallel()
+	onFreePort(t, func(port int) error {
+		var open []*generation
+		for _, address := range []string{"127.0.0.1:%d", "127.0.0.2:%d", "gate+udp/127.0.0.1:%d"} {
+			g, err := tryListen(config(t), t, fmt.Sprintf(address, port))
+			if err != nil {
+				return err
+			}
+			open = append(open, g)
+		}
+		all := &generation{endpoint: endpoint{Network: open[0].Network, addr: netip.AddrPortFrom(netip.Addr{}, uint16(port))}}
+		if others := besides(all); len(others) != 2 {
+			t.Errorf("%d sockets overlap all addresses, want 2", len(others))
+		}
+		if others := besides(open[0]); len(others) != 0 {
+			t.Errorf("%d sockets overlap one address", len(others))
+		}
+		for _, g := range open {
+			if err := g.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		ports.mu.Lock()
+		defer ports.mu.Unlock()
+		for _, transport := range []string{"tcp", "udp"} {
+			if left := ports.all[portKey{transport, uint16(port)}]; len(left) > 0 {
+				t.Errorf("%d sockets are still noted", len(left))
+			}
+		}
+		return nil
 	})
 }

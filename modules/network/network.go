@@ -98,6 +98,7 @@ func share(ctx context.Context, g *generation, cfg net.ListenConfig, open openFu
 	if !g.Inherited && g.addr.Port() == 0 {
 		key.own = g
 	}
+	open = noted(key, open)
 	for {
 		ref, err := sockets.Acquire(key, func() (shared, error) { return open(ctx, cfg) })
 		if errors.Is(err, syscall.EADDRINUSE) {

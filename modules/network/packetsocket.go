@@ -75,6 +75,7 @@ func (s *packetSocket) Addr() net.Addr { return s.listener.Addr() }
 
 // Destruct makes the address free and ends all sessions. What is left of the socket is closed with the last one.
 func (s *packetSocket) Destruct() error {
+	s.destruct()
 	close(s.stop)
 	s.listener.interrupt()
 	<-s.stopped

@@ -39,6 +39,7 @@ func (s *socket) Addr() net.Addr { return s.listener.Addr() }
 
 // Destruct closes the socket when its last generation has closed.
 func (s *socket) Destruct() error {
+	s.destruct()
 	descriptors.Opened(-1)
 	return s.listener.Close()
 }
