@@ -62,6 +62,7 @@ const (
 // Store is a store in Redis. It must be closed.
 type Store struct {
 	options Options // but for Timeout and OnError
+	keyHead string
 	policy  atomic.Pointer[policy]
 	client  clients
 	memory  *bucket.Memory // decides when Redis can't, and is kept up to date for that
@@ -83,7 +84,7 @@ func New(options Options, memory *bucket.Memory) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{options: options, memory: memory, client: clients{options: parsed}}
+	s := &Store{options: options, keyHead: options.keyHead(), memory: memory, client: clients{options: parsed}}
 	s.Set(options.Timeout, options.OnError)
 	s.counts.init()
 	s.health.init(s)

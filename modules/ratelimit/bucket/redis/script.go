@@ -25,17 +25,14 @@ const (
 
 // key names a bucket.
 func (s *Store) key(k bucket.Key) string {
-	return s.named(strconv.Itoa(int(k.LimitID())) + ":" + k.String())
+	return s.keyHead + strconv.Itoa(int(k.LimitID())) + ":" + k.String()
 }
 
-func (s *Store) nodesKey() string { return s.named("nodes") }
+func (s *Store) nodesKey() string { return s.keyHead + "nodes" }
 
-// named returns a key of the store. It begins with the prefix, so that a Redis user can be restricted to such keys. The name in
-// braces has all keys of a store in one slot of a cluster, because a script can't reach further, and what it decides must be of
-// one piece.
-func (s *Store) named(rest string) string {
-	return s.options.Prefix + "{" + s.options.Name + "}:" + rest
-}
+// keyHead begins all keys of a store: with the prefix, so that a Redis user can be restricted to such keys. The name in braces has them in
+// one slot of a cluster, because a script can't reach further, and what it decides must be of one piece.
+func (o *Options) keyHead() string { return o.Prefix + "{" + o.Name + "}:" }
 
 // head is the beginning of the arguments.
 func head(what, node string, extra int) []string {
@@ -65,7 +62,7 @@ func (s *Store) question(requests []bucket.Request, held []holding) (keys, args 
 // rehearsal returns what the script is asked to see whether it may do what a decision takes, and what it is told of it then. The
 // first key expires at once, the second one is removed by the statement.
 func (s *Store) rehearsal(node string) (decision, statement [2][]string) {
-	rate, count := s.named("probe:rate"), s.named("probe:count")
+	rate, count := s.keyHead+"probe:rate", s.keyHead+"probe:count"
 	decision[0] = []string{rate, count, s.nodesKey()}
 	decision[1] = append(head(decide, node, 8), "rate", "1", number(int64(time.Second)), "0", "count", number(1<<31), "1", "1")
 	statement[0] = []string{count, s.nodesKey()}
