@@ -313,7 +313,7 @@ func TestQuestionsAreAnsweredBeforeASocketGoes(t *testing.T) {
 				release()
 				for i, client := range clients {
 					b := make([]byte, 100)
-					_ = client.SetReadDeadline(time.Now().Add(10 * time.Second))
+					_ = client.SetReadDeadline(time.Now().Add(30 * time.Second))
 					if n, err := client.Read(b); err != nil || string(b[:n]) != "question" {
 						t.Errorf("question %d: got %q, %v", i, b[:n], err)
 						break
