@@ -59,9 +59,9 @@ func (e *LocalError) Unwrap() error { return e.Err }
 
 // connect calls try with the source addresses for an upstream, until it returns another error than a [*LocalError].
 func (l *Local) connect(to net.Addr, try func(source netip.Addr) error) (err error) {
-	sources, any := l.sourcesFor(to)
+	sources, chosen := l.sourcesFor(to)
 	switch {
-	case any:
+	case chosen:
 		return l.report(try(netip.Addr{}))
 	case len(sources) == 0:
 		return l.report(&LocalError{Err: errNoSource})
@@ -89,8 +89,8 @@ func (l *Local) fixed() bool { return l != nil && len(l.v4)+len(l.v6) > 0 }
 
 var errNoSource = errors.New("no source address is of the upstream's family")
 
-// sourcesFor returns the source addresses of an upstream's family, or that any will do.
-func (l *Local) sourcesFor(to net.Addr) (sources []netip.Addr, any bool) {
+// sourcesFor returns the source addresses of an upstream's family, or that the system chooses one.
+func (l *Local) sourcesFor(to net.Addr) (sources []netip.Addr, chosen bool) {
 	if !l.fixed() {
 		return nil, true
 	}

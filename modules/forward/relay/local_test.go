@@ -59,7 +59,7 @@ func TestSourcesInTurn(t *testing.T) {
 	if _, err := try(four, map[string]error{"192.0.2.1": full, "192.0.2.2": full}); !isNoPort(err) || len(told) != 1 || !isOurs(err) {
 		t.Errorf("where none has a port: %v, told %v", err, told)
 	}
-	if tried, err := try(four, map[string]error{"192.0.2.1": syscall.ENETUNREACH, "192.0.2.2": syscall.ENETUNREACH}); len(tried) != 1 || err != syscall.ENETUNREACH || len(told) != 0 {
+	if tried, err := try(four, map[string]error{"192.0.2.1": syscall.ENETUNREACH, "192.0.2.2": syscall.ENETUNREACH}); len(tried) != 1 || !errors.Is(err, syscall.ENETUNREACH) || len(told) != 0 {
 		t.Errorf("where the upstream can't be reached: tried %v, %v, told %v", tried, err, told)
 	}
 	l = NewLocal(addrs("192.0.2.1"), nil)

@@ -219,9 +219,11 @@ func dialUnix(ctx context.Context, dialer *net.Dialer, addr net.Addr, name strin
 // dialFrom dials from a source address, if there are any.
 func (g *goroutineStream) dialFrom(ctx context.Context, dialer *net.Dialer, addr net.Addr) (conn net.Conn, err error) {
 	err = g.cfg.Local.connect(addr, func(source netip.Addr) (err error) {
-		d := *dialer
+		d := dialer
 		if source.IsValid() {
-			d.LocalAddr, d.Control = net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0)), controlSource
+			from := *dialer
+			from.LocalAddr, from.Control = net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0)), controlSource
+			d = &from
 		}
 		conn, err = d.DialContext(ctx, addr.Network(), addr.String())
 		return localErrorOf(err, false, source)

@@ -104,8 +104,8 @@ func disconnect(t testing.TB, s *packetSession) {
 	e := s.relay.engine
 	s.relay.mu.Unlock()
 	nowhere := func(fd uintptr) {
-		any := unix.RawSockaddr{Family: unix.AF_UNSPEC}
-		_, _, errno := syscall.Syscall(unix.SYS_CONNECT, fd, uintptr(unsafe.Pointer(&any)), unsafe.Sizeof(any))
+		none := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+		_, _, errno := syscall.Syscall(unix.SYS_CONNECT, fd, uintptr(unsafe.Pointer(&none)), unsafe.Sizeof(none))
 		if errno != 0 {
 			t.Error(errno)
 		}
