@@ -18,7 +18,7 @@ type Memory struct {
 	max    atomic.Int64
 	keys   atomic.Int64 // without shared ones
 	seed   maphash.Seed
-	shards [shardCount]shard
+	shards atomic.Pointer[[shardCount]shard] // nil before the first decision: thousands of handlers may never make one
 }
 
 // NewMemory returns a store with room for so many keys.
@@ -176,8 +176,12 @@ func (m *Memory) Slow(now time.Duration, from, to *Limit) {
 	if from.kind != to.kind || to.kind == Count || factor <= 1 {
 		return
 	}
-	for i := range m.shards {
-		s := &m.shards[i]
+	shards := m.shards.Load()
+	if shards == nil {
+		return
+	}
+	for i := range shards {
+		s := &shards[i]
 		s.mu.Lock()
 		for j := range s.slots {
 			if debt := time.Duration(s.slots[j].value) - now; s.keys[j].LimitID() == to.id && debt > 0 {
@@ -192,8 +196,12 @@ func (m *Memory) Slow(now time.Duration, from, to *Limit) {
 // Len sweeps out what makes no difference and returns how many keys are left.
 func (m *Memory) Len(now time.Duration) int {
 	n := 0
-	for i := range m.shards {
-		s := &m.shards[i]
+	shards := m.shards.Load()
+	if shards == nil {
+		return 0
+	}
+	for i := range shards {
+		s := &shards[i]
 		s.mu.Lock()
 		s.sweep(m, now)
 		n += s.used
@@ -227,8 +235,12 @@ func (m *Memory) Nearest(now time.Duration, limits []*Limit, n int) []Usage {
 		}
 		return 0
 	}
-	for i := range m.shards {
-		s := &m.shards[i]
+	shards := m.shards.Load()
+	if shards == nil {
+		return nil
+	}
+	for i := range shards {
+		s := &shards[i]
 		s.mu.Lock()
 		for j := range s.slots {
 			limit := byID[s.keys[j].LimitID()]
@@ -260,18 +272,27 @@ func (m *Memory) lock(requests []Request, hashes *[MaxRequests]uint64) (locked [
 	}
 	locked[0] = uint8(n)
 	for _, index := range locked[1 : n+1] {
-		m.shards[index].mu.Lock()
+		m.made()[index].mu.Lock()
 	}
 	return locked
 }
 
 func (m *Memory) unlock(locked [MaxRequests + 1]uint8) {
 	for _, index := range locked[1 : locked[0]+1] {
-		m.shards[index].mu.Unlock()
+		m.made()[index].mu.Unlock()
 	}
 }
 
 // hash is never zero.
 func (m *Memory) hash(key Key) uint64 { return maphash.Comparable(m.seed, key) | 1 }
 
-func (m *Memory) shard(hash uint64) *shard { return &m.shards[shardIndex(hash)] }
+func (m *Memory) shard(hash uint64) *shard { return &m.made()[shardIndex(hash)] }
+
+// made returns the shards, and makes them for the first decision.
+func (m *Memory) made() *[shardCount]shard {
+	if shards := m.shards.Load(); shards != nil {
+		return shards
+	}
+	m.shards.CompareAndSwap(nil, new([shardCount]shard))
+	return m.shards.Load()
+}
