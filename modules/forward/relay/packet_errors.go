@@ -79,7 +79,11 @@ func sendTwice(first syscall.Errno, send func() syscall.Errno) (reported, own sy
 }
 
 // errnoOf returns the system's error in an error of the net package; 0 if there is none.
-func errnoOf(err error) (errno syscall.Errno) {
+func errnoOf(err error) syscall.Errno {
+	if err == nil {
+		return 0
+	}
+	var errno syscall.Errno // allocated, so not before it is needed
 	_ = errors.As(err, &errno)
 	return errno
 }
