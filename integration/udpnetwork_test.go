@@ -103,6 +103,27 @@ func TestNarrowHopIsNoRefusal(t *testing.T) {
 	}
 }
 
+// A router on the way has a filter in front of an upstream, and says so (ICMP administratively prohibited): the next upstream gets the
+// datagram at once, as where nobody listens.
+func TestFilterOnTheWayIsARefusal(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	filtered := fmt.Sprintf("198.19.%d.%d", n.id>>6, 192+n.id&63)
+	ip(t, "route", "add", filtered, "via", n.inside)
+	n.do(t, func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0) })
+	ip(t, "-n", n.name, "route", "add", "prohibit", filtered)
+	other := serveUDP(t, tellUDP("other"))
+	for _, network := range bothUDP {
+		addr := gate.ReserveAddr(t)
+		p := gate.Start(t, gate.Layer4(gate.Listen(network+"/"+addr, gate.Forward(net.JoinHostPort(filtered, "7"), other))))
+		client := dialUDP(t, addr)
+		for range 3 {
+			mustAsk(t, client, "other")
+		}
+		must(t, equal(p.Metrics(), "caddy_portgate_upstream_fails_total", 1, label("upstream", net.JoinHostPort(filtered, "7"))))
+	}
+}
+
 // The gateway gets another address while a client goes on sending: the session goes on from the new one.
 func TestReplacedAddressOfTheGateway(t *testing.T) {
 	for _, network := range bothUDP {
