@@ -1,0 +1,99 @@
+package state
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// Tallies count what lives, such as sessions, by keys. A tally is there as long as a config holds it or anything lives that it counts, so a
+// reload resets none, and neither does one that leaves a key out while its sessions go on. The zero value is ready to use.
+type Tallies[K comparable] struct {
+	mu  sync.Mutex
+	all map[K]*Tally[K]
+}
+
+// Tally counts what lives of one key.
+type Tally[K comparable] struct {
+	of     *Tallies[K]
+	key    K
+	living atomic.Int64
+	held   atomic.Int64 // by configs
+}
+
+// Hold returns the tally of a key, until Release.
+func (t *Tallies[K]) Hold(key K) *Tally[K] {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c := t.all[key]
+	if c == nil {
+		c = &Tally[K]{of: t, key: key}
+		t.add(c)
+	}
+	c.held.Add(1)
+	return c
+}
+
+func (t *Tallies[K]) add(c *Tally[K]) {
+	if t.all == nil {
+		t.all = make(map[K]*Tally[K])
+	}
+	t.all[c.key] = c
+}
+
+// Each calls f with what lives of every key. f must not use the tallies.
+func (t *Tallies[K]) Each(f func(key K, living int64)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for key, c := range t.all {
+		f(key, c.living.Load())
+	}
+}
+
+// Release is called once for each Hold.
+func (c *Tally[K]) Release() {
+	if c.held.Add(-1) == 0 {
+		c.tidy()
+	}
+}
+
+// Living is what is counted now. Who holds the tally may read it, and must not change it.
+func (c *Tally[K]) Living() *atomic.Int64 { return &c.living }
+
+// Begin counts one more. It returns the tally to call End of, which is another one only if the key was released and held again since.
+func (c *Tally[K]) Begin() *Tally[K] {
+	// First counted and then looked whether it is held, while tidy looks in the other order: one of both sees the other.
+	c.living.Add(1)
+	if c.held.Load() > 0 {
+		return c
+	}
+	t := c.of
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch now := t.all[c.key]; now {
+	case c:
+	case nil:
+		t.add(c)
+	default:
+		c.living.Add(-1)
+		now.living.Add(1)
+		return now
+	}
+	return c
+}
+
+// End is called once for each Begin.
+func (c *Tally[K]) End() {
+	if c.living.Add(-1) == 0 && c.held.Load() == 0 {
+		c.tidy()
+	}
+}
+
+// tidy removes a tally that is neither held nor counts anything.
+func (c *Tally[K]) tidy() {
+	t := c.of
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c.held.Load() == 0 && c.living.Load() == 0 && t.all[c.key] == c {
+		delete(t.all, c.key)
+	}
+}

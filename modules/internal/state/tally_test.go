@@ -1,0 +1,97 @@
+package state
+
+import (
+	"sync"
+	"testing"
+)
+
+func counts(t *Tallies[string]) map[string]int64 {
+	all := make(map[string]int64)
+	t.Each(func(key string, living int64) { all[key] = living })
+	return all
+}
+
+// A count is there as long as a config or a session needs it.
+func TestTallyOutlivesConfigs(t *testing.T) {
+	t.Parallel()
+	var all Tallies[string]
+	first := all.Hold("a")
+	session := first.Begin()
+	second := all.Hold("a") // of the next config
+	first.Release()
+	if second != first || second.Living().Load() != 1 {
+		t.Fatalf("%d live for the next config", second.Living().Load())
+	}
+	second.Release() // a config without it
+	if got := counts(&all); got["a"] != 1 {
+		t.Fatalf("counted %v while a session lives", got)
+	}
+	third := all.Hold("a")
+	if third.Living().Load() != 1 {
+		t.Error("the session is forgotten")
+	}
+	third.Release()
+	session.End()
+	if got := counts(&all); len(got) != 0 {
+		t.Errorf("left: %v", got)
+	}
+}
+
+// A session that begins after its config has ended is counted where others look.
+func TestTallyOfALateSession(t *testing.T) {
+	t.Parallel()
+	var all Tallies[string]
+	old := all.Hold("a")
+	old.Release()
+	late := old.Begin()
+	if got := counts(&all); got["a"] != 1 {
+		t.Errorf("counted %v", got)
+	}
+	late.End()
+	now := all.Hold("a")
+	late = old.Begin()
+	if now == old || now.Living().Load() != 1 || old.Living().Load() != 0 {
+		t.Errorf("counted %d now and %d before", now.Living().Load(), old.Living().Load())
+	}
+	late.End()
+	now.Release()
+	if got := counts(&all); len(got) != 0 {
+		t.Errorf("left: %v", got)
+	}
+}
+
+// However configs and sessions come and go at the same time, nothing is counted twice, or left.
+func TestTallyConcurrently(t *testing.T) {
+	t.Parallel()
+	var all Tallies[string]
+	lasting := all.Hold("a").Begin()
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 2000 {
+				c := all.Hold("a")
+				one := c.Begin()
+				c.Release()
+				two := c.Begin()
+				one.End()
+				two.End()
+			}
+		})
+		wg.Go(func() {
+			for range 2000 {
+				c := all.Hold("b")
+				c.Release()
+				c.Begin().End()
+			}
+		})
+	}
+	wg.Wait()
+	if got := counts(&all); got["a"] != 1 || got["b"] != 0 {
+		t.Errorf("counted %v", got)
+	}
+	lasting.End()
+	lasting.Release()
+	if got := counts(&all); len(got) != 0 {
+		t.Errorf("left: %v", got)
+	}
+}
