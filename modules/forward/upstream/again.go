@@ -25,12 +25,9 @@ func (w *Walk) Again(ctx context.Context) (net.Addr, error) {
 		in, out := w.pool.Failures.split(addrs)
 		addrs = slices.Concat(in, out)
 	}
-	for i := range w.pool.upstreams {
-		if &w.pool.upstreams[i] == w.current {
-			w.first = i
-		}
-	}
-	w.seen, w.tried, w.passed, w.errs = 1, 1, nil, nil
+	w.choice = choice{tier: w.current.Priority}
+	w.choice.take(w.current.position)
+	w.tried, w.passed, w.errs = 1, nil, nil
 	w.source, w.addrs = source, addrs
 	return w.take(), nil
 }

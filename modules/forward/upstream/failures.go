@@ -34,7 +34,8 @@ type Failures struct {
 	now    func() time.Time
 	tell   func(Change)
 
-	count   atomic.Int32 // of records
+	count   atomic.Int32  // of records
+	version atomic.Uint64 // changes when an address is out or in, or is tried again
 	mu      sync.Mutex
 	records map[key]*record
 	forget  time.Time // when to look for records that are of no use any more
@@ -117,7 +118,7 @@ func (f *Failures) Works(addr net.Addr) {
 	}
 	f.report(func(now time.Time) Change {
 		if r := f.records[keyOf(addr)]; r != nil && r.out {
-			return r.back(now)
+			return f.back(r, now)
 		}
 		return Change{}
 	})
@@ -146,10 +147,12 @@ func (f *Failures) takeOut(r *record, fails int, now time.Time, err error) Chang
 		length = min(r.length, longest/2) * 2
 	}
 	r.out, r.at, r.length, r.trial, r.fails = true, now, length, time.Time{}, nil
+	f.version.Add(1)
 	return Change{Name: r.name, Addr: r.addr, Out: true, Fails: fails, For: length, Err: err}
 }
 
-func (r *record) back(now time.Time) Change {
+func (f *Failures) back(r *record, now time.Time) Change {
+	f.version.Add(1)
 	change := Change{Name: r.name, Addr: r.addr, For: now.Sub(r.at)}
 	r.out, r.at, r.trial = false, now, time.Time{}
 	return change
@@ -217,16 +220,50 @@ func (f *Failures) out(addr net.Addr, peek bool) (out bool) {
 			out = true
 		case r.trial.IsZero():
 		case keyOf(addr).datagrams && now.Sub(r.trial) >= proveFor:
-			return r.back(r.trial) // nothing was refused since then
+			return f.back(r, r.trial) // nothing was refused since then
 		case now.Sub(r.trial) < f.policy.FailDuration:
 			out = true // another session tries it
 		}
 		if !out && !peek {
 			r.trial = now
+			f.version.Add(1)
 		}
 		return Change{}
 	})
 	return out
+}
+
+// look returns the addresses that get no session now, and for how long this is right.
+func (f *Failures) look() (out map[key]struct{}, k known) {
+	now := f.now()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	k.version = f.version.Load()
+	for id, r := range f.records {
+		if !r.out {
+			continue
+		}
+		until := r.until()
+		if !now.Before(until) {
+			if r.trial.IsZero() {
+				continue
+			}
+			if until = r.trial.Add(f.policy.FailDuration); id.datagrams && f.policy.FailDuration > proveFor {
+				until = r.trial.Add(proveFor)
+			}
+			if !now.Before(until) {
+				continue
+			}
+		}
+		if out == nil {
+			out = make(map[key]struct{})
+		}
+		out[id] = struct{}{}
+		if k.until.IsZero() || until.Before(k.until) {
+			k.until = until
+		}
+	}
+	return out, k
 }
 
 // split divides addresses into those that are in and those that are out.

@@ -273,3 +273,13 @@ func (n *Names) find(ctx context.Context, k nameKey, stale, limit time.Duration)
 	}
 	return q.ips, nil
 }
+
+// last returns the last good answer for a name, however old, without asking for another.
+func (n *Names) last(k nameKey) []netip.Addr {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if r := n.records[k]; r != nil {
+		return r.ips
+	}
+	return nil
+}

@@ -434,7 +434,7 @@ func TestReady(t *testing.T) {
 		s := newNameServer("10.0.0.9")
 		pool := NewPool([]Upstream{{Name: "a:1", Addr: mustParse(t, "a:1")}, {Name: "10.0.0.2:2", Addr: mustParse(t, "10.0.0.2:2")}})
 		walk := func() *Walk {
-			pool.turn.Store(0)
+			pool.base, pool.last = nil, -1
 			walk := pool.Walk()
 			walk.Retries, walk.Stale, walk.LookupTimeout = 1, day, time.Second
 			return walk
@@ -562,7 +562,7 @@ func TestNewAddressesAfterAllHaveFailed(t *testing.T) {
 		defer pool.Release()
 		check := func(want ...string) (waited time.Duration) {
 			t.Helper()
-			pool.turn.Store(0)
+			pool.base, pool.last = nil, -1
 			walk := pool.Walk()
 			walk.Stale, walk.LookupTimeout, walk.Retries = day, 3*time.Second, 5
 			var failed error

@@ -1,8 +1,10 @@
 package upstream
 
 import (
+	"math/rand/v2"
 	"net"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 )
 
@@ -15,36 +17,70 @@ type Upstream struct {
 	// Dynamic means that Name has placeholders, and that each session parses what they expand to.
 	Dynamic bool
 
-	fixed *fixed // nil where there is something to look up
+	// Weight is its share of the sessions, up to [MaxWeight]. Zero: 1.
+	Weight int
+	// Drained means that it gets no new sessions.
+	Drained bool
+	// Priority is its tier: sessions go to a later one only if those before have too few upstreams left. Up to [MaxPriority].
+	Priority int
+	// Near upstreams of a tier come before the others.
+	Near bool
+	// Living counts its living sessions, which others may count as well. Nil: it has none.
+	Living *atomic.Int64
+
+	position int
+	fixed    *fixed // nil where there is something to look up
+	seed     uint64 // of the name, for hashes
 }
+
+func (u *Upstream) weight() int64 { return int64(max(u.Weight, 1)) }
 
 // named reports whether the upstream has a name that is the same for all sessions.
 func (u *Upstream) named() bool { return u.fixed == nil && !u.Dynamic }
 
-// Pool hands out upstreams in turn (round robin). It is never empty.
+// Pool chooses upstreams. It is never empty. The exported fields are set before the first session.
 type Pool struct {
 	// Failures remembers which addresses have failed. Nil: nothing is remembered.
 	Failures *Failures
+	// Balance says how the upstream of a session is chosen.
+	Balance Balance
+	// Random returns numbers that are evenly distributed. It is called by one goroutine at a time.
+	Random func() uint64
 
 	upstreams []Upstream
+	usable    int // upstreams that are not drained
 	names     *Names
 	dynamic   bool
 	literal   bool
 	unix      bool
-	turn      atomic.Uint32
+
+	mu      sync.Mutex // held for a pick: it is never held while something blocks
+	current []int64    // of smooth weighted round robin, by upstream
+	last    int        // the upstream that was picked last
+	points  uint64     // picks that need a number which is evenly distributed
+	base    *view      // where all are in; made at the first pick
+	views   map[situation]known
 }
 
-// NewPool panics without upstreams.
+// NewPool panics if no upstream may get sessions.
 func NewPool(upstreams []Upstream) *Pool {
-	if len(upstreams) == 0 {
-		panic("upstream: empty pool")
-	}
-	p := &Pool{upstreams: upstreams, literal: true}
+	p := &Pool{upstreams: upstreams, literal: true, Random: rand.Uint64, last: -1, current: make([]int64, len(upstreams))}
 	for i := range upstreams {
-		upstreams[i].fix()
-		p.dynamic = p.dynamic || upstreams[i].Dynamic
-		p.literal = p.literal && upstreams[i].fixed != nil
-		p.unix = p.unix || upstreams[i].Addr.Network == "unix"
+		u := &upstreams[i]
+		u.fix()
+		u.position, u.seed = i, HashString(u.Name)
+		if u.Living == nil {
+			u.Living = new(atomic.Int64)
+		}
+		if !u.Drained {
+			p.usable++
+		}
+		p.dynamic = p.dynamic || u.Dynamic
+		p.literal = p.literal && u.fixed != nil
+		p.unix = p.unix || u.Addr.Network == "unix"
+	}
+	if p.usable == 0 {
+		panic("upstream: no upstream may get sessions")
 	}
 	return p
 }
@@ -87,6 +123,18 @@ func (u *Upstream) fix() {
 		all.streams, all.datagrams = append(all.streams, stream), append(all.datagrams, datagram)
 	}
 	u.fixed = &all
+}
+
+// at returns the only address in a situation, of an upstream that needs no lookup.
+func (u *Upstream) at(s situation) []net.Addr {
+	offset := 0
+	if u.Addr.Ports() > 1 {
+		offset = s.offset
+	}
+	if s.datagrams {
+		return u.fixed.datagrams[offset : offset+1]
+	}
+	return u.fixed.streams[offset : offset+1]
 }
 
 // Dynamic reports whether sessions need [Walk.Expand].

@@ -132,7 +132,7 @@ func TestNothingLeftUnwrapsToTheLast(t *testing.T) {
 		{1, []error{timeout, refused}, "timeout; refused", refused},
 		{2, []error{refused, timeout}, `refused; timeout; upstream "name:3": lookup name: no such host`, unresolved},
 	} {
-		pool.turn.Store(0)
+		pool.base, pool.last = nil, -1
 		walk := pool.Walk()
 		walk.Retries, walk.LookupTimeout = c.retries, time.Minute
 		_, err := walk.Next(t.Context(), nil)
@@ -294,7 +294,7 @@ func TestOffsetOfRanges(t *testing.T) {
 		return []netip.Addr{netip.MustParseAddr("10.0.0.2")}, nil
 	})
 	for offset := range 11 {
-		pool.turn.Store(0)
+		pool.base, pool.last = nil, -1
 		walk := pool.Walk()
 		walk.Retries, walk.LookupTimeout, walk.Offset = 3, time.Minute, offset
 		for _, want := range []string{

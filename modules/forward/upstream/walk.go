@@ -26,14 +26,16 @@ type Walk struct {
 	Renew bool
 	// Datagrams asks for addresses that datagrams can be sent to, in place of streams.
 	Datagrams bool
+	// Key is what the methods that hash go by. Where it is not Keyed, upstreams get sessions in turn.
+	Key   uint64
+	Keyed bool
 	// Expand replaces the placeholders of an upstream's name.
 	Expand func(string) string
 	// Unresolved is called where an upstream has no address that could be tried. It may be nil.
 	Unresolved func(name string, err error)
 
 	pool    *Pool
-	first   int
-	seen    int         // upstreams from first on that were looked at
+	choice  choice
 	passed  []candidate // those that are tried last, because they have failed for others
 	named   []candidate // those whose addresses come from a name
 	tried   int
@@ -52,10 +54,8 @@ type candidate struct {
 	addrs    []net.Addr
 }
 
-// Walk begins with the upstream whose turn it is. The caller sets the exported fields.
-func (p *Pool) Walk() *Walk { return &Walk{pool: p, first: p.takeTurn()} }
-
-func (p *Pool) takeTurn() int { return int((p.turn.Add(1) - 1) % uint32(len(p.upstreams))) }
+// Walk begins a session's way. The caller sets the exported fields.
+func (p *Pool) Walk() *Walk { return &Walk{pool: p} }
 
 // Current returns the upstream that is being tried, and its address that Next gave last. There is none
 // where it could not be resolved.
@@ -65,6 +65,17 @@ func (w *Walk) Current() (name string, addr net.Addr) {
 	}
 	return name, w.last
 }
+
+// Position returns the place in the pool of the upstream that is being tried, -1 where there is none.
+func (w *Walk) Position() int {
+	if w.current == nil {
+		return -1
+	}
+	return w.current.position
+}
+
+// AllOut reports whether all upstreams were out when the first one was chosen, so that one of them was.
+func (w *Walk) AllOut() bool { return w.choice.allOut }
 
 // Source returns the name that the addresses of the upstream come from that is being tried.
 func (w *Walk) Source() Source { return w.source }
@@ -107,9 +118,6 @@ func (w *Walk) take() net.Addr {
 
 // find goes on until there is an address to try, or no upstream left. A walk that hurries does not wait: find then reports false.
 func (w *Walk) find(ctx context.Context) (ready bool) {
-	if w.seen == 0 {
-		w.skipTurns()
-	}
 	for len(w.addrs) == 0 && w.tried <= w.Retries && w.left() {
 		if !w.advance(ctx) {
 			return false
@@ -136,39 +144,23 @@ func (w *Walk) findNew(ctx context.Context) {
 }
 
 // left reports whether there is an upstream to go on to.
-func (w *Walk) left() bool { return w.seen < len(w.pool.upstreams) || len(w.passed) > 0 }
-
-// skipTurns leaves out the turns of upstreams that are out. The others share them in this way; else all would go to the
-// one that comes next.
-func (w *Walk) skipTurns() {
-	if w.pool.Failures.quiet() {
-		return
-	}
-	for range len(w.pool.upstreams) {
-		u := &w.pool.upstreams[w.first]
-		addrs := w.fixed(u)
-		if len(addrs) == 0 || !w.pool.Failures.out(addrs[0], true) {
-			return
-		}
-		w.first = w.pool.takeTurn()
-	}
-}
+func (w *Walk) left() bool { return w.choice.seen < w.pool.usable || len(w.passed) > 0 }
 
 // advance goes to the next upstream. It reports false where that has a name to wait for, and the walk hurries.
 func (w *Walk) advance(ctx context.Context) bool {
-	if w.seen == len(w.pool.upstreams) {
+	if w.choice.seen == w.pool.usable {
 		next := w.passed[0]
 		w.passed = w.passed[1:]
 		w.current, w.source, w.addrs, w.last = next.upstream, next.source, next.addrs, nil
 		w.tried++
 		return true
 	}
-	u := &w.pool.upstreams[(w.first+w.seen)%len(w.pool.upstreams)]
+	u := &w.pool.upstreams[w.pool.choose(w)]
 	addrs, source, err := w.resolve(ctx, u)
 	if err == errUnknown { //nolint:errorlint // it is never wrapped
 		return false
 	}
-	w.seen++
+	w.choice.take(u.position)
 	if source.names != nil {
 		w.named = append(w.named, candidate{u, source, addrs})
 	}
@@ -190,21 +182,8 @@ func (w *Walk) advance(ctx context.Context) bool {
 	return true
 }
 
-// fixed returns the address of an upstream where there is nothing to look up.
-func (w *Walk) fixed(u *Upstream) []net.Addr {
-	offset := 0
-	if u.Addr.Ports() > 1 {
-		offset = w.Offset
-	}
-	switch {
-	case u.fixed == nil:
-		return nil
-	case w.Datagrams:
-		return u.fixed.datagrams[offset : offset+1]
-	default:
-		return u.fixed.streams[offset : offset+1]
-	}
-}
+// situation is what the addresses of upstreams depend on.
+func (w *Walk) situation() situation { return situation{w.Offset, w.Datagrams} }
 
 // errUnknown means that a name would have to be waited for.
 var errUnknown = errors.New("not known yet")
@@ -214,8 +193,8 @@ func (w *Walk) resolve(ctx context.Context, u *Upstream) ([]net.Addr, Source, er
 	if err := addr.Carries(w.Datagrams); err != nil {
 		return nil, Source{}, err
 	}
-	if fixed := w.fixed(u); fixed != nil {
-		return fixed, Source{}, nil
+	if u.fixed != nil {
+		return u.at(w.situation()), Source{}, nil
 	}
 	if addr.Ports() > 1 {
 		offset = w.Offset

@@ -1,0 +1,164 @@
+package upstream
+
+import "slices"
+
+// choice is what a walk knows of the upstreams that it has looked at.
+type choice struct {
+	seen    int      // how many
+	looked  []uint64 // which, a bit for each; nil while there is none
+	last    int      // the last one
+	pending int      // number and 1 of one that was chosen and whose name is not known yet, 0: none
+	tier    int      // of the first one
+	allOut  bool
+	rest    []int // those that are out, in the order in which they are looked at; nil before
+}
+
+// take notes that an upstream was looked at.
+func (c *choice) take(position int) {
+	c.seen, c.last, c.pending = c.seen+1, position, 0
+}
+
+func (c *choice) has(position int) bool {
+	return c.looked[position/64]&(1<<(position%64)) != 0
+}
+
+// choose returns the next upstream to look at. There must be one that the walk has not looked at.
+func (p *Pool) choose(w *Walk) int {
+	c := &w.choice
+	if c.pending > 0 {
+		return c.pending - 1
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	position := 0
+	switch {
+	case c.seen == 0:
+		position = p.firstOf(w)
+	default:
+		position = p.another(w)
+	}
+	c.pending = position + 1
+	return position
+}
+
+// firstOf returns the upstream that a session goes to.
+func (p *Pool) firstOf(w *Walk) int {
+	v := p.viewFor(w.situation())
+	t, key := &v.tiers[0], w.Key
+	if p.Balance.Keyed() && !w.Keyed {
+		key = p.point()
+	}
+	if t.until < 1 {
+		point := key
+		if p.Balance.Keyed() {
+			point = mix(key)
+		} else {
+			point = p.point()
+		}
+		t = v.at(float64(point>>11) / (1 << 53))
+	}
+	w.choice.tier, w.choice.allOut = t.priority, v.allOut
+	p.last = t.first().pick(p.Balance, key, p.Random).position
+	return p.last
+}
+
+// point returns numbers that are spread evenly however few there are: multiples of the golden ratio (Knuth, volume 3, 6.4).
+func (p *Pool) point() uint64 {
+	p.points++
+	return p.points * 0x9e3779b97f4a7c15
+}
+
+// another returns the upstream that is tried when those before could not be reached: one that is in, of the same tier before others. If
+// there is none, the others are looked at, because some of their addresses may be in.
+func (p *Pool) another(w *Walk) int {
+	c := &w.choice
+	if c.looked == nil {
+		c.looked = make([]uint64, (len(p.upstreams)+63)/64)
+	}
+	c.looked[c.last/64] |= 1 << (c.last % 64)
+	if c.rest == nil {
+		v := p.viewFor(w.situation())
+		if m := p.anotherOf(v.tiers[c.tier:c.tier+1], w); m != nil {
+			return m.position
+		}
+		if m := p.anotherOf(v.tiers, w); m != nil {
+			return m.position
+		}
+		c.rest = p.others(c)
+	}
+	next := c.rest[0]
+	c.rest = c.rest[1:]
+	return next
+}
+
+// others returns the upstreams that a walk has not looked at, by tiers, and in each beginning behind the last one.
+func (p *Pool) others(c *choice) []int {
+	rest := make([]int, 0, p.usable-c.seen)
+	for k := range p.upstreams {
+		i := (c.last + 1 + k) % len(p.upstreams)
+		if !p.upstreams[i].Drained && !c.has(i) {
+			rest = append(rest, i)
+		}
+	}
+	slices.SortStableFunc(rest, func(a, b int) int { return p.upstreams[a].Priority - p.upstreams[b].Priority })
+	return rest
+}
+
+func (p *Pool) anotherOf(tiers []tier, w *Walk) *member {
+	for i := range tiers {
+		for _, g := range [...]*group{tiers[i].near, tiers[i].far} {
+			if g == nil {
+				continue
+			}
+			if m := g.another(p, w); m != nil {
+				return m
+			}
+		}
+	}
+	return nil
+}
+
+// another returns a member that a walk has not looked at, nil if there is none. It is the same as a pick among those, at leisure.
+func (g *group) another(p *Pool, w *Walk) *member {
+	skip := w.choice.has
+	if w.Keyed && p.Balance.Keyed() {
+		return g.highest(w.Key>>(64-slotBits), skip)
+	}
+	var left []*member
+	next := 0 // the one behind the last that was looked at
+	for i := range g.members {
+		m := &g.members[i]
+		if skip(m.position) {
+			continue
+		}
+		if m.position < w.choice.last {
+			next++
+		}
+		left = append(left, m)
+	}
+	if len(left) == 0 {
+		return nil
+	}
+	next %= len(left)
+	switch p.Balance.Method {
+	case First:
+		return left[0]
+	case LeastConn, RandomChoose:
+		best := left[next]
+		for _, m := range left {
+			if m.load().compare(best.load()) < 0 {
+				best = m
+			}
+		}
+		return best
+	case Random:
+		some := group{members: make([]member, len(left))}
+		for i, m := range left {
+			some.members[i] = *m
+			some.total += m.weight
+		}
+		position := some.draw(p.Random()).position
+		return left[slices.IndexFunc(left, func(m *member) bool { return m.position == position })]
+	}
+	return left[next]
+}
