@@ -31,7 +31,7 @@ func TestAccessLogEntry(t *testing.T) {
 	m.up.Store(1 << 40)
 	m.down.Store(2)
 	s.SetMover(m)
-	s.SetUpstream("name:9000", tcpAddr("10.0.0.1:9000"))
+	s.SetUpstream("name:9000", tcpAddr("10.0.0.1:9000"), nil)
 	s.End(End{Connect: time.Second, Connected: true, Status: StatusDone, Reason: "client_fin"})
 
 	entry := logs.All()[0]
@@ -79,8 +79,8 @@ func TestAccessLogOfWhatIsMissing(t *testing.T) {
 	}
 
 	unresolved := begin(t, sc)
-	unresolved.SetUpstream("before:1", tcpAddr("10.0.0.1:1"))
-	unresolved.SetUpstream("unknown.example:9000", nil)
+	unresolved.SetUpstream("before:1", tcpAddr("10.0.0.1:1"), nil)
+	unresolved.SetUpstream("unknown.example:9000", nil, nil)
 	unresolved.End(End{Status: StatusNoUpstream, Reason: "connect_failed", Err: errDial})
 	fields = logs.TakeAll()[0].ContextMap()
 	for name, want := range map[string]any{
@@ -195,7 +195,7 @@ func TestAccessLogFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "sessions.log")
 	s := begin(t, mustLoad(t, file).scopes[0])
 	s.Start = s.Start.Add(-90 * time.Second)
-	s.SetUpstream("name:1", tcpAddr("10.0.0.1:1"))
+	s.SetUpstream("name:1", tcpAddr("10.0.0.1:1"), nil)
 	s.End(End{Connect: 250 * time.Millisecond, Status: StatusConnectTimeout, Reason: "connect_timeout", Err: errDial})
 	all := entries(t, file)
 	if len(all) != 1 {
@@ -276,7 +276,7 @@ func TestMetricsOutliveReloads(t *testing.T) {
 	app := mustLoad(t, file)
 	lasting, m := beginOn(t, app.scopes[0], listener), newMover()
 	lasting.SetMover(m)
-	lasting.SetUpstream("reloads:2", nil)
+	lasting.SetUpstream("reloads:2", nil, nil)
 	for i := 1; i <= reloads; i++ {
 		app = mustLoad(t, file)
 		for _, sc := range app.scopes {

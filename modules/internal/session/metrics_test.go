@@ -25,7 +25,7 @@ func TestMetrics(t *testing.T) {
 	check("sessions_total", map[string]string{}, 0, 0)
 	check("bytes_total", map[string]string{}, 0, 0)
 
-	s.SetUpstream("up:"+s.Listener, nil)
+	s.SetUpstream("up:"+s.Listener, nil, nil)
 	m.up.Store(3)
 	m.down.Store(4)
 	s.End(End{Status: StatusDone, Connected: true, Connect: time.Millisecond})
@@ -46,7 +46,7 @@ func TestMetricsOfASessionThatWasNeverConnected(t *testing.T) {
 	s := begin(t, sc)
 	label := "refused:" + s.Listener
 	s.SetMover(newMover())
-	s.SetUpstream(label, nil)
+	s.SetUpstream(label, nil, nil)
 	s.End(End{Status: StatusNoUpstream, Connect: time.Second, Err: errDial})
 	for name, want := range map[string]float64{"sessions_total": 1, "bytes_total": 0, "connect_duration_seconds": 0} {
 		if got, _ := value(t, registry, "caddy_portgate_"+name, map[string]string{"upstream": label}); got != want {
@@ -80,7 +80,7 @@ func TestBytesGrowWhileASessionLives(t *testing.T) {
 	first, second := newRegistry(t), newRegistry(t)
 	s, m := begin(t, sc), newMover()
 	s.SetMover(m)
-	s.SetUpstream("a:1", nil)
+	s.SetUpstream("a:1", nil, nil)
 	check := func(up, down int64) {
 		t.Helper()
 		for _, registry := range []prometheus.Gatherer{first, second, first} {
@@ -115,7 +115,7 @@ func TestBytesBelongToTheLastUpstream(t *testing.T) {
 	s, m := begin(t, sc), newMover()
 	s.SetMover(m)
 	for _, label := range []string{"refuses:1", "refuses:1", "serves:2"} {
-		s.SetUpstream(label, nil)
+		s.SetUpstream(label, nil, nil)
 		_, _ = value(t, registry, "caddy_portgate_bytes_total", nil)
 	}
 	m.up.Store(7)
@@ -159,7 +159,7 @@ func TestBytesUnderConcurrency(t *testing.T) {
 			for range sessions {
 				s, m := beginOn(t, sc, label), newMover()
 				s.SetMover(m)
-				s.SetUpstream(label, nil)
+				s.SetUpstream(label, nil, nil)
 				for range steps {
 					m.up.Add(1)
 					m.down.Add(2)
@@ -182,7 +182,7 @@ func BenchmarkScrapeIdleSessions(b *testing.B) {
 	for range 10000 {
 		s := beginOn(b, sc, "idle:1")
 		s.SetMover(newMover())
-		s.SetUpstream("idle:1", nil)
+		s.SetUpstream("idle:1", nil, nil)
 	}
 	for b.Loop() {
 		living.count()

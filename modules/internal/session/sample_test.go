@@ -107,7 +107,7 @@ func TestEntriesOfFloods(t *testing.T) {
 				if c.mover != nil {
 					s.SetMover(c.mover)
 				}
-				s.SetUpstream("sampled:1", nil)
+				s.SetUpstream("sampled:1", nil, nil)
 				s.End(c.end)
 			}
 			// A machine may be so busy that the burst is not all.

@@ -30,7 +30,7 @@ func serve(t *testing.T, sc *Scope, listener, upstream string) (end func()) {
 	t.Helper()
 	s := Begin(wrap(gateConn{conn{nil, tcpAddr("127.0.0.1:80"), tcpAddr("192.0.2.1:1")}, listener}), sc)
 	s.SetMover(newMover())
-	s.SetUpstream(upstream, nil)
+	s.SetUpstream(upstream, nil, nil)
 	listeners.DatagramsOf(listener).Up.Add(1)
 	return func() { s.End(End{Status: StatusDone, Connected: true, Connect: time.Millisecond}) }
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 	"github.com/portgate/caddy-portgate/modules/internal/recheck"
+	"github.com/portgate/caddy-portgate/modules/internal/state"
 	"github.com/portgate/caddy-portgate/modules/internal/throttle"
 )
 
@@ -86,6 +87,7 @@ type Session struct {
 	label    string        // the upstream as configured
 	upstream net.Addr      // nil where it could not be resolved
 	troubles *troubles     // nil where there were none
+	counted  *Count        // that of the upstream which has the session; nil where there is none
 	dialed   time.Duration // what the attempt took that has succeeded; 0 where nobody tells
 	up, down traffic
 	ended    bool // from then on nothing here changes
@@ -186,13 +188,23 @@ func (s *Session) SetMover(m Mover) {
 	}
 }
 
+// Count counts the living sessions of an upstream, by its label.
+type Count = state.Tally[string]
+
 // SetUpstream says which upstream is tried from now on: as it is configured, which makes a metrics label, and
-// its address, nil if there is none.
-func (s *Session) SetUpstream(label string, addr net.Addr) {
+// its address, nil if there is none. The session is counted among those of the upstream, until it has another one or ends. count may
+// be nil.
+func (s *Session) SetUpstream(label string, addr net.Addr, count *Count) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
 		return
+	}
+	if count != s.counted {
+		s.uncountLocked()
+		if count != nil {
+			s.counted = count.Begin()
+		}
 	}
 	if s.label != label || s.up.total == nil {
 		s.countLocked() // for the one before
@@ -201,6 +213,13 @@ func (s *Session) SetUpstream(label string, addr net.Addr) {
 		s.up.total, s.down.total = s.scope.metrics.traffic(s.Listener, label)
 	}
 	s.upstream = addr
+}
+
+func (s *Session) uncountLocked() {
+	if s.counted != nil {
+		s.counted.End()
+		s.counted = nil
+	}
 }
 
 // maxFailed bounds the upstreams of a session that have failed and are in its access log entry: one of datagrams may go on
@@ -333,6 +352,7 @@ func (s *Session) finish() bool {
 		return false
 	}
 	s.countLocked()
+	s.uncountLocked()
 	s.ended = true
 	return true
 }

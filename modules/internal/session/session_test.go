@@ -47,7 +47,7 @@ func TestEndIsOnce(t *testing.T) {
 	sc, logs, _ := newScope(t, 0, 0)
 	s, m, registry := begin(t, sc), newMover(), newRegistry(t)
 	s.SetMover(m)
-	s.SetUpstream("a:1", nil)
+	s.SetUpstream("a:1", nil, nil)
 	m.up.Store(10)
 	var wg sync.WaitGroup
 	for range 20 {
@@ -73,11 +73,11 @@ func TestNothingChangesAfterTheEnd(t *testing.T) {
 	sc, _, _ := newScope(t, 0, 0)
 	s, m, registry := begin(t, sc), newMover(), newRegistry(t)
 	s.SetMover(m)
-	s.SetUpstream("before:1", tcpAddr("10.0.0.1:1"))
+	s.SetUpstream("before:1", tcpAddr("10.0.0.1:1"), nil)
 	m.up.Store(5)
 	s.End(End{})
 	m.up.Store(50)
-	s.SetUpstream("after:1", tcpAddr("10.0.0.2:1"))
+	s.SetUpstream("after:1", tcpAddr("10.0.0.2:1"), nil)
 	s.SetMover(newMover())
 	s.Close(ReasonDrain)
 	s.count() // a scrape that found it before
