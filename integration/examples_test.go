@@ -85,6 +85,16 @@ var examples = map[string]example{
 			t.Errorf("two requests were answered by %q: expected both upstreams in turn", pages)
 		}
 	},
+	"upstreams": func(t *testing.T, start func(...gate.Option) *gate.Process, addr addresses) {
+		start()
+		pages := make(map[string]int)
+		for range 12 {
+			pages[mustGetPage(t, addr(8080))]++
+		}
+		if pages["large"] != 8 || pages["small"] != 4 {
+			t.Errorf("12 requests were answered by %v: expected 2 to 1, and none by the backup", pages)
+		}
+	},
 	"tls":             exampleTLS,
 	"tls-postgres":    exampleTLSPostgres,
 	"sni":             exampleSNI,

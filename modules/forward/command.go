@@ -22,7 +22,7 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "forward",
-		Usage: "--from <address> --to <upstream> [--to <upstream>] [--idle-timeout <duration>] [--access-log] [--debug]",
+		Usage: "--from <address> --to <upstream> [--to <upstream>] [--backup <upstream>] [--lb-policy <policy>] [--idle-timeout <duration>] [--access-log] [--debug]",
 		Short: "Forwards a TCP or UDP port",
 		Long: `
 Forwards a TCP or UDP port to one or more upstreams, without a config file.
@@ -32,8 +32,15 @@ ports. Its network is gate+tcp unless another one is named; udp is gate+udp,
 udp4 is gate+udp4, and so on. gate+fd/3 is a socket that systemd has opened.
 
 --to is an upstream: host:port, or unix//path for a unix socket. Repeat it for
-more; connections are dealt out in turn, and where one can't be reached the next
-is tried. A range of ports needs a range of as many ports in --from.
+more; connections are dealt out in turn, unless --lb-policy names another way,
+and where one can't be reached the next is tried. A range of ports needs a range
+of as many ports in --from.
+
+--backup is an upstream that gets connections only while too few of those after
+--to can be reached. Repeat it for more.
+
+--lb-policy is round_robin, least_conn, random, "random_choose <n>", first or
+ip_hash.
 
 The admin API is off. What is not an option here is left at its default; for more
 use a config with the "forward" handler.
@@ -41,11 +48,14 @@ use a config with the "forward" handler.
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Example = `  caddy forward --from :8080 --to 192.168.1.100:9000
   caddy forward --from 127.0.0.1:5432 --to db1:5432 --to db2:5432 --idle-timeout 1h
+  caddy forward --from :5432 --to db1:5432 --to db2:5432 --backup db3:5432 --lb-policy least_conn
   caddy forward --from :7000-7010 --to 10.0.0.5:7000-7010 --access-log
   caddy forward --from :3306 --to unix//run/mysqld/mysqld.sock
   caddy forward --from udp/:5353 --to udp/9.9.9.9:53`
 			cmd.Flags().StringP("from", "f", "", "Address to listen on")
 			cmd.Flags().StringArrayP("to", "t", nil, "Upstream to forward to; may be repeated")
+			cmd.Flags().StringArrayP("backup", "b", nil, "Upstream to forward to while others are out; may be repeated")
+			cmd.Flags().StringP("lb-policy", "", "", "How the upstream of a connection is chosen (default round_robin)")
 			cmd.Flags().StringP("idle-timeout", "", "", "End a session in which nothing has moved for so long; 0 is never (default 10m, and 60s for UDP)")
 			cmd.Flags().BoolP("access-log", "", false, "Write an entry for each session")
 			cmd.Flags().BoolP("debug", "v", false, "Write debug logs")
@@ -68,7 +78,14 @@ func runForward(flags caddycmd.Flags) (int, error) {
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
-	from, h, err := parseFlags(flags.String("from"), to, flags.String("idle-timeout"))
+	backup, err := flags.GetStringArray("backup")
+	if err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	from, h, err := parseFlags(flagValues{
+		from: flags.String("from"), to: to, backup: backup,
+		lbPolicy: flags.String("lb-policy"), idleTimeout: flags.String("idle-timeout"),
+	})
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
@@ -79,10 +96,62 @@ func runForward(flags caddycmd.Flags) (int, error) {
 	select {}
 }
 
+// flagValues are what a handler and its listen address are made of.
+type flagValues struct {
+	from        string
+	to, backup  []string
+	lbPolicy    string
+	idleTimeout string
+}
+
 // parseFlags finds what is wrong with the flags before Caddy says it in the words of a config.
-func parseFlags(from string, to []string, idleTimeout string) (caddy.NetworkAddress, *Handler, error) {
+func parseFlags(flags flagValues) (caddy.NetworkAddress, *Handler, error) {
+	addr, err := parseFrom(flags.from)
+	if err != nil {
+		return addr, nil, fmt.Errorf("--from: %w", err)
+	}
+	if len(flags.to) == 0 {
+		return addr, nil, errors.New("--to: expected at least one upstream, such as 127.0.0.1:9000")
+	}
+	h := &Handler{To: flags.to, LBPolicy: flags.lbPolicy}
+	for _, backup := range flags.backup {
+		h.Upstreams = append(h.Upstreams, Target{Address: backup, Backup: true})
+	}
+	if flags.idleTimeout != "" {
+		parsed, err := caddyfile.ParseDuration(flags.idleTimeout)
+		if err != nil {
+			return addr, nil, fmt.Errorf("--idle-timeout: %w", err)
+		}
+		h.IdleTimeout = &parsed
+	}
+	if err := h.applyDefaults(); err != nil {
+		return addr, nil, asFlag(err)
+	}
+	upstreams, err := h.parseUpstreams("")
+	if err != nil {
+		return addr, nil, asFlag(err)
+	}
+	for _, part := range h.parts(upstreams) {
+		if _, err := matchAddrs(part.of, []caddy.NetworkAddress{addr}); err != nil {
+			return addr, nil, asFlag(fmt.Errorf("%s: %w", part.option, err))
+		}
+	}
+	return addr, h, nil
+}
+
+// asFlag returns the error of an option as one of the flag that has set it.
+func asFlag(err error) error {
+	for option, flag := range map[string]string{"upstream: ": "--backup: ", "to: ": "--to: ", "lb_policy: ": "--lb-policy: "} {
+		if rest, is := strings.CutPrefix(err.Error(), option); is {
+			return errors.New(flag + rest)
+		}
+	}
+	return err
+}
+
+func parseFrom(from string) (caddy.NetworkAddress, error) {
 	if from == "" {
-		return caddy.NetworkAddress{}, nil, errors.New("--from: expected an address to listen on, such as :8080")
+		return caddy.NetworkAddress{}, errors.New("expected an address to listen on, such as :8080")
 	}
 	addr, err := caddy.ParseNetworkAddressWithDefaults(from, "gate+tcp", 0)
 	inherited := caddy.IsFdNetwork(strings.TrimPrefix(addr.Network, "gate+"))
@@ -90,33 +159,12 @@ func parseFlags(from string, to []string, idleTimeout string) (caddy.NetworkAddr
 	noPath := addr.IsUnixNetwork() && addr.Host == ""
 	noNetwork := strings.ContainsAny(addr.Network, ":.[]") // what stands before the first slash of a URL
 	if err != nil || noPort || noPath || noNetwork {
-		return addr, nil, fmt.Errorf("--from: %q: expected an address to listen on, such as :8080", from)
+		return addr, fmt.Errorf("%q: expected an address to listen on, such as :8080", from)
 	}
 	if n, ok := gate.Parse("gate+" + addr.Network); ok && n.Transport == "udp" {
 		addr.Network = n.Name
 	}
-	if len(to) == 0 {
-		return addr, nil, errors.New("--to: expected at least one upstream, such as 127.0.0.1:9000")
-	}
-	h := &Handler{To: to}
-	if idleTimeout != "" {
-		parsed, err := caddyfile.ParseDuration(idleTimeout)
-		if err != nil {
-			return addr, nil, fmt.Errorf("--idle-timeout: %w", err)
-		}
-		h.IdleTimeout = &parsed
-	}
-	if err := h.applyDefaults(); err != nil {
-		return addr, nil, err
-	}
-	upstreams, err := parseUpstreams(to)
-	if err != nil {
-		return addr, nil, fmt.Errorf("--to: %w", err)
-	}
-	if _, err := matchAddrs(upstreams, []caddy.NetworkAddress{addr}); err != nil {
-		return addr, nil, fmt.Errorf("--to: %w", err)
-	}
-	return addr, h, nil
+	return addr, nil
 }
 
 func commandConfig(from caddy.NetworkAddress, h *Handler, accessLog, debug bool) *caddy.Config {
@@ -153,7 +201,7 @@ func output() json.RawMessage {
 func describe(from caddy.NetworkAddress, h *Handler) string {
 	if gate.Datagrams(from.Network) {
 		return fmt.Sprintf("listening on %s, forwarding to %s\ntimeouts: connect %s, idle %s, lifetime %s, grace period %s\n",
-			from, strings.Join(h.To, ", "),
+			from, destinations(h),
 			h.limits.Connect, orNever(h.datagramLimits.Idle), orNever(h.limits.Lifetime), h.gracePeriod)
 	}
 	halfClose := "as idle"
@@ -161,8 +209,21 @@ func describe(from caddy.NetworkAddress, h *Handler) string {
 		halfClose = h.limits.HalfClose.String()
 	}
 	return fmt.Sprintf("listening on %s, forwarding to %s\ntimeouts: connect %s, idle %s, half-close %s, lifetime %s, grace period %s\n",
-		from, strings.Join(h.To, ", "),
+		from, destinations(h),
 		h.limits.Connect, orNever(h.limits.Idle), halfClose, orNever(h.limits.Lifetime), h.gracePeriod)
+}
+
+func destinations(h *Handler) string {
+	all := strings.Join(h.To, ", ")
+	for i, t := range h.Upstreams {
+		if i == 0 {
+			all += ", backup "
+		} else {
+			all += ", "
+		}
+		all += t.Address
+	}
+	return all
 }
 
 func orNever(limit time.Duration) string {

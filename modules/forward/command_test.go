@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
@@ -31,7 +32,7 @@ func TestParseFlags(t *testing.T) {
 		{":7000-7010", "", []string{"a:{l4.vars.port}"}, "gate+tcp/:7000-7010"},
 		{":8080", "", []string{"{env.PORTGATE_TEST_HOST}:1"}, "gate+tcp/:8080"},
 	} {
-		from, h, err := parseFlags(c.from, c.to, c.idle)
+		from, h, err := parseFlags(flagValues{from: c.from, to: c.to, idleTimeout: c.idle})
 		if err != nil || from.String() != c.wantFrom || fmt.Sprint(h.To) != fmt.Sprint(c.to) {
 			t.Errorf("%+v: got %s, %+v, %v", c, from, h, err)
 		}
@@ -64,7 +65,7 @@ func TestParseFlagsErrors(t *testing.T) {
 		{":8080", "", []string{"a:1-2"}, `--to: "a:1-2": expected one port, as the listen address "gate+tcp/:8080" has`},
 		{":1-3", "", []string{"a:1"}, `--to: "a:1": expected a range of 3 ports, as the listen address "gate+tcp/:1-3" has, or a placeholder`},
 	} {
-		if _, _, err := parseFlags(c.from, c.to, c.idle); err == nil || err.Error() != c.want {
+		if _, _, err := parseFlags(flagValues{from: c.from, to: c.to, idleTimeout: c.idle}); err == nil || err.Error() != c.want {
 			t.Errorf("%+v:\ngot  %v\nwant %s", c, err, c.want)
 		}
 	}
@@ -78,7 +79,7 @@ func TestDescribe(t *testing.T) {
 		"0": "listening on gate+tcp/:8080, forwarding to a:1, b:2\n" +
 			"timeouts: connect 3s, idle never, half-close as idle, lifetime never, grace period 10s\n",
 	} {
-		from, h, err := parseFlags(":8080", []string{"a:1", "b:2"}, idle)
+		from, h, err := parseFlags(flagValues{from: ":8080", to: []string{"a:1", "b:2"}, idleTimeout: idle})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -96,6 +97,36 @@ func TestDescribe(t *testing.T) {
 	}
 }
 
+func TestFlagsOfUpstreams(t *testing.T) {
+	t.Parallel()
+	from, h, err := parseFlags(flagValues{from: ":8080", to: []string{"a:1", "b:2"}, backup: []string{"c:3"}, lbPolicy: "least_conn"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := describe(from, h); !strings.HasPrefix(got, "listening on gate+tcp/:8080, forwarding to a:1, b:2, backup c:3\n") {
+		t.Errorf("got %s", got)
+	}
+	want := `"handler":"forward","lb_policy":"least_conn","to":["a:1","b:2"],"upstreams":[{"address":"c:3","backup":true}]`
+	if got := string(commandConfig(from, h, false, false).AppsRaw["layer4"]); !strings.Contains(got, want) {
+		t.Errorf("got %s", got)
+	}
+	for want, flags := range map[string]flagValues{
+		`--backup: "c": expected host:port, host:first-last or unix//path`: {from: ":8080", to: []string{"a:1"}, backup: []string{"c"}},
+		`--backup: "udp/c:1": a udp address can't be sent a stream: expected tcp/host:port or unix//path, as the listen address "gate+tcp/:8080" needs`: {
+			from: ":8080", to: []string{"a:1"}, backup: []string{"udp/c:1"},
+		},
+		"--backup: \"a:1\": given twice: expected it once, in a block `upstream` with the weight 2": {from: ":8080", to: []string{"a:1"}, backup: []string{"a:1"}},
+		`--lb-policy: "last": expected round_robin, least_conn, random, random_choose, first, ip_hash or hash`: {
+			from: ":8080", to: []string{"a:1"}, lbPolicy: "last",
+		},
+		"--to: expected at least one upstream, such as 127.0.0.1:9000": {from: ":8080", backup: []string{"a:1"}},
+	} {
+		if _, _, err := parseFlags(flags); err == nil || err.Error() != want {
+			t.Errorf("got  %v\nwant %s", err, want)
+		}
+	}
+}
+
 func TestNoArguments(t *testing.T) {
 	t.Parallel()
 	if err := noArguments(new(cobra.Command), nil); err != nil {
@@ -108,7 +139,7 @@ func TestNoArguments(t *testing.T) {
 
 // Not parallel: loggers are made with os.Stderr.
 func TestCommandConfig(t *testing.T) {
-	from, h, err := parseFlags(":8080", []string{"a:1", "unix//run/s"}, "1h")
+	from, h, err := parseFlags(flagValues{from: ":8080", to: []string{"a:1", "unix//run/s"}, idleTimeout: "1h"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +175,7 @@ func TestCommandConfig(t *testing.T) {
 func TestCommandForwards(t *testing.T) {
 	mustLoad(t, object{}) // puts the config of the other tests back
 	host := newHost()
-	from, h, err := parseFlags("detachable/"+host+":8080-8081", []string{ports(t, "a", 9000, 9001)}, "")
+	from, h, err := parseFlags(flagValues{from: "detachable/" + host + ":8080-8081", to: []string{ports(t, "a", 9000, 9001)}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ import (
 // datagrams prepares what moves a session of datagrams. walk is its walk through the upstreams, and begin begins another one.
 func (h *Handler) datagrams(sess *session.Session, client net.Conn, trip *hops.Trip, walk *upstream.Walk, begin func() *upstream.Walk) *relay.PacketRelay {
 	line, counts := h.succession.of(client)
-	next := &datagramUpstreams{sess: sess, begin: begin, walk: walk}
+	next := &datagramUpstreams{h: h, sess: sess, begin: begin, walk: walk}
 	cfg := relay.PacketConfig{
 		Client: client,
 		Next:   next.next,
@@ -66,6 +66,7 @@ var dropReasons = map[relay.Drop]listeners.DropReason{
 // datagramUpstreams picks the upstreams of one session. When all of them have refused datagrams it begins again: they may
 // have come back, or have another address by now. Where something else than a refusal is wrong, it looks the same one up again.
 type datagramUpstreams struct {
+	h     *Handler
 	sess  *session.Session
 	begin func() *upstream.Walk
 	walk  *upstream.Walk
@@ -94,17 +95,21 @@ func (u *datagramUpstreams) next(ctx context.Context, failed error) (addr net.Ad
 	} else {
 		addr, err = u.walk.Next(ctx, failed)
 	}
+	if failed == nil {
+		u.h.watch.chosen(u.sess, u.walk)
+	}
 	if err != nil && hadUpstream {
 		u.walk = u.begin()
 		u.walk.Renew = true
 		addr, err = u.walk.Next(ctx, nil)
+		u.h.watch.chosen(u.sess, u.walk)
 	}
 	name, _ := u.walk.Current()
 	if err != nil && u.current.Load() != nil {
 		return nil, err // the session keeps its upstream
 	}
 	u.current.Store(&datagramUpstream{name, u.walk.Source()})
-	u.sess.SetUpstream(name, addr)
+	u.h.count.set(u.sess, u.walk, addr)
 	return addr, err
 }
 

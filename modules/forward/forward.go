@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -34,11 +33,20 @@ func init() {
 // is reset at once.
 type Handler struct {
 	// To lists the upstreams: `host:port`, `unix//path`, or `host:first-last` where every listen
-	// address of the server is a range of as many ports. Upstreams get connections in turn. A session uses what a name
+	// address of the server is a range of as many ports. A session uses what a name
 	// was last looked up to, and all these addresses are tried. If that is older than a second, the name is looked up again meanwhile.
 	// Placeholders may stand for any part, but those of a connection can't turn a port into a range or into a unix socket. An upstream that is a listen
 	// address of the server itself is refused.
 	To []string `json:"to,omitempty"`
+
+	// Upstreams lists upstreams with options of their own. They come behind those of To.
+	Upstreams []Target `json:"upstreams,omitempty"`
+
+	// LBPolicy says how the upstream of a session is chosen among those of a tier: `round_robin` (in turn, by weight), `least_conn` (the
+	// one with the fewest living sessions for its weight), `random` (by weight), `random_choose <n>` (of n that are drawn, the one with
+	// the fewest living sessions for its weight; 2 to 64), `first` (in the config), `ip_hash` (by the client's address) or
+	// `hash <placeholder>` (by a value of the connection). Default: `round_robin`.
+	LBPolicy string `json:"lb_policy,omitempty"`
 
 	// ConnectTimeout bounds one connection attempt, and how long a session waits for a name that was never looked up. Default: 3s.
 	ConnectTimeout *caddy.Duration `json:"connect_timeout,omitempty"`
@@ -111,6 +119,7 @@ type Handler struct {
 	stale        time.Duration
 	retries      int
 	policy       upstream.Policy
+	balance      upstream.Balance
 	drainTimeout time.Duration
 	gracePeriod  time.Duration
 	uncounted    uncounted
@@ -119,6 +128,7 @@ type Handler struct {
 	names names
 	watch watch
 	from  *relay.Local
+	count counted
 	local hops.Where  // tells whether an upstream is on this machine
 	ports []portRange // of the listen addresses; nil where no upstream is a range
 	scope *session.Scope
@@ -145,9 +155,13 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := placement.Check(ctx, "forward", h.canonical); err != nil {
 		return err
 	}
-	upstreams, err := parseUpstreams(h.To)
+	options, err := global.Of(ctx)
 	if err != nil {
-		return fmt.Errorf("to: %w", err)
+		return err
+	}
+	upstreams, err := h.parseUpstreams(options.Zone)
+	if err != nil {
+		return err
 	}
 	sources, err := parseSources(h.Source)
 	if err == nil {
@@ -164,12 +178,10 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	h.ports = placed.ports
 	h.listensUnix.begin(placed.unix)
+	h.count.begin(upstreams)
 	h.pool = upstream.NewPool(upstreams)
+	h.pool.Balance = h.balance
 	if h.scope, err = session.NewScope(ctx, h.gracePeriod, h.drainTimeout); err != nil {
-		return err
-	}
-	options, err := global.Of(ctx)
-	if err != nil {
 		return err
 	}
 	h.uncounted.maxSessions, h.uncounted.reserve = options.MaxSessions, options.ReserveDescriptors
@@ -183,7 +195,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.succession.begin(at, h.canonical, placed.listen); err != nil {
 		return err
 	}
-	if !h.pool.Dynamic() { // placeholders need a layer4 connection
+	if !h.needsConnection() { // placeholders need a layer4 connection
 		fastpath.Offer(ctx, h.canonical, h)
 	}
 	return nil
@@ -204,38 +216,24 @@ func (h *Handler) place(ctx caddy.Context, at *placement.Finding, upstreams []up
 	if err := h.checkReplyLimits(withSite); err != nil {
 		return p, err
 	}
-	if p.ports, err = matchAddrs(upstreams, p.listen); err != nil {
-		return p, fmt.Errorf("to: %w", err)
-	}
-	if err := checkLoops(upstreams, withSite); err != nil {
-		return p, fmt.Errorf("to: %w", err)
+	for _, part := range h.parts(upstreams) {
+		ports, err := matchAddrs(part.of, p.listen)
+		if err == nil {
+			err = checkLoops(part.of, withSite)
+		}
+		if err != nil {
+			return p, fmt.Errorf("%s: %w", part.option, err)
+		}
+		if ports != nil {
+			p.ports = ports
+		}
 	}
 	return p, nil
 }
 
-// parseUpstreams reads the upstreams. Placeholders that only a connection can fill in are read for each session.
-func parseUpstreams(to []string) ([]upstream.Upstream, error) {
-	if len(to) == 0 {
-		return nil, errNoUpstream
-	}
-	repl := caddy.NewReplacer()
-	upstreams := make([]upstream.Upstream, len(to))
-	for i, name := range to {
-		known := repl.ReplaceKnown(name, "")
-		upstreams[i] = upstream.Upstream{Name: known, Dynamic: strings.Contains(known, "{")}
-		if upstreams[i].Dynamic {
-			continue
-		}
-		addr, err := upstream.ParseExpanded(name, known)
-		switch {
-		case err != nil && known != name:
-			return nil, fmt.Errorf("%q, which is %w", name, err)
-		case err != nil:
-			return nil, err
-		}
-		upstreams[i].Addr = addr
-	}
-	return upstreams, nil
+// needsConnection reports whether sessions need a layer4 connection, which has the placeholders.
+func (h *Handler) needsConnection() bool {
+	return h.pool.Dynamic() || h.balance.Method == upstream.Hash
 }
 
 // Handle forwards the connection. The session may go on when it has returned.
@@ -253,10 +251,14 @@ func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
 		return nil
 	}
 	walk := func() *upstream.Walk { return h.walk(sess, accepted) }
-	if h.pool.Dynamic() {
+	if h.needsConnection() {
 		walk = func() *upstream.Walk {
 			walk := h.walk(sess, accepted)
 			walk.Expand = func(name string) string { return cx.Replacer().ReplaceAll(name, "") }
+			if h.balance.Method == upstream.Hash {
+				value := walk.Expand(h.balance.Value)
+				walk.Key, walk.Keyed = upstream.HashString(value), value != ""
+			}
 			return walk
 		}
 	}
@@ -309,6 +311,9 @@ func (h *Handler) walk(sess *session.Session, accepted net.Conn) *upstream.Walk 
 	if h.ports != nil {
 		walk.Offset = offset(accepted, h.ports)
 	}
+	if h.balance.Method == upstream.IPHash && sess.Client.IsValid() {
+		walk.Key, walk.Keyed = upstream.HashIP(sess.Client.Addr()), true
+	}
 	return walk
 }
 
@@ -323,8 +328,11 @@ func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, trip *hops.T
 		Prefetched: prefetched,
 		Next: func(ctx context.Context, failed error) (net.Addr, error) {
 			addr, err := walk.Next(ctx, failed)
-			sess.SetUpstream(walk.Current())
 			given = addr
+			if failed == nil {
+				h.watch.chosen(sess, walk)
+			}
+			h.count.set(sess, walk, addr)
 			return addr, err
 		},
 		Attempt: func(addr net.Addr, took time.Duration, err error) {
@@ -333,7 +341,7 @@ func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, trip *hops.T
 				sess.DialFailed(name, took)
 			} else {
 				if addr != given {
-					sess.SetUpstream(name, addr) // another one was faster
+					h.count.set(sess, walk, addr) // another one was faster
 				}
 				walk.Source().Works(addr)
 				sess.Dialed(took)
@@ -423,6 +431,7 @@ func (h *Handler) Cleanup() error {
 	h.succession.end()
 	h.names.end()
 	h.watch.end()
+	h.count.end()
 	if h.scope != nil {
 		h.scope.Replaced()
 	}

@@ -2,7 +2,6 @@ package forward
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -18,8 +17,6 @@ import (
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
 	"github.com/portgate/caddy-portgate/modules/internal/gate"
 )
-
-var errNoUpstream = errors.New("expected at least one upstream, such as 127.0.0.1:9000")
 
 // Defaults of the options that have one other than zero.
 const (
@@ -83,6 +80,9 @@ func (h *Handler) applyDefaults() error {
 	if err := h.applyPolicy(); err != nil {
 		return err
 	}
+	if err := h.applyBalance(); err != nil {
+		return err
+	}
 	h.keepAlive, h.stale = defaultKeepAlive, defaultStale
 	override(&h.stale, h.Stale)
 	override(&h.keepAlive, h.KeepAlive)
@@ -102,6 +102,21 @@ func (h *Handler) applyPolicy() error {
 	override(&h.policy.FailDuration, h.FailDuration)
 	if h.policy.FailDuration == 0 {
 		return fmt.Errorf("fail_duration: %w", errNoTime("0s"))
+	}
+	return nil
+}
+
+func (h *Handler) applyBalance() (err error) {
+	if h.LBPolicy == "" {
+		return nil
+	}
+	if h.balance, err = upstream.ParseBalance(h.LBPolicy); err != nil {
+		return fmt.Errorf("lb_policy: %w", err)
+	}
+	known := caddy.NewReplacer().ReplaceKnown(h.balance.Value, "")
+	if h.balance.Method == upstream.Hash && !strings.Contains(known, "{") {
+		return fmt.Errorf("lb_policy: hash: %q, which is %q for all sessions: expected a placeholder of the connection, such as {l4.tls.server_name}",
+			h.balance.Value, known)
 	}
 	return nil
 }
@@ -148,6 +163,13 @@ func override(limit *time.Duration, option *caddy.Duration) {
 //
 //	forward [<upstream>...] {
 //		to                 <upstream>...
+//		upstream           <address> {
+//			weight   <number>
+//			priority <tier>
+//			backup
+//			zone     <name>
+//		}
+//		lb_policy          round_robin|least_conn|random|random_choose <n>|first|ip_hash|hash <placeholder>
 //		connect_timeout    <duration>
 //		idle_timeout       <duration>
 //		half_close_timeout <duration>
@@ -165,12 +187,20 @@ func override(limit *time.Duration, option *caddy.Duration) {
 //		grace_period       <duration>
 //	}
 func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
+	given := make(distinct)
+	add := func(names []string) error { return checkUpstreams(names, given) }
 	upstreams := func(args []string) error {
 		h.To = append(h.To, args...)
-		return checkUpstreams(args)
+		return add(args)
 	}
 	err := caddyfile.Unmarshal(d, upstreams,
 		caddyfile.Option{Name: "to", Min: 1, Max: -1, Repeat: true, Set: upstreams},
+		h.upstreamOption(add),
+		caddyfile.Option{Name: "lb_policy", Min: 1, Max: 2, Set: func(args []string) error {
+			h.LBPolicy = strings.Join(args, " ")
+			_, err := upstream.ParseBalance(h.LBPolicy)
+			return err
+		}},
 		positive("connect_timeout", &h.ConnectTimeout),
 		duration("idle_timeout", &h.IdleTimeout),
 		duration("half_close_timeout", &h.HalfCloseTimeout),
@@ -212,8 +242,11 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 	if err != nil {
 		return err
 	}
-	if len(h.To) == 0 {
+	if len(h.To)+len(h.Upstreams) == 0 {
 		return d.Errf("to: %w", errNoUpstream)
+	}
+	if err := h.checkTiers(); err != nil {
+		return d.WrapErr(err)
 	}
 	return nil
 }
@@ -242,13 +275,16 @@ func positive(name string, to **caddy.Duration) caddyfile.Option {
 	})
 }
 
-// checkUpstreams refuses upstreams that are wrong whatever their placeholders stand for.
-func checkUpstreams(names []string) error {
+// checkUpstreams refuses upstreams that are wrong whatever their placeholders stand for, and those that are given already.
+func checkUpstreams(names []string, given distinct) (err error) {
 	for _, name := range names {
-		if strings.Contains(name, "{") {
-			continue
+		u := upstream.Upstream{Name: name, Dynamic: strings.Contains(name, "{")}
+		if !u.Dynamic {
+			if u.Addr, err = upstream.Parse(name); err != nil {
+				return err
+			}
 		}
-		if _, err := upstream.Parse(name); err != nil {
+		if err := given.add(&u); err != nil {
 			return err
 		}
 	}

@@ -99,7 +99,7 @@ func TestPresetsStayAsTheyAre(t *testing.T) {
 	}
 }
 
-const optionNames = "to, connect_timeout, idle_timeout, half_close_timeout, max_lifetime, timeouts, retries, max_fails, fail_duration, stale, keepalive, max_replies, max_reply_ratio, source, drain_timeout, grace_period"
+const optionNames = "to, upstreams, lb_policy, connect_timeout, idle_timeout, half_close_timeout, max_lifetime, timeouts, retries, max_fails, fail_duration, stale, keepalive, max_replies, max_reply_ratio, source, drain_timeout, grace_period"
 
 func TestJSONErrors(t *testing.T) {
 	t.Parallel()
@@ -204,7 +204,7 @@ func TestCaddyfileErrors(t *testing.T) {
 		"forward a":                                   `forward: "a": expected host:port, host:first-last or unix//path, at Testfile:1`,
 		"forward a:1 {\n to b:x\n}":                   `to: "b:x": port "x": expected a number from 1 to 65535, at Testfile:2`,
 		"forward a:1 {\n to\n}":                       `to: expected at least 1 value, at Testfile:2`,
-		"forward a:1 {\n tos b:1\n}":                  `unknown option "tos": expected one of ` + optionNames + `, at Testfile:2`,
+		"forward a:1 {\n tos b:1\n}":                  `unknown option "tos": expected one of ` + strings.Replace(optionNames, "upstreams", "upstream", 1) + `, at Testfile:2`,
 		"forward a:1 {\n max_replies x\n}":            `max_replies: "x": expected a whole number from 0 to 1000000000, at Testfile:2`,
 		"forward a:1 {\n max_reply_ratio -1\n}":       `max_reply_ratio: "-1": expected a number such as 3 or 1.5, at Testfile:2`,
 		"forward a:1 {\n max_reply_ratio NaN\n}":      `max_reply_ratio: "NaN": expected a number such as 3 or 1.5, at Testfile:2`,

@@ -54,7 +54,7 @@ func TestMatchPorts(t *testing.T) {
 		{"a:1-11 b:1", ":80-90", `"b:1": expected a range of 11 ports, as the listen address ":80-90" has, or a placeholder`},
 		{"a:1-11 b:1-12", ":80-90", `"b:1-12": expected a range of 11 ports, as the listen address ":80-90" has, or a placeholder`},
 	} {
-		upstreams, err := parseUpstreams(strings.Fields(c.to))
+		upstreams, err := (&Handler{To: strings.Fields(c.to)}).parseUpstreams("")
 		if err != nil {
 			t.Fatal(err)
 		}

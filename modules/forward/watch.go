@@ -3,6 +3,7 @@ package forward
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -20,6 +21,7 @@ import (
 type watch struct {
 	memory *state.Ref[remembered] // nil where nothing is remembered
 	scope  *session.Scope         // holds the series
+	over   atomic.Bool            // all upstreams were out when the last session came
 }
 
 // remembered is the failures that all handlers with one policy share. It outlives their configs.
@@ -35,6 +37,8 @@ var (
 	ejections = meter.Counter("upstream_ejections_total", "Times that an address of an upstream was taken out, so that sessions try it last.", "upstream")
 	ejected   = ejectedNow{meter.Desc("upstream_ejected", "Addresses of an upstream that are out now.", "upstream")}
 )
+
+var allOut = meter.Counter("upstreams_all_out_total", "Sessions for which all upstreams were out, so that one of them was tried all the same.", "listener")
 
 // registered tells where these are registered.
 var registered meter.Registered
@@ -74,7 +78,9 @@ func (e ejectedNow) Collect(to chan<- prometheus.Metric) {
 // begin is called in Provision. After an error end releases what there is.
 func (w *watch) begin(ctx caddy.Context, scope *session.Scope, policy upstream.Policy, upstreams []upstream.Upstream) (err error) {
 	registry := ctx.GetMetricsRegistry()
-	if err := registered.In(registry, func() error { return meter.Register(registry, fails, ejections, ejected, lookups, localErrors) }); err != nil {
+	if err := registered.In(registry, func() error {
+		return meter.Register(registry, fails, ejections, ejected, lookups, localErrors, allOut, living)
+	}); err != nil {
 		return err
 	}
 	w.scope = scope
@@ -118,6 +124,23 @@ func (w *watch) unresolved(sess *session.Session, name string) {
 	sess.UpstreamFailed(name, nil)
 	failed, _ := w.series(name)
 	failed.Inc()
+}
+
+// chosen notes that a session's first upstream was chosen.
+func (w *watch) chosen(sess *session.Session, walk *upstream.Walk) {
+	out := walk.AllOut()
+	if out {
+		allOut.WithLabelValues(sess.Listener).Inc()
+	}
+	if out == w.over.Load() || w.over.Swap(out) == out {
+		return
+	}
+	log := logqueue.Default("forward").With(zap.String("listener", sess.Listener))
+	if out {
+		log.Warn("all upstreams are out, so all are tried")
+	} else {
+		log.Info("an upstream is back, where all were out")
+	}
 }
 
 // report writes to the log of the running config that an address was taken out, or is back.

@@ -3,6 +3,7 @@ package settings
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/caddyserver/caddy/v2"
@@ -46,6 +47,9 @@ type App struct {
 	// its own. An IPv6 client is a /64. From 1 to 1000000. Default: 1000.
 	UDPMaxSessionsPerClient *int `json:"udp_max_sessions_per_client,omitempty"`
 
+	// Zone is where the gateway is. Upstreams of the same zone come first within a tier. Default: none.
+	Zone string `json:"zone,omitempty"`
+
 	// AccessLog bounds what gets into the access log.
 	AccessLog *AccessLog `json:"access_log,omitempty"`
 
@@ -60,6 +64,7 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 // Provision sets up the app.
 func (a *App) Provision(caddy.Context) error {
 	a.options = global.Defaults()
+	a.options.Zone = a.Zone
 	if err := a.AccessLog.set(&a.options.AccessLog); err != nil {
 		return err
 	}
@@ -115,6 +120,7 @@ func (a *App) Options() global.Options { return a.options }
 //		reserve_descriptors         <count>
 //		udp_max_sessions            <count>
 //		udp_max_sessions_per_client <count>
+//		zone                        <name>
 //		access_log {
 //			queue  <count>
 //			sample <status> <rate>
@@ -131,6 +137,13 @@ func parseGlobalOption(d *caddycaddyfile.Dispenser, existing any) (any, error) {
 		count("reserve_descriptors", 0, &a.ReserveDescriptors),
 		count("udp_max_sessions", 1, &a.UDPMaxSessions),
 		count("udp_max_sessions_per_client", 1, &a.UDPMaxSessionsPerClient),
+		caddyfile.Option{Name: "zone", Min: 1, Max: 1, Set: func(args []string) error {
+			a.Zone = args[0]
+			if a.Zone == "" {
+				return errors.New(`"": expected the name of a zone`)
+			}
+			return nil
+		}},
 		accessLogOption(&a.AccessLog),
 	)
 	if err != nil {

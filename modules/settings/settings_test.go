@@ -26,6 +26,7 @@ func TestSettings(t *testing.T) {
 		"portgate":                           `{}`,
 		"portgate {\n udp_max_sessions 5\n}": `{"udp_max_sessions":5}`,
 		"portgate {\n max_sessions 5\n reserve_descriptors 0\n}":                            `{"max_sessions":5,"reserve_descriptors":0}`,
+		"portgate {\n zone east-1\n}":                                                       `{"zone":"east-1"}`,
 		"portgate {\n udp_max_sessions_per_client 1\n}":                                     `{"udp_max_sessions_per_client":1}`,
 		"portgate {\n udp_max_sessions 1000000\n udp_max_sessions_per_client 7\n}":          `{"udp_max_sessions":1000000,"udp_max_sessions_per_client":7}`,
 		"portgate {\n access_log\n}":                                                        `{"access_log":{}}`,
@@ -40,7 +41,7 @@ func TestSettings(t *testing.T) {
 
 func TestWrongSettings(t *testing.T) {
 	t.Parallel()
-	const known = "expected one of max_sessions, reserve_descriptors, udp_max_sessions, udp_max_sessions_per_client, access_log"
+	const known = "expected one of max_sessions, reserve_descriptors, udp_max_sessions, udp_max_sessions_per_client, zone, access_log"
 	for input, want := range map[string]string{
 		"portgate x":                                                           `portgate: "x": expected no value, at Caddyfile:2`,
 		"portgate {\n tcp_max_sessions 5\n}":                                   `unknown option "tcp_max_sessions": ` + known + `, at Caddyfile:3`,
@@ -48,6 +49,7 @@ func TestWrongSettings(t *testing.T) {
 		"portgate {\n reserve_descriptors -1\n}":                               `reserve_descriptors: "-1": expected a whole number from 0 to 1000000, at Caddyfile:3`,
 		"portgate {\n udp_max_sessions\n}":                                     `udp_max_sessions: expected 1 value, at Caddyfile:3`,
 		"portgate {\n udp_max_sessions 0\n}":                                   `udp_max_sessions: "0": expected a whole number from 1 to 1000000, at Caddyfile:3`,
+		"portgate {\n zone \"\"\n}":                                            `zone: "": expected the name of a zone, at Caddyfile:3`,
 		"portgate {\n udp_max_sessions_per_client x\n}":                        `udp_max_sessions_per_client: "x": expected a whole number from 1 to 1000000, at Caddyfile:3`,
 		"portgate {\n udp_max_sessions 1\n}\nportgate\n":                       `portgate: given twice, at Caddyfile:5`,
 		"portgate {\n access_log x\n}":                                         `access_log: "x": expected no value, at Caddyfile:3`,

@@ -21,6 +21,8 @@ type Options struct {
 	UDPMaxSessions int
 	// UDPMaxSessionsPerClient is how many of them one client may have.
 	UDPMaxSessionsPerClient int
+	// Zone is where the gateway is; empty: nobody says.
+	Zone string
 	// AccessLog bounds what gets into the access log.
 	AccessLog AccessLog
 }
