@@ -139,7 +139,7 @@ func (d *dynamic) insert(e entry, before *timed) {
 	heap.Push(&d.queue, t)
 }
 
-// set puts an entry in, in place of one with the same prefix.
+// setEntry puts an entry in, in place of one with the same prefix.
 func (d *dynamic) setEntry(e entry) {
 	before := d.entries[e.Prefix]
 	if before != nil {
