@@ -368,7 +368,7 @@ func TestSourceAddresses(t *testing.T) {
 			servers := gate.Layer4(
 				gate.Listen(network+"/"+addr, gate.Forward(first).With("source", []string{n.inside, other})),
 				gate.Listen(network+"/"+net.JoinHostPort(n.inside, "81"), gate.Forward(second).With("source", []string{n.inside, other})))
-			gate.Start(t, servers, gate.WithNamespace(n.name))
+			p := gate.Start(t, servers, gate.WithNamespace(n.name))
 			for _, to := range []string{addr, net.JoinHostPort(n.inside, "81")} { // the same ports to another upstream
 				for range 2 * ports {
 					conn, err := net.DialTimeout("tcp", to, peerTimeout)
@@ -380,6 +380,14 @@ func TestSourceAddresses(t *testing.T) {
 					count(t, strings.TrimSpace(line))
 				}
 				check(t)
+			}
+			if s := mustBeReset(t, p, addr, ""); s.Status != 502 || !strings.Contains(s.Error, "net.ipv4.ip_local_port_range is used up") {
+				t.Errorf("one more: %s", s.Line)
+			}
+			m := p.Metrics()
+			must(t, equal(m, "caddy_portgate_upstream_fails_total", 0))
+			if m.Sum("caddy_portgate_local_connect_errors_total", label("reason", "no_port")) == 0 || !strings.Contains(p.Output(), "no port is left") {
+				t.Error("nobody says that no port is left")
 			}
 		})
 	}
