@@ -70,6 +70,32 @@ func TestWeights(t *testing.T) {
 	living(0, 0, 0, 0)
 }
 
+// A session of datagrams is counted at the upstream that has it in the end, and nowhere once it is over.
+func TestUDPSessionsAreCounted(t *testing.T) {
+	t.Parallel()
+	dead, alive, addr := gate.ReserveAddr(t), serveUDP(t, echoUDP), gate.ReserveAddr(t)
+	config := gate.Layer4(gate.ListenUDP(addr, gate.Forward(dead, alive).With("max_fails", 0)))
+	p := gate.Start(t, config)
+	for i := range 5 {
+		client, question := dialUDP(t, addr), fmt.Sprintf("question %d", i)
+		mustWrite(t, client, question)
+		mustRead(t, client, question)
+	}
+	living := func(of string, n int) {
+		t.Helper()
+		gate.Eventually(t, peerTimeout, func() error {
+			return equal(p.Metrics(), "caddy_portgate_upstream_sessions_active", n, label("upstream", of))
+		})
+	}
+	living(alive, 5)
+	living(dead, 0)
+	p.Load(config) // it is the same, so the sessions go on
+	living(alive, 5)
+	p.Load(gate.Layer4(gate.ListenUDP(addr, gate.Forward(dead, alive))))
+	living(alive, 0)
+	living(dead, 0)
+}
+
 // The upstream with long sessions gets no others, whichever config they began with.
 func TestLeastConn(t *testing.T) {
 	t.Parallel()

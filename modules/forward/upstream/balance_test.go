@@ -123,6 +123,30 @@ func TestRandomFollowsWeights(t *testing.T) {
 	}
 }
 
+// The lots of all members add up to their weights.
+func TestLots(t *testing.T) {
+	t.Parallel()
+	random := rand.New(rand.NewPCG(6, 6))
+	for range 200 {
+		g := &group{}
+		for i := range 1 + random.IntN(50) {
+			g.members = append(g.members, member{position: i, weight: int64(1 + random.IntN(MaxWeight))})
+			g.total += g.members[i].weight
+		}
+		has := make([]uint64, len(g.members))
+		for i, l := range g.makeLots() {
+			keeps := min(l.keeps, uint64(g.total))
+			has[i] += keeps
+			has[l.other] += uint64(g.total) - keeps
+		}
+		for i, m := range g.members {
+			if want := uint64(m.weight) * uint64(len(g.members)); has[i] != want {
+				t.Fatalf("member %d of %v has %d, want %d", i, g.members, has[i], want)
+			}
+		}
+	}
+}
+
 // least_conn always takes one that has the fewest sessions for its weight, however sessions come and go.
 func TestLeastConnAgainstOracle(t *testing.T) {
 	t.Parallel()
@@ -577,10 +601,14 @@ func BenchmarkPick(b *testing.B) {
 	for _, weights := range []struct {
 		name string
 		of   []int
-	}{{"equal", slices.Repeat([]int{1}, 1000)}, {"weighted", slices.Repeat([]int{5, 3, 1, 9}, 250)}} {
+	}{{"equal", slices.Repeat([]int{1}, 1000)}, {"weighted", slices.Repeat([]int{5, 3, 1, 9}, 250)}, {"one out", slices.Repeat([]int{5, 3, 1, 9}, 250)}} {
 		for _, method := range []string{"round_robin", "least_conn", "random", "random_choose 2", "first", "ip_hash"} {
 			b.Run(weights.name+"/"+method, func(b *testing.B) {
 				p := poolOf(b, method, weights.of...)
+				if weights.name == "one out" {
+					p.Failures = NewFailures(Policy{MaxFails: 1, FailDuration: time.Hour}, time.Now, nil)
+					p.fail(7)
+				}
 				walk := &Walk{pool: p, Keyed: true}
 				if p.Balance.Keyed() {
 					for slot := range uint64(1 << slotBits) { // as after the first clients

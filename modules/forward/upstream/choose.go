@@ -4,13 +4,18 @@ import "slices"
 
 // choice is what a walk knows of the upstreams that it has looked at.
 type choice struct {
-	seen    int      // how many
-	looked  []uint64 // which, a bit for each; nil while there is none
-	last    int      // the last one
-	pending int      // number and 1 of one that was chosen and whose name is not known yet, 0: none
-	tier    int      // of the first one
+	seen    int // how many
+	last    int // the last one
+	pending int // number and 1 of one that was chosen and whose name is not known yet, 0: none
+	tier    int // of the first one
 	allOut  bool
-	rest    []int // those that are out, in the order in which they are looked at; nil before
+	detour  *detour // nil as long as the first one is all that was chosen, as for most sessions
+}
+
+// detour is the way of a session whose first upstream could not be reached.
+type detour struct {
+	looked []uint64 // the upstreams that were looked at, a bit for each
+	rest   []int    // those that are out, in the order in which they are looked at; nil before
 }
 
 // take notes that an upstream was looked at.
@@ -18,8 +23,8 @@ func (c *choice) take(position int) {
 	c.seen, c.last, c.pending = c.seen+1, position, 0
 }
 
-func (c *choice) has(position int) bool {
-	return c.looked[position/64]&(1<<(position%64)) != 0
+func (d *detour) has(position int) bool {
+	return d.looked[position/64]&(1<<(position%64)) != 0
 }
 
 // choose returns the next upstream to look at. There must be one that the walk has not looked at.
@@ -30,13 +35,11 @@ func (p *Pool) choose(w *Walk) int {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	position := 0
-	switch {
-	case c.seen == 0:
-		position = p.firstOf(w)
-	default:
-		position = p.another(w)
+	choose := p.another
+	if c.seen == 0 {
+		choose = p.firstOf
 	}
+	position := choose(w)
 	c.pending = position + 1
 	return position
 }
@@ -49,10 +52,8 @@ func (p *Pool) firstOf(w *Walk) int {
 		key = p.point()
 	}
 	if t.until < 1 {
-		point := key
-		if p.Balance.Keyed() {
-			point = mix(key)
-		} else {
+		point := mix(key) // so that a client keeps its tier, too
+		if !p.Balance.Keyed() {
 			point = p.point()
 		}
 		t = v.at(float64(point>>11) / (1 << 53))
@@ -72,11 +73,12 @@ func (p *Pool) point() uint64 {
 // there is none, the others are looked at, because some of their addresses may be in.
 func (p *Pool) another(w *Walk) int {
 	c := &w.choice
-	if c.looked == nil {
-		c.looked = make([]uint64, (len(p.upstreams)+63)/64)
+	if c.detour == nil {
+		c.detour = &detour{looked: make([]uint64, (len(p.upstreams)+63)/64)}
 	}
-	c.looked[c.last/64] |= 1 << (c.last % 64)
-	if c.rest == nil {
+	d := c.detour
+	d.looked[c.last/64] |= 1 << (c.last % 64)
+	if d.rest == nil {
 		v := p.viewFor(w.situation())
 		if m := p.anotherOf(v.tiers[c.tier:c.tier+1], w); m != nil {
 			return m.position
@@ -84,10 +86,10 @@ func (p *Pool) another(w *Walk) int {
 		if m := p.anotherOf(v.tiers, w); m != nil {
 			return m.position
 		}
-		c.rest = p.others(c)
+		d.rest = p.others(c)
 	}
-	next := c.rest[0]
-	c.rest = c.rest[1:]
+	next := d.rest[0]
+	d.rest = d.rest[1:]
 	return next
 }
 
@@ -96,7 +98,7 @@ func (p *Pool) others(c *choice) []int {
 	rest := make([]int, 0, p.usable-c.seen)
 	for k := range p.upstreams {
 		i := (c.last + 1 + k) % len(p.upstreams)
-		if !p.upstreams[i].Drained && !c.has(i) {
+		if !p.upstreams[i].Drained && !c.detour.has(i) {
 			rest = append(rest, i)
 		}
 	}
@@ -120,7 +122,7 @@ func (p *Pool) anotherOf(tiers []tier, w *Walk) *member {
 
 // another returns a member that a walk has not looked at, nil if there is none. It is the same as a pick among those, at leisure.
 func (g *group) another(p *Pool, w *Walk) *member {
-	skip := w.choice.has
+	skip := w.choice.detour.has
 	if w.Keyed && p.Balance.Keyed() {
 		return g.highest(w.Key>>(64-slotBits), skip)
 	}

@@ -9,6 +9,8 @@ import (
 const (
 	// most is how many upstreams a pick looks at: it has to be cheap with 1,000 as well.
 	most = 64
+	// block is how many members of a larger group take turns among each other: with 1,000, that and the number of blocks are small.
+	block = 16
 	// sample is how many least_conn looks at where there are more than that. The busiest upstream has hardly more sessions then than where
 	// all are compared: it falls with log log n over log of this (Azar et al. 1999).
 	sample = 12
@@ -20,10 +22,10 @@ type group struct {
 	members []member
 	uniform bool // all weights are equal
 	total   int64
-	turn    int      // the member whose turn it is
-	blocks  blocks   // of weighted groups that are too large to look at all members
-	sums    []uint64 // of the weights up to each member, made at the first draw
-	hashed  *owners  // shared by all views
+	turn    int     // the member whose turn it is
+	blocks  blocks  // of weighted groups that are too large to look at all members
+	lots    []lot   // of the members, made at the first draw
+	hashed  *owners // shared by all views
 }
 
 // member is an upstream of a group.
@@ -51,7 +53,7 @@ func newGroup(members []member, last int) *group {
 	if g.uniform || len(members) <= most {
 		return g
 	}
-	for part := range slices.Chunk(members, most) {
+	for part := range slices.Chunk(members, block) {
 		sum := int64(0)
 		for _, m := range part {
 			sum += m.weight
@@ -104,8 +106,8 @@ func (g *group) next() *member {
 		}
 	}
 	g.blocks.current[best] -= g.total
-	first := best * most
-	return smooth(g.members[first:min(first+most, len(g.members))], g.blocks.weight[best])
+	first := best * block
+	return smooth(g.members[first:min(first+block, len(g.members))], g.blocks.weight[best])
 }
 
 // smooth is one step of smooth weighted round robin.
@@ -192,22 +194,54 @@ func (l load) compare(other load) int {
 	return 0
 }
 
-// draw returns a member by lot, as likely as its weight says.
+// lot is a part of all draws that is as large as that of any other member. A member whose share is smaller leaves the rest to another one.
+type lot struct {
+	keeps uint64 // how much of the total weight belongs to the member itself
+	other int    // whose the rest is
+}
+
+// draw returns a member by lot, as likely as its weight says: the alias method (Walker 1977, Vose 1991), which looks at two at most.
 func (g *group) draw(random uint64) *member {
-	lot, _ := bits.Mul64(random, uint64(g.total)) // as good as even: the total is far below 2^64
+	n, total := uint64(len(g.members)), uint64(g.total)
 	if g.uniform {
-		return &g.members[lot/uint64(g.members[0].weight)]
+		i, _ := bits.Mul64(random, n) // as good as even: n is far below 2^64
+		return &g.members[i]
 	}
-	if g.sums == nil {
-		g.sums = make([]uint64, len(g.members))
-		sum := uint64(0)
-		for i, m := range g.members {
-			sum += uint64(m.weight)
-			g.sums[i] = sum
+	if g.lots == nil {
+		g.lots = g.makeLots()
+	}
+	point, _ := bits.Mul64(random, n*total)
+	i, rest := point/total, point%total
+	if rest < g.lots[i].keeps {
+		return &g.members[i]
+	}
+	return &g.members[g.lots[i].other]
+}
+
+// makeLots deals out n lots of the total weight each, of which a member has n times its weight.
+func (g *group) makeLots() []lot {
+	n := uint64(len(g.members))
+	lots := make([]lot, n)
+	var small, large []int
+	for i, m := range g.members {
+		lots[i].keeps = uint64(m.weight) * n
+		if lots[i].keeps < uint64(g.total) {
+			small = append(small, i)
+		} else {
+			large = append(large, i)
 		}
 	}
-	i, _ := slices.BinarySearch(g.sums, lot+1)
-	return &g.members[i]
+	for len(small) > 0 && len(large) > 0 {
+		poor, rich := small[len(small)-1], large[len(large)-1]
+		small = small[:len(small)-1]
+		lots[poor].other = rich
+		lots[rich].keeps -= uint64(g.total) - lots[poor].keeps
+		if lots[rich].keeps < uint64(g.total) {
+			large = large[:len(large)-1]
+			small = append(small, rich)
+		}
+	}
+	return lots
 }
 
 // bestOfDrawn draws some members, and returns the one with the lowest load (the power of two choices: Mitzenmacher 1996).

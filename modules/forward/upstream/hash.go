@@ -56,7 +56,7 @@ type owners struct {
 func (g *group) owner(key uint64) *member {
 	slot := key >> (64 - slotBits)
 	o := g.hashed
-	if o == nil || len(o.all.members) <= compared || len(o.all.members) >= math.MaxUint16 {
+	if o == nil || len(o.all.members) >= math.MaxUint16 {
 		return g.highest(slot, nil)
 	}
 	page := o.page[slot>>8]

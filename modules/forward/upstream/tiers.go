@@ -104,7 +104,7 @@ func (p *Pool) remember(t *tier, base *view) {
 		case side.of == nil:
 		case side.all != nil:
 			side.of.hashed = side.all.hashed
-		default:
+		case len(side.of.members) > compared:
 			side.of.hashed = &owners{all: side.of}
 		}
 	}
