@@ -261,7 +261,10 @@ func TestFirstNameServerIsSilent(t *testing.T) {
 	gate.Eventually(t, peerTimeout, func() error { return greeting(addr, "first") })
 	whileSessions(t, addr, func() {
 		gate.Eventually(t, peerTimeout, func() error {
-			return equal(p.Metrics(), "caddy_portgate_name_lookups_total", 2, label("result", "answered")) // both by the second name server
+			if n := p.Metrics().Sum("caddy_portgate_name_lookups_total", label("result", "answered")); n < 2 {
+				return fmt.Errorf("%v lookups, each answered by the second name server", n)
+			}
+			return nil
 		})
 	})
 }
