@@ -24,6 +24,9 @@ func TestMetricsOfWhatIsGone(t *testing.T) {
 	p := gate.Start(t, config(0))
 	must(t, oneRequest(stays))
 	must(t, oneRequest(limited))
+	gate.Eventually(t, peerTimeout, func() error { // the client sees the end of a session before it is counted
+		return equal(p.Metrics(), "caddy_portgate_sessions_total", 2)
+	})
 	before := make(map[string]bool)
 	for sample := range p.Metrics() {
 		before[sample] = true
