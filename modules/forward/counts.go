@@ -61,7 +61,7 @@ func (l livingNow) Describe(to chan<- *prometheus.Desc) { to <- l.desc }
 // Collect implements [prometheus.Collector].
 func (l livingNow) Collect(to chan<- prometheus.Metric) {
 	now := make(map[string]int64)
-	counts.Each(func(name string, living int64) { now[name] = living })
+	counts.Each(func(name string, n int64) { now[name] = n })
 	shown.Range(func(key, _ any) bool {
 		name := key.(string)
 		to <- prometheus.MustNewConstMetric(l.desc, prometheus.GaugeValue, float64(now[name]), name)

@@ -14,13 +14,13 @@ import (
 // livingOf returns how many sessions of each upstream live, and those of which none is remembered as -1.
 func livingOf(names ...string) (all []int64) {
 	now := make(map[string]int64)
-	counts.Each(func(name string, living int64) { now[name] = living })
+	counts.Each(func(name string, n int64) { now[name] = n })
 	for _, name := range names {
-		living, known := now[name]
+		n, known := now[name]
 		if !known {
-			living = -1
+			n = -1
 		}
-		all = append(all, living)
+		all = append(all, n)
 	}
 	return all
 }

@@ -113,8 +113,8 @@ func (g *group) highest(slot uint64, skip func(position int) bool) (best *member
 			}
 			continue
 		}
-		if score := score(draw, m.weight); best == nil || score > bestScore {
-			best, bestScore = m, score
+		if s := score(draw, m.weight); best == nil || s > bestScore {
+			best, bestScore = m, s
 		}
 	}
 	return best

@@ -1,0 +1,41 @@
+package forward
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/portgate/caddy-portgate/modules/forward/upstream"
+	"github.com/portgate/caddy-portgate/modules/internal/placement"
+)
+
+// placed is what handlers that are alike find out about their listen addresses.
+type placed struct {
+	listen []caddy.NetworkAddress
+	ports  []portRange
+	unix   bool // one of the addresses is a unix socket
+}
+
+// place looks at the listen addresses, and refuses those that the options don't go with.
+func (h *Handler) place(ctx caddy.Context, at *placement.Finding, upstreams []upstream.Upstream) (p placed, err error) {
+	p.listen = at.Listens()
+	withSite := append(placement.SiteListens(ctx), p.listen...)
+	p.unix = slices.ContainsFunc(withSite, caddy.NetworkAddress.IsUnixNetwork)
+	if err := h.checkReplyLimits(withSite); err != nil {
+		return p, err
+	}
+	for _, part := range h.parts(upstreams) {
+		ports, err := matchAddrs(part.of, p.listen)
+		if err == nil {
+			err = checkLoops(part.of, withSite)
+		}
+		if err != nil {
+			return p, fmt.Errorf("%s: %w", part.option, err)
+		}
+		if ports != nil {
+			p.ports = ports
+		}
+	}
+	return p, nil
+}
