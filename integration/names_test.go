@@ -198,7 +198,7 @@ func TestSlowNameServer(t *testing.T) {
 		time.AfterFunc(slow, func() {
 			now.Add(-1)
 			late.Add(1)
-			conn.WriteToUDPAddrPort(dnsAnswer(query, answer.Load().(string)), from)
+			_, _ = conn.WriteToUDPAddrPort(dnsAnswer(query, answer.Load().(string)), from)
 		})
 		return nil
 	})

@@ -312,5 +312,5 @@ func droppedByUDP(t testing.TB) int {
 		}
 	}
 	t.Fatalf("/proc/net/snmp has no RcvbufErrors:\n%s", counters)
-	panic("not reached")
+	return 0
 }

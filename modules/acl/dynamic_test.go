@@ -3,6 +3,7 @@ package acl
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"sync"
@@ -209,7 +210,7 @@ func TestClockThatIsSet(t *testing.T) {
 				must(t, d.Destruct())
 				d.wait()
 			}()
-			e, err := (&given{Prefix: one, TTL: "1m"}).entry(d.clock.now(), httptest.NewRequest("PUT", "/", nil))
+			e, err := (&given{Prefix: one, TTL: "1m"}).entry(d.clock.now(), httptest.NewRequest(http.MethodPut, "/", nil))
 			must(t, err)
 			must(t, d.add(e))
 			system.set(by)

@@ -120,7 +120,7 @@ func (l *Local) report(err error) error {
 // localError returns a [*LocalError] where a call, "bind" or "connect", has failed because of this system, and the system's error else.
 // Where all ports are in use connect(2) says so with EAGAIN for UDP, and with EADDRNOTAVAIL for TCP (ip(7), tcp(7)); bind(2) with EADDRINUSE.
 func localError(call string, errno syscall.Errno, datagrams bool, source netip.Addr) error {
-	noPort := false
+	var noPort bool
 	switch {
 	case call == "bind":
 		noPort = errno == syscall.EADDRINUSE

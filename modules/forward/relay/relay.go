@@ -265,7 +265,7 @@ func connectReason(err error) Reason {
 
 // dialError adds the address to the error of an attempt, as the net package does.
 func dialError(addr net.Addr, err error) error {
-	if errno, ok := err.(syscall.Errno); ok {
+	if errno, ok := err.(syscall.Errno); ok { //nolint:errorlint // one that is wrapped names its call already
 		err = os.NewSyscallError("connect", errno)
 	}
 	return &net.OpError{Op: "dial", Net: addr.Network(), Addr: addr, Err: err}

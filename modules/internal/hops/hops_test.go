@@ -195,10 +195,10 @@ func TestUnixSockets(t *testing.T) {
 		client := net.Conn(unixConn{client: "@"})
 		var sockets []*Socket
 		var trips []*Trip
-		hops, ok := 0, true
+		hops := 0
 		for ; ; hops++ {
-			var trip *Trip
-			if trip, ok = Begin(client, false, nil); !ok || hops > 2*Max {
+			trip, ok := Begin(client, false, nil)
+			if !ok || hops > 2*Max {
 				break
 			}
 			trips = append(trips, trip)

@@ -54,7 +54,7 @@ func TestPlacesAtAListener(t *testing.T) {
 func TestSharedIsFoundOnce(t *testing.T) {
 	t.Parallel()
 	type first int
-	type second struct{ n int }
+	type second struct{}
 	f, calls := new(Finding), 0
 	for range 3 {
 		if n, err := Shared(f, func(*Finding) (first, error) { calls++; return 5, nil }); n != 5 || err != nil {
