@@ -276,6 +276,40 @@ func TestPicksAllocateNothing(t *testing.T) {
 	}
 }
 
+// A session costs one allocation, its walk, however its upstream is chosen.
+func TestWalksAllocateNothingElse(t *testing.T) {
+	for _, method := range []string{"round_robin", "least_conn", "random_choose 2", "ip_hash"} {
+		p := poolOf(t, method, 5, 3, 1)
+		begin := func() {
+			walk := p.Walk()
+			walk.Key, walk.Keyed = 7, true
+			if !walk.Ready() {
+				t.Error("it would wait")
+			}
+			if _, err := walk.Next(t.Context(), nil); err != nil {
+				t.Error(err)
+			}
+		}
+		begin() // makes the view
+		if n := testing.AllocsPerRun(1000, begin); n > 1 {
+			t.Errorf("%s: %v allocations", method, n)
+		}
+	}
+}
+
+// BenchmarkWalk is what a session costs whose first upstream is the right one: with one upstream, and with three that are weighted.
+func BenchmarkWalk(b *testing.B) {
+	for _, weights := range [][]int{{1}, {5, 3, 1}} {
+		b.Run(fmt.Sprint(len(weights)), func(b *testing.B) {
+			p := poolOf(b, "round_robin", weights...)
+			b.ReportAllocs()
+			for b.Loop() {
+				_, _ = p.Walk().Next(b.Context(), nil)
+			}
+		})
+	}
+}
+
 // BenchmarkPick is what it costs to choose one of 1,000 upstreams.
 func BenchmarkPick(b *testing.B) {
 	for _, weights := range []struct {
