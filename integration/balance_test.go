@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/portgate/caddy-portgate/integration/gate"
@@ -62,7 +63,21 @@ func TestWeights(t *testing.T) {
 		clients = append(clients, conn)
 	}
 	living(50, 30, 10, 0)
-	p.Load(config)
+	var loading sync.WaitGroup // two reloads at a time, and sessions that come and go meanwhile
+	for range 2 {
+		loading.Go(func() {
+			for range 10 {
+				if err := p.TryLoad(config); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for range 50 {
+		conn, _ := mustBeAt(t, addr, "abc")
+		conn.Close()
+	}
+	loading.Wait()
 	living(50, 30, 10, 0)
 	for _, conn := range clients {
 		conn.Close()
@@ -137,13 +152,14 @@ func TestBackup(t *testing.T) {
 		}
 	}
 	ln.Close()
-	for range 2 {
-		conn := dial(t, addr)
-		if n, err := conn.Read(make([]byte, 1)); err == nil {
-			t.Errorf("read %d bytes, and no upstream is there", n)
+	for i := range 2 {
+		if conn, err := net.Dial("tcp", addr); err == nil { // else it is reset already
+			if n, err := conn.Read(make([]byte, 1)); err == nil {
+				t.Errorf("read %d bytes, and no upstream is there", n)
+			}
+			conn.Close()
 		}
-		conn.Close()
-		p.WaitSession(port(conn))
+		p.WaitSessions(i+1, func(s gate.Session) bool { return s.Status == 502 })
 	}
 	gate.Eventually(t, peerTimeout, func() error {
 		if n := strings.Count(p.Output(), "all upstreams are out, so all are tried"); n != 1 {
