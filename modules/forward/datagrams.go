@@ -69,7 +69,9 @@ type datagramUpstreams struct {
 	h     *Handler
 	sess  *session.Session
 	begin func() *upstream.Walk
-	walk  *upstream.Walk
+
+	walk     *upstream.Walk // nil where position says all that matters of it, as for most sessions
+	position int
 
 	current atomic.Pointer[datagramUpstream] // the upstream that has the session
 }
@@ -80,6 +82,15 @@ type datagramUpstream struct {
 	source upstream.Source
 }
 
+// upstreamOf returns the upstream that a walk has come to.
+func (h *Handler) upstreamOf(walk *upstream.Walk) *datagramUpstream {
+	if walk.Source() == (upstream.Source{}) && walk.Position() >= 0 {
+		return &h.named[walk.Position()]
+	}
+	name, _ := walk.Current()
+	return &datagramUpstream{name, walk.Source()}
+}
+
 // attempted notes how an attempt to reach the upstream went.
 func (u *datagramUpstream) attempted(h *Handler, sess *session.Session, addr net.Addr, err error) {
 	if err == nil {
@@ -88,7 +99,19 @@ func (u *datagramUpstream) attempted(h *Handler, sess *session.Session, addr net
 	h.watch.attempted(sess, u.name, addr, err)
 }
 
-func (u *datagramUpstreams) next(ctx context.Context, failed error) (addr net.Addr, err error) {
+func (u *datagramUpstreams) next(ctx context.Context, failed error) (net.Addr, error) {
+	if u.walk == nil {
+		u.walk = u.begin()
+		u.walk.Resume(u.position)
+	}
+	addr, err := u.walkOn(ctx, failed)
+	if u.walk.Settled() {
+		u.walk, u.position = nil, u.walk.Position()
+	}
+	return addr, err
+}
+
+func (u *datagramUpstreams) walkOn(ctx context.Context, failed error) (addr net.Addr, err error) {
 	hadUpstream, moved := trouble(failed)
 	if moved {
 		addr, err = u.walk.Again(ctx)
@@ -104,11 +127,10 @@ func (u *datagramUpstreams) next(ctx context.Context, failed error) (addr net.Ad
 		addr, err = u.walk.Next(ctx, nil)
 		u.h.watch.chosen(u.sess, u.walk)
 	}
-	name, _ := u.walk.Current()
 	if err != nil && u.current.Load() != nil {
 		return nil, err // the session keeps its upstream
 	}
-	u.current.Store(&datagramUpstream{name, u.walk.Source()})
+	u.current.Store(u.h.upstreamOf(u.walk))
 	u.h.count.set(u.sess, u.walk, addr)
 	return addr, err
 }

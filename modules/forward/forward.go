@@ -124,6 +124,7 @@ type Handler struct {
 	uncounted    uncounted
 
 	pool  *upstream.Pool
+	named []datagramUpstream // by position: those that need no look-up
 	names names
 	watch watch
 	from  *relay.Local
@@ -180,6 +181,10 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	h.count.begin(upstreams)
 	h.pool = upstream.NewPool(upstreams)
 	h.pool.Balance = h.balance
+	h.named = make([]datagramUpstream, len(upstreams))
+	for i := range upstreams {
+		h.named[i].name = upstreams[i].Name
+	}
 	if h.scope, err = session.NewScope(ctx, h.gracePeriod, h.drainTimeout); err != nil {
 		return err
 	}
@@ -274,8 +279,10 @@ func start(r interface {
 func (h *Handler) walk(sess *session.Session, accepted net.Conn) *upstream.Walk {
 	walk := h.pool.Walk()
 	walk.Retries = h.retries
-	walk.Unresolved = func(name string, err error) { h.watch.unresolved(sess, name) }
-	walk.LookupTimeout, walk.Stale = h.limits.Connect, h.stale
+	if !h.pool.Fixed() {
+		walk.Unresolved = func(name string, err error) { h.watch.unresolved(sess, name) }
+		walk.LookupTimeout, walk.Stale = h.limits.Connect, h.stale
+	}
 	walk.Datagrams = gate.Datagrams(sess.Network)
 	if h.ports != nil {
 		walk.Offset = offset(accepted, h.ports)

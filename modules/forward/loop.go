@@ -151,5 +151,5 @@ func refuse(sess *session.Session, conn net.Conn, status int, reason string) {
 		_ = tcp.SetLinger(0)
 	}
 	_ = conn.Close()
-	sess.End(session.End{Connect: time.Since(sess.Begun), Status: status, Reason: reason})
+	sess.End(session.End{Connect: time.Since(sess.Begun()), Status: status, Reason: reason})
 }

@@ -158,7 +158,7 @@ func (h *Held) Wait() {
 func (h *Held) Close(string) { go h.release() }
 
 // LastActive is when the session began.
-func (h *Held) LastActive() time.Time { return h.session.Begun }
+func (h *Held) LastActive() time.Time { return h.session.Begun() }
 
 // Moved is always 0: what a refused client sends and gets does not count as traffic.
 func (h *Held) Moved() (up, down int64) { return 0, 0 }

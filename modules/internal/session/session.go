@@ -73,13 +73,12 @@ type Session struct {
 	Listener string         // listen address as configured where the network tells, else ":port"
 	Client   netip.AddrPort // zero where the client has none (unix sockets)
 	Start    time.Time      // when the connection was accepted, or, where nobody tells, a handler had it wait
-	Begun    time.Time      // when a handler took it
 
 	scope     *Scope
 	limits    throttle.Limits
 	throttles []*throttle.Throttle
 	passes    []recheck.Pass
-	indexed   bool // guarded by the registry
+	waited    time.Duration // from Start until a handler took the connection
 
 	mu       sync.Mutex
 	mover    Mover
@@ -91,6 +90,7 @@ type Session struct {
 	dialed   time.Duration // what the attempt took that has succeeded; 0 where nobody tells
 	up, down traffic
 	ended    bool // from then on nothing here changes
+	indexed  bool // guarded by the registry
 
 	datagramsUp, datagramsDown int64 // as counted last
 }
@@ -137,12 +137,13 @@ func Begin(cx *layer4.Connection, scope *Scope) *Session {
 }
 
 func newSession(scope *Scope, a *Arrival) *Session {
+	now := time.Now()
 	s := &Session{
 		ID: ID(lastID.Add(1)), Network: a.Network, Listener: a.Listener, Client: a.Client,
-		Start: a.Since, Begun: time.Now(), scope: scope, passes: a.passes, throttles: a.throttles,
+		Start: now, scope: scope, passes: a.passes, throttles: a.throttles,
 	}
-	if s.Start.IsZero() {
-		s.Start = s.Begun
+	if !a.Since.IsZero() {
+		s.Start, s.waited = a.Since, now.Sub(a.Since)
 	}
 	for _, t := range a.throttles {
 		s.limits.Add(t.Take())
@@ -290,8 +291,11 @@ func (s *Session) LastActive() time.Time {
 	if m != nil {
 		return m.LastActive()
 	}
-	return s.Begun
+	return s.Begun()
 }
+
+// Begun returns when a handler took the connection.
+func (s *Session) Begun() time.Time { return s.Start.Add(s.waited) }
 
 // count brings bytes_total up to date.
 func (s *Session) count() {

@@ -137,7 +137,7 @@ func TestLastActive(t *testing.T) {
 	t.Parallel()
 	sc, _, _ := newScope(t, 0, 0)
 	s, m := begin(t, sc), newMover()
-	if !s.LastActive().Equal(s.Begun) {
+	if !s.LastActive().Equal(s.Begun()) {
 		t.Error("before there is a mover, a session is active since its start")
 	}
 	then := time.Unix(1, 0)
@@ -209,8 +209,8 @@ func TestDurationCountsWhatWasBefore(t *testing.T) {
 		atOnce := &Arrival{Conn: plain, Listener: plain.listener}
 		for i, a := range []*Arrival{ArrivalOf(told), ArrivalOf(untold), direct, atOnce} {
 			s := a.Begin(sc)
-			if !s.LastActive().Equal(time.Now()) || !s.Begun.Equal(time.Now()) {
-				t.Errorf("%d: last active at %v, begun at %v", i, s.LastActive(), s.Begun)
+			if !s.LastActive().Equal(time.Now()) || !s.Begun().Equal(time.Now()) {
+				t.Errorf("%d: last active at %v, begun at %v", i, s.LastActive(), s.Begun())
 			}
 			time.Sleep(time.Second)
 			s.End(End{Status: StatusDone})
