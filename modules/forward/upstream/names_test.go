@@ -427,6 +427,32 @@ func TestReleasedNames(t *testing.T) {
 	})
 }
 
+// A walk whose only way on is to look names up again is not ready: an event loop must not wait for that.
+func TestReadyWithNothingButNewAddresses(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newNameServer("10.0.0.9")
+		pool := NewPool([]Upstream{{Name: "a:1", Addr: mustParse(t, "a:1")}, {Name: "udp/10.0.0.2:2", Addr: mustParse(t, "udp/10.0.0.2:2")}})
+		pool.Failures = NewFailures(Policy{MaxFails: 1, FailDuration: time.Hour}, time.Now, nil)
+		pool.Hold(s.names)
+		synctest.Wait()
+		pool.Failures.Failed("a:1", net.TCPAddrFromAddrPort(netip.MustParseAddrPort("10.0.0.9:1")), errServer)
+		pool.Failures.Failed("udp", net.TCPAddrFromAddrPort(netip.MustParseAddrPort("10.0.0.2:2")), errServer) // all are out
+		s.fail(errServer, time.Second)
+		time.Sleep(freshFor)
+		walk := pool.Walk()
+		walk.Stale, walk.LookupTimeout = day, 3*time.Second
+		ready, start := walk.Ready(), time.Now()
+		_, _ = walk.Next(t.Context(), nil)
+		if waited := time.Since(start); ready && waited > 0 {
+			t.Errorf("ready, and has waited for %s", waited)
+		} else if waited == 0 {
+			t.Error("the walk had no name to wait for")
+		}
+		pool.Release()
+	})
+}
+
 // A walk that must not wait says so, and goes on from there when it may.
 func TestReady(t *testing.T) {
 	t.Parallel()

@@ -98,7 +98,7 @@ func (w *Walk) Next(ctx context.Context, failed error) (net.Addr, error) {
 func (w *Walk) Ready() bool {
 	w.hurries = true
 	defer func() { w.hurries = false }()
-	return w.find(context.Background())
+	return w.find(context.Background()) && (len(w.addrs) > 0 || len(w.named) == 0) // else findNew waits
 }
 
 // Another returns one more address of the upstream that is being tried, nil if it has none. It does not block. failed is what became of
