@@ -108,15 +108,19 @@ func (d *dynamic) Destruct() error {
 	return nil
 }
 
-// put makes these the entries. It is called with editing held, as are those below.
+// put makes these the entries; of two with the same prefix, the later one. It is called with editing held, as are those below.
 func (d *dynamic) put(entries []entry) {
 	before := d.entries
 	d.entries = make(map[netip.Prefix]*timed, len(entries))
 	d.queue = nil
 	for _, e := range entries {
-		if !d.isOver(&e) {
-			d.insert(e, before[e.Prefix])
+		if d.isOver(&e) {
+			continue
 		}
+		if again := d.entries[e.Prefix]; again != nil {
+			d.queue.remove(again)
+		}
+		d.insert(e, before[e.Prefix])
 	}
 	d.replace(ipset.New(maps.Keys(d.entries)))
 	d.schedule()

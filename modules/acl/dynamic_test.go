@@ -106,6 +106,21 @@ func TestDynamicEntryIsReplaced(t *testing.T) {
 	}
 }
 
+// Of entries that are given twice at once the last one counts: when the time of the first one is over, it stays.
+func TestDynamicEntryIsGivenTwice(t *testing.T) {
+	t.Parallel()
+	d := openList(t, store(t))
+	_, err := d.replaceAll([]entry{
+		newTestEntry("192.0.2.1/32", 150*time.Millisecond), newTestEntry("192.0.2.1/32", 0),
+		newTestEntry("192.0.2.2/32", 150*time.Millisecond),
+	})
+	must(t, err)
+	eventually(t, "the second expires", func() bool { return !d.contains(addr(two)) })
+	if !d.contains(addr(one)) || d.set.Load().Len() != 1 || len(d.queue) != 0 {
+		t.Errorf("left: %v", d.all())
+	}
+}
+
 // A list that is full takes no new entry, and loses none.
 func TestDynamicListIsBounded(t *testing.T) {
 	t.Parallel()
