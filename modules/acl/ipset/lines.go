@@ -279,12 +279,16 @@ func (p *parser) command(number int, line string) error {
 	if words[0] == "create" || words[0] == "-N" {
 		return nil
 	}
+	except := len(words) > 3 && slices.Contains(words[3:], "nomatch")
 	if !ok || len(words) < 3 || strings.Contains(words[2], "-") {
-		return fmt.Errorf("%s: %w", quote(line), errCommand)
+		return refusedIf(except, fmt.Errorf("%s: %w", quote(line), errCommand))
 	}
 	r, masked, err := p.parse(words[2])
+	if err == nil && except {
+		err = masked // its network would be a larger exception
+	}
 	if err != nil {
-		return err
+		return refusedIf(except, err)
 	}
 	family := 0
 	if r.First.Is6() {
@@ -297,12 +301,21 @@ func (p *parser) command(number int, line string) error {
 		return refusedError{fmt.Errorf("set %s: expected only one set of a family, there is %s already", quote(words[1]), quote(p.sets[family]))}
 	}
 	p.good(number, masked)
-	if slices.Contains(words[3:], "nomatch") {
+	if except {
 		p.builder.Except(r)
 	} else {
 		p.builder.Add(r)
 	}
 	return nil
+}
+
+// refusedIf is an error for which the list is refused where the line has an exception: a list without it would have more addresses
+// than its author wants, and nobody knows which.
+func refusedIf(except bool, err error) error {
+	if except {
+		return refusedError{err}
+	}
+	return err
 }
 
 // quotedWords returns the words of a line, one in quotes as an empty one. It reports false if a quote is not closed.

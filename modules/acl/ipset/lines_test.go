@@ -135,9 +135,15 @@ func TestReadNoLists(t *testing.T) {
 		"error, try again later\n",
 		`{"type":"metadata","records":3}`,
 		"add bad 192.0.2.0/24\nadd bad 192.0.2.7 nomatch\n198.51.100.1-198.51.100.9\n",
+		// Exceptions that are left out let in whom they keep out, or the other way round.
+		"add bad 192.0.2.0/24\nadd bad 192.0.2.9/25 nomatch\n",
+		"add bad 192.0.2.0/24\nadd bad 192.0.2.7,tcp:80 timeout 9 nomatch\n",
+		"add bad 192.0.2.0/24\nadd bad 192.0.2.7-192.0.2.9 nomatch\n",
 	} {
-		if _, report, err := Read(strings.NewReader(list), MaskHostBits); err == nil {
-			t.Errorf("%q: %+v", list, report)
+		for _, hostBits := range []HostBits{MaskHostBits, RefuseHostBits} {
+			if _, report, err := Read(strings.NewReader(list), hostBits); err == nil {
+				t.Errorf("%q: %+v", list, report)
+			}
 		}
 	}
 }
