@@ -71,6 +71,9 @@ func parseRule(values []string) (spec, error) {
 	if len(values) == 0 {
 		return s, errors.New("expected at least 1 value")
 	}
+	if err := checkURLs(values); err != nil {
+		return s, err
+	}
 	known, err := caddyfile.Choose(values,
 		caddyfile.Option{Name: "file", Min: 1, Max: 1, Set: func(args []string) error {
 			s.sourceKey = sourceKey{kind: "file", location: args[0]}
@@ -91,6 +94,34 @@ func parseRule(values []string) (spec, error) {
 	return s, err
 }
 
+// checkURLs refuses URLs anywhere else than behind url: whatever else they were taken for would be in errors, labels and logs as it is.
+func checkURLs(values []string) error {
+	for i, value := range values {
+		if strings.Contains(value, "://") && (i != 1 || values[0] != "url") {
+			return fmt.Errorf("%q: expected a URL behind url and nowhere else", withoutSecrets(value))
+		}
+	}
+	return nil
+}
+
+// withoutSecrets returns a value for an error. It leaves out what may be a password or a key in a URL, also in one that is mistyped:
+// all before the last @, and the query.
+func withoutSecrets(value string) string {
+	scheme, rest, isURL := strings.Cut(value, "://")
+	if !isURL {
+		scheme, rest = "", value
+	} else {
+		scheme += "://"
+	}
+	if at := strings.LastIndexByte(rest, '@'); at >= 0 {
+		rest = "***" + rest[at:]
+	}
+	if before, _, hasQuery := strings.Cut(rest, "?"); hasQuery {
+		rest = before + "?***"
+	}
+	return scheme + rest
+}
+
 func parsePrefixes(values []string) ([]ipset.Range, error) {
 	ranges := make([]ipset.Range, len(values))
 	for i, value := range values {
@@ -105,7 +136,7 @@ func parsePrefixes(values []string) ([]ipset.Range, error) {
 func (s *spec) setURL(args []string) error {
 	location, err := url.Parse(args[0])
 	if err != nil || location.Host == "" || location.Scheme != "http" && location.Scheme != "https" {
-		return fmt.Errorf("%q: expected a URL that begins with https:// or http://", args[0])
+		return fmt.Errorf("%q: expected a URL that begins with https:// or http://", withoutSecrets(args[0]))
 	}
 	s.sourceKey = sourceKey{kind: "url", location: args[0], interval: defaultInterval, timeout: defaultTimeout}
 	further := args[1:]
@@ -226,7 +257,7 @@ func (rs *rules) compile(ctx caddy.Context, c config) error {
 		}
 		s, err := parseRule(known)
 		if err != nil && !slices.Equal(known, values) {
-			err = fmt.Errorf("%q, which is %w", strings.Join(values, " "), err)
+			err = fmt.Errorf("%q, which is %w", withoutSecrets(strings.Join(values, " ")), err)
 		}
 		if err == nil {
 			s.allow = action == allow && (s.kind == "file" || s.kind == "url")
