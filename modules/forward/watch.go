@@ -21,8 +21,17 @@ import (
 type watch struct {
 	memory *state.Ref[remembered] // nil where nothing is remembered
 	scope  *session.Scope         // holds the series
-	over   atomic.Bool            // all upstreams were out when the last session came
+	outs   outs
 }
+
+// outs are the listeners for which all upstreams were out when the last session came. Each has its own: sessions of others may go to
+// other ports of the upstreams, or send datagrams.
+type outs struct {
+	count atomic.Int32
+	by    sync.Map // by outOf
+}
+
+type outOf struct{ network, listener string }
 
 // remembered is the failures that all handlers with one policy share. It outlives their configs.
 type remembered struct{ *upstream.Failures }
@@ -132,7 +141,7 @@ func (w *watch) chosen(sess *session.Session, walk *upstream.Walk) {
 	if out {
 		allOut.WithLabelValues(sess.Listener).Inc()
 	}
-	if out == w.over.Load() || w.over.Swap(out) == out {
+	if !w.outs.changes(sess, out) {
 		return
 	}
 	log := logqueue.Default("forward").With(zap.String("listener", sess.Listener))
@@ -141,6 +150,27 @@ func (w *watch) chosen(sess *session.Session, walk *upstream.Walk) {
 	} else {
 		log.Info("an upstream is back, where all were out")
 	}
+}
+
+// changes notes whether all upstreams are out for a session, and reports whether that was otherwise before. It costs as good as nothing
+// while they are not.
+func (o *outs) changes(sess *session.Session, out bool) bool {
+	at := outOf{sess.Network, sess.Listener}
+	if out {
+		_, before := o.by.LoadOrStore(at, nil)
+		if !before {
+			o.count.Add(1)
+		}
+		return !before
+	}
+	if o.count.Load() == 0 {
+		return false
+	}
+	_, before := o.by.LoadAndDelete(at)
+	if before {
+		o.count.Add(-1)
+	}
+	return before
 }
 
 // report writes to the log of the running config that an address was taken out, or is back.

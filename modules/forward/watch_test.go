@@ -78,6 +78,32 @@ func TestDeadUpstreamIsLeftAlone(t *testing.T) {
 	})
 }
 
+// That all upstreams are out is said once for each listener, whatever comes at others meanwhile: of one handler, they may be out for
+// datagrams alone, or for one port of a range.
+func TestAllOutIsSaidOnce(t *testing.T) {
+	t.Parallel()
+	var o outs
+	for i, step := range []struct {
+		network, listener string
+		out, changes      bool
+	}{
+		{"tcp", ":1", false, false},
+		{"udp", ":1", true, true},
+		{"tcp", ":1", false, false},
+		{"udp", ":1", true, false},
+		{"udp", ":2", true, true},
+		{"udp", ":2", false, true},
+		{"udp", ":1", true, false},
+		{"udp", ":1", false, true},
+		{"udp", ":1", false, false},
+		{"udp", ":1", true, true},
+	} {
+		if got := o.changes(&session.Session{Network: step.network, Listener: step.listener}, step.out); got != step.changes {
+			t.Errorf("step %d: %t", i, got)
+		}
+	}
+}
+
 // The last upstreams are tried, however often they have failed.
 func TestAllUpstreamsAreOut(t *testing.T) {
 	t.Parallel()
