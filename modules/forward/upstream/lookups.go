@@ -110,6 +110,7 @@ func (r *name) answered(n *Names, ips []netip.Addr, err error) {
 	}
 	r.failedAt = time.Now()
 	if !r.usable(holdNotFound) && isNotFound(err) {
+		r.ips = nil // the name was removed: an error of its server does not bring it back
 		r.over(n, err)
 	}
 	n.retryLater(r)

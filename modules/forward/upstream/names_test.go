@@ -350,6 +350,25 @@ func TestNotFound(t *testing.T) {
 	})
 }
 
+// A name that was removed does not come back because its name server fails later.
+func TestRemovedNameStaysRemoved(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(t *testing.T, s *nameServer, ask func(string, int)) {
+		hold(s)
+		synctest.Wait()
+		s.fail(errNotFound, 0)
+		time.Sleep(time.Hour)
+		ask("10.0.0.1", 2) // nobody has asked meanwhile
+		ask("lookup : no such host", 2)
+		s.fail(errServer, 0)
+		time.Sleep(freshFor)
+		ask("lookup : server misbehaving", 3)
+		s.answer("10.0.0.2")
+		time.Sleep(freshFor)
+		ask("10.0.0.2", 4)
+	})
+}
+
 // A session that is closed does not wait. A lookup that waits for others, and that nobody needs, is given up.
 func TestLookupsAreBounded(t *testing.T) {
 	t.Parallel()
