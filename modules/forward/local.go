@@ -29,7 +29,8 @@ type lack struct {
 
 type missingPart struct {
 	*degraded.Part
-	over *time.Timer
+	failedAt time.Time
+	over     *time.Timer
 }
 
 // missingFor is how long nothing must have failed for what was missing to be there again.
@@ -57,6 +58,7 @@ func noteLocal(e *relay.LocalError) {
 		missing.parts[what] = part
 		part.over = time.AfterFunc(missingFor, func() { endMissing(what) })
 	}
+	part.failedAt = time.Now()
 	part.over.Reset(missingFor)
 	part.Begin(logqueue.Default("forward"), message, fields...)
 }
@@ -64,7 +66,8 @@ func noteLocal(e *relay.LocalError) {
 func endMissing(what lack) {
 	missing.Lock()
 	defer missing.Unlock()
-	if part := missing.parts[what]; part != nil {
+	part := missing.parts[what]
+	if part != nil && time.Since(part.failedAt) >= missingFor { // else the timer was set anew when it had fired already
 		delete(missing.parts, what)
 		part.End(logqueue.Default("forward"), "connecting to upstreams works again")
 		part.Close()
