@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/caddyserver/caddy/v2"
 )
@@ -23,13 +24,14 @@ func UnmarshalJSON(data []byte, v any) error {
 	if err := json.Unmarshal(data, &object); err != nil {
 		return errExpected(plain(data), "an object")
 	}
-	fields, names := jsonFields(reflect.ValueOf(v).Elem())
+	into := reflect.ValueOf(v).Elem()
+	fields := fieldsOf(into.Type())
 	for _, name := range slices.Sorted(maps.Keys(object)) {
-		field, known := fields[name]
+		field, known := fields.byName[name]
 		if !known {
-			return errUnknown(name, names)
+			return errUnknown(name, fields.names)
 		}
-		if err := unmarshalField(object[name], field); err != nil {
+		if err := field.unmarshal(object[name], into.Field(field.index)); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
@@ -44,26 +46,57 @@ func UnmarshalCanonical(data []byte, v any) (canonical string, err error) {
 	return CanonicalJSON(data)
 }
 
-// jsonFields returns the fields of a struct by their names in JSON, and these names in the struct's order.
-func jsonFields(object reflect.Value) (fields map[string]reflect.Value, names []string) {
-	fields = make(map[string]reflect.Value)
+// fields are those of a struct that have a name in JSON.
+type fields struct {
+	names  []string // in the struct's order
+	byName map[string]field
+}
+
+type field struct {
+	index   int
+	structs bool // there may be unknown names in its JSON
+}
+
+// known has the fields of each type that was decoded: thousands of handlers are of a few types.
+var known sync.Map
+
+func fieldsOf(object reflect.Type) *fields {
+	if f, ok := known.Load(object); ok {
+		return f.(*fields)
+	}
+	f := &fields{byName: make(map[string]field)}
 	for i := range object.NumField() {
-		name, _, _ := strings.Cut(object.Type().Field(i).Tag.Get("json"), ",")
+		name, _, _ := strings.Cut(object.Field(i).Tag.Get("json"), ",")
 		if name == "" || name == "-" {
 			continue
 		}
-		fields[name] = object.Field(i)
-		names = append(names, name)
+		f.byName[name] = field{i, hasStructs(object.Field(i).Type)}
+		f.names = append(f.names, name)
 	}
-	return fields, names
+	known.Store(object, f)
+	return f
 }
 
-func unmarshalField(data []byte, field reflect.Value) error {
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	decoder.DisallowUnknownFields()
-	err := decoder.Decode(field.Addr().Interface())
+// hasStructs reports whether encoding/json itself may decode a struct for a value of this type.
+func hasStructs(t reflect.Type) bool {
+	if reflect.PointerTo(t).Implements(reflect.TypeFor[json.Unmarshaler]()) {
+		return false // refuses what it does not know
+	}
+	switch t.Kind() {
+	case reflect.Bool, reflect.String, reflect.Float32, reflect.Float64,
+		reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
+		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		return false
+	case reflect.Array, reflect.Map, reflect.Pointer, reflect.Slice:
+		return hasStructs(t.Elem())
+	default:
+		return true
+	}
+}
 
-	if value := reflect.Indirect(field); value.IsValid() && value.Type() == reflect.TypeFor[caddy.Duration]() {
+func (f field) unmarshal(data []byte, to reflect.Value) error {
+	err := f.decode(data, to.Addr().Interface())
+	if value := reflect.Indirect(to); value.IsValid() && value.Type() == reflect.TypeFor[caddy.Duration]() {
 		if err != nil {
 			return errDuration(plain(data))
 		}
@@ -72,9 +105,19 @@ func unmarshalField(data []byte, field reflect.Value) error {
 		}
 	}
 	if mismatch := (*json.UnmarshalTypeError)(nil); errors.As(err, &mismatch) {
-		return errExpected(plain(data), expectation(field.Type()))
+		return errExpected(plain(data), expectation(to.Type()))
 	}
 	return err
+}
+
+// decode takes a decoder, which has a buffer of its own, only where that refuses more.
+func (f field) decode(data []byte, to any) error {
+	if !f.structs {
+		return json.Unmarshal(data, to)
+	}
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	decoder.DisallowUnknownFields()
+	return decoder.Decode(to)
 }
 
 // plain returns a JSON string without its quotes, and any other JSON value as it is.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
@@ -99,6 +100,28 @@ func TestUnmarshalJSONErrors(t *testing.T) {
 		var got object
 		if err := caddyfile.UnmarshalJSON([]byte(input), &got); err == nil || err.Error() != want {
 			t.Errorf("%s:\ngot  %v\nwant %s", input, err, want)
+		}
+	}
+}
+
+// Unknown names are refused in what encoding/json decodes by itself, too.
+func TestUnmarshalJSONRefusesUnknownNamesInside(t *testing.T) {
+	t.Parallel()
+	type pair struct {
+		Key string `json:"key"`
+	}
+	var options struct {
+		One   pair             `json:"one"`
+		Many  []pair           `json:"many"`
+		Named map[string]*pair `json:"named"`
+	}
+	for _, input := range []string{`{"one":%}`, `{"many":[%]}`, `{"named":{"a":%}}`} {
+		right, wrong := strings.Replace(input, "%", `{"key":"k"}`, 1), strings.Replace(input, "%", `{"kye":"k"}`, 1)
+		if err := caddyfile.UnmarshalJSON([]byte(right), &options); err != nil {
+			t.Errorf("%s: %v", right, err)
+		}
+		if err := caddyfile.UnmarshalJSON([]byte(wrong), &options); err == nil || !strings.Contains(err.Error(), `unknown field "kye"`) {
+			t.Errorf("%s: %v, want an error", wrong, err)
 		}
 	}
 }
