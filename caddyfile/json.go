@@ -38,14 +38,6 @@ func UnmarshalJSON(data []byte, v any) error {
 	return nil
 }
 
-// UnmarshalCanonical is [UnmarshalJSON], and returns the [CanonicalJSON] of what was decoded, by which a module can find itself in its config.
-func UnmarshalCanonical(data []byte, v any) (canonical string, err error) {
-	if err := UnmarshalJSON(data, v); err != nil {
-		return "", err
-	}
-	return CanonicalJSON(data)
-}
-
 // fields are those of a struct that have a name in JSON.
 type fields struct {
 	names  []string // in the struct's order
@@ -153,17 +145,11 @@ func expectation(t reflect.Type) string {
 	}
 }
 
-// CanonicalJSON returns the same string for objects that differ only in layout, in the order of their fields, and in the fields that
-// leaveOut names.
-func CanonicalJSON(data []byte, leaveOut ...string) (string, error) {
+// CanonicalJSON returns the same string for documents that differ only in layout and in the order of the fields of objects.
+func CanonicalJSON(data []byte) (string, error) {
 	var document any
 	if err := json.Unmarshal(data, &document); err != nil {
 		return "", err
-	}
-	if object, ok := document.(map[string]any); ok {
-		for _, name := range leaveOut {
-			delete(object, name)
-		}
 	}
 	canonical, err := json.Marshal(document)
 	return string(canonical), err

@@ -66,7 +66,7 @@ type Handler struct {
 	enforced  enforced
 	undropped *degraded.Part // nil: drop is possible, or not wanted
 
-	canonical string // the JSON that this handler was made of
+	written string // the JSON that this handler was made of
 }
 
 // CaddyModule returns the Caddy module information.
@@ -79,7 +79,8 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 
 // Provision loads the lists, and begins to watch them for changes.
 func (h *Handler) Provision(ctx caddy.Context) error {
-	if err := placement.CheckGuard(ctx, "acl", h.canonical, h.TrustLayer4ProxyProtocol); err != nil {
+	at := placement.Find(ctx, "acl", h.written)
+	if err := placement.CheckGuard(ctx, at, h.TrustLayer4ProxyProtocol); err != nil {
 		return err
 	}
 	if err := collectors.register(ctx.GetMetricsRegistry()); err != nil {
@@ -101,9 +102,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	h.scope.Hold("rule", h.rules.labels()...)
 	if h.Enforce != enforceNew {
-		h.enforced.open(ctx, &h.rules, placement.Find(ctx, "acl", h.canonical))
+		h.enforced.open(ctx, &h.rules, at)
 	}
-	fastpath.Offer(ctx, h.canonical, h)
+	fastpath.Offer(ctx, at, h)
 	return nil
 }
 

@@ -172,9 +172,10 @@ func checkChoices(fallback, onDamaged string) error {
 }
 
 // UnmarshalJSON decodes the options and refuses unknown ones.
-func (h *Handler) UnmarshalJSON(data []byte) (err error) {
+func (h *Handler) UnmarshalJSON(data []byte) error {
 	type options Handler
-	if h.canonical, err = caddyfile.UnmarshalCanonical(data, (*options)(h)); err != nil {
+	h.written = string(data)
+	if err := caddyfile.UnmarshalJSON(data, (*options)(h)); err != nil {
 		return err
 	}
 	if err := checkChoices(h.Default, h.OnDamaged); err != nil {

@@ -17,6 +17,7 @@ import (
 
 	_ "github.com/portgate/caddy-portgate"
 	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
+	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
@@ -51,7 +52,7 @@ func (*probe) CaddyModule() caddy.ModuleInfo {
 
 func (p *probe) Provision(ctx caddy.Context) error {
 	if p.Step {
-		fastpath.Offer(ctx, `{"step":true}`, p)
+		fastpath.Offer(ctx, placement.Find(ctx, "test_probe", `{"step":true}`), p)
 	}
 	return nil
 }

@@ -136,7 +136,7 @@ type Handler struct {
 	succession  succession
 	listensUnix listensUnix
 
-	canonical string // the JSON that this handler was made of
+	written string // the JSON that this handler was made of
 }
 
 // CaddyModule returns the Caddy module information.
@@ -152,7 +152,8 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.applyDefaults(); err != nil {
 		return err
 	}
-	if err := placement.Check(ctx, "forward", h.canonical); err != nil {
+	at := placement.Find(ctx, "forward", h.written)
+	if err := placement.Check(ctx, at); err != nil {
 		return err
 	}
 	options, err := global.Of(ctx)
@@ -171,7 +172,6 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("source: %w", err)
 	}
 	h.from = relay.NewLocal(sources, noteLocal)
-	at := placement.Find(ctx, "forward", h.canonical)
 	placed, err := placement.Shared(at, func(at *placement.Finding) (placed, error) { return h.place(ctx, at, upstreams) })
 	if err != nil {
 		return err
@@ -196,11 +196,11 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.names.begin(h.pool); err != nil {
 		return err
 	}
-	if err := h.succession.begin(at, h.canonical, placed.listen); err != nil {
+	if err := h.succession.begin(at, at.Canonical(), placed.listen); err != nil {
 		return err
 	}
 	if !h.needsConnection() { // placeholders need a layer4 connection
-		fastpath.Offer(ctx, h.canonical, h)
+		fastpath.Offer(ctx, at, h)
 	}
 	return nil
 }

@@ -317,10 +317,10 @@ func errNoTime(value string) error {
 }
 
 // UnmarshalJSON decodes the options and refuses unknown ones.
-func (h *Handler) UnmarshalJSON(data []byte) (err error) {
+func (h *Handler) UnmarshalJSON(data []byte) error {
 	type options Handler
-	h.canonical, err = caddyfile.UnmarshalCanonical(data, (*options)(h))
-	return err
+	h.written = string(data)
+	return caddyfile.UnmarshalJSON(data, (*options)(h))
 }
 
 // Interface guards

@@ -267,20 +267,3 @@ func TestPortRangesAreRefused(t *testing.T) {
 		}
 	}
 }
-
-// A handler knows itself again in the JSON of its server, however that is laid out.
-func TestCanonicalJSON(t *testing.T) {
-	t.Parallel()
-	var first, second Handler
-	for config, h := range map[string]*Handler{
-		`{"to": ["a:1-2", "b:1-2"], "retries": 1, "idle_timeout": "1s"}`:                    &first,
-		"{\"idle_timeout\":\"1s\",\n\t\"retries\": 1, \"to\": [\"a:1-2\",\"b:1-\\u0032\"]}": &second,
-	} {
-		if err := json.Unmarshal([]byte(config), h); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if first.canonical == "" || first.canonical != second.canonical {
-		t.Errorf("%s and %s", first.canonical, second.canonical)
-	}
-}

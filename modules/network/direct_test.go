@@ -12,6 +12,7 @@ import (
 	_ "github.com/mholt/caddy-l4/modules/l4subroute"
 
 	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
+	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
@@ -28,7 +29,7 @@ func (*passer) CaddyModule() caddy.ModuleInfo {
 }
 
 func (p *passer) Provision(ctx caddy.Context) error {
-	fastpath.Offer(ctx, "{}", p)
+	fastpath.Offer(ctx, placement.Find(ctx, "test_passer", "{}"), p)
 	return nil
 }
 
@@ -44,7 +45,7 @@ func (*greeter) CaddyModule() caddy.ModuleInfo {
 }
 
 func (g *greeter) Provision(ctx caddy.Context) error {
-	fastpath.Offer(ctx, "{}", g)
+	fastpath.Offer(ctx, placement.Find(ctx, "test_greeter", "{}"), g)
 	return nil
 }
 

@@ -59,7 +59,7 @@ type Handler struct {
 	timeout time.Duration
 	scope   *session.Scope
 
-	canonical string // the JSON that this handler was made of
+	written string // the JSON that this handler was made of
 }
 
 // CaddyModule returns the Caddy module information.
@@ -72,10 +72,11 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.check(); err != nil {
 		return err
 	}
-	if err := placement.Check(ctx, name, h.canonical); err != nil {
+	at := placement.Find(ctx, name, h.written)
+	if err := placement.Check(ctx, at); err != nil {
 		return err
 	}
-	for _, addr := range placement.Find(ctx, name, h.canonical).Listens() {
+	for _, addr := range at.Listens() {
 		if gate.Datagrams(addr.Network) {
 			return fmt.Errorf("listen address %q: expected one for TCP", addr.String())
 		}
@@ -84,7 +85,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.scope, err = session.NewScope(ctx, 0, 0); err != nil {
 		return err
 	}
-	fastpath.Offer(ctx, h.canonical, h)
+	fastpath.Offer(ctx, at, h)
 	return nil
 }
 
@@ -307,10 +308,10 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 }
 
 // UnmarshalJSON decodes the options and refuses unknown ones.
-func (h *Handler) UnmarshalJSON(data []byte) (err error) {
+func (h *Handler) UnmarshalJSON(data []byte) error {
 	type options Handler
-	h.canonical, err = caddyfile.UnmarshalCanonical(data, (*options)(h))
-	return err
+	h.written = string(data)
+	return caddyfile.UnmarshalJSON(data, (*options)(h))
 }
 
 // Interface guards

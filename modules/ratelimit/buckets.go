@@ -153,8 +153,8 @@ func (b *buckets) Destruct() error {
 }
 
 // acquire returns the handler's buckets, and creates them if they do not exist yet.
-func (h *Handler) acquire(ctx caddy.Context) (*state.Ref[*buckets], error) {
-	identity := h.identity(ctx)
+func (h *Handler) acquire(ctx caddy.Context, at *placement.Finding) (*state.Ref[*buckets], error) {
+	identity := h.identity(at)
 	options := redis.Options{}
 	if h.onRedis() {
 		var err error
@@ -197,15 +197,15 @@ func (h *Handler) acquire(ctx caddy.Context) (*state.Ref[*buckets], error) {
 
 // identity returns the name of the handler's buckets. Handlers share buckets by name, else by position (memory) or by
 // limits (Redis, where each machine may have another config).
-func (h *Handler) identity(ctx caddy.Context) string {
+func (h *Handler) identity(at *placement.Finding) string {
 	if h.Name != "" {
 		return "name " + h.Name
 	}
 	if !h.onRedis() {
-		if at, _ := placement.Shared(placement.Find(ctx, "rate_limit", h.canonical), positionOf); at != "" {
-			return string(at)
+		if position, _ := placement.Shared(at, positionOf); position != "" {
+			return string(position)
 		}
-		return "alike " + h.canonical // in front of an HTTP site
+		return "alike " + at.Canonical() // in front of an HTTP site
 	}
 	alike, _ := json.Marshal([]any{h.Connections, h.Concurrent, h.ipv6Prefix})
 	sum := sha256.Sum256(alike)

@@ -89,7 +89,7 @@ type Handler struct {
 	wouldLimit quiet
 	inFront    bool // of an HTTP site
 
-	canonical string // the JSON that this handler was made of
+	written string // the JSON that this handler was made of
 }
 
 // CaddyModule returns the Caddy module information.
@@ -113,7 +113,8 @@ func (h *Handler) provision(ctx caddy.Context) error {
 	if err := h.check(); err != nil {
 		return err
 	}
-	if err := placement.CheckGuard(ctx, "rate_limit", h.canonical, h.TrustLayer4ProxyProtocol); err != nil {
+	at := placement.Find(ctx, "rate_limit", h.written)
+	if err := placement.CheckGuard(ctx, at, h.TrustLayer4ProxyProtocol); err != nil {
 		return err
 	}
 	if err := collectors.register(ctx.GetMetricsRegistry()); err != nil {
@@ -135,7 +136,7 @@ func (h *Handler) provision(ctx caddy.Context) error {
 	if h.scope, err = session.NewScope(ctx, 0, 0); err != nil {
 		return err
 	}
-	if h.buckets, err = h.acquire(ctx); err != nil {
+	if h.buckets, err = h.acquire(ctx, at); err != nil {
 		return err
 	}
 	if h.limits, err = h.compile(h.buckets.Value().id); err != nil {
@@ -145,7 +146,7 @@ func (h *Handler) provision(ctx caddy.Context) error {
 	h.settings.limits, h.settings.log, h.settings.maxKeys = h.limits, h.log, h.maxKeys
 	h.buckets.Value().use(&h.settings)
 	if h.canServe() {
-		fastpath.Offer(ctx, h.canonical, h)
+		fastpath.Offer(ctx, at, h)
 	}
 	return nil
 }

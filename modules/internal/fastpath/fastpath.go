@@ -7,14 +7,12 @@ package fastpath
 
 import (
 	"context"
-	"encoding/json"
 	"sync"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/mholt/caddy-l4/layer4"
 	"go.uber.org/zap"
 
-	"github.com/portgate/caddy-portgate/caddyfile"
 	"github.com/portgate/caddy-portgate/modules/internal/gate"
 	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
@@ -55,8 +53,8 @@ func Serve(steps []Step, a *session.Arrival, scope *session.Scope) {
 // plan is what is known of one layer4 app, while its config lives.
 type plan struct {
 	mu     sync.Mutex
-	routes map[*layer4.Server][]string // the keys of the handlers of its first route; nil before the first offer
-	steps  map[string]Step             // by key
+	routes map[*layer4.Server][]*placement.Finding // the handlers of its first route; nil before the first offer
+	steps  map[*placement.Finding]Step
 
 	started sync.Once
 	servers gate.Index[*layer4.Server] // by the name of a network, and the listener
@@ -66,9 +64,9 @@ type plan struct {
 // plans are found by their *layer4.App. Each goes with its config.
 var plans sync.Map
 
-// Offer is called in Provision by a handler that is a Step in this config, with the JSON it was made of, as
-// [caddyfile.CanonicalJSON] has it. Handlers with the same JSON do the same.
-func Offer(ctx caddy.Context, canonical string, step Step) {
+// Offer is called in Provision by a handler that is a Step in this config, with what placement has found of it. Handlers that share a
+// finding do the same.
+func Offer(ctx caddy.Context, at *placement.Finding, step Step) {
 	app := placement.AppOf(ctx)
 	if app == nil {
 		return // in front of an HTTP site
@@ -77,48 +75,20 @@ func Offer(ctx caddy.Context, canonical string, step Step) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.routes == nil {
-		p.note(app)
+		p.routes = placement.FirstRoutes(ctx)
 	}
-	p.steps[key(step.CaddyModule().ID.Name(), canonical)] = step
+	p.steps[at] = step
 }
 
 func planOf(ctx context.Context, app *layer4.App) *plan {
 	known, loaded := plans.Load(app)
 	if !loaded {
-		if known, loaded = plans.LoadOrStore(app, &plan{steps: make(map[string]Step)}); !loaded {
+		if known, loaded = plans.LoadOrStore(app, &plan{steps: make(map[*placement.Finding]Step)}); !loaded {
 			context.AfterFunc(ctx, func() { plans.Delete(app) })
 		}
 	}
 	return known.(*plan)
 }
-
-// note remembers the handlers of the servers' first routes. Their JSON is there until the last of a route has been provisioned, so
-// that the first offer finds it in all routes that may have a handler that offers.
-func (p *plan) note(app *layer4.App) {
-	p.routes = make(map[*layer4.Server][]string, len(app.Servers))
-	for _, server := range app.Servers {
-		if server == nil || len(server.Routes) == 0 || server.Routes[0] == nil {
-			continue
-		}
-		for _, raw := range server.Routes[0].HandlersRaw {
-			p.routes[server] = append(p.routes[server], keyOf(raw))
-		}
-	}
-}
-
-// keyOf returns what a plan knows a handler by: its name and its JSON.
-func keyOf(raw json.RawMessage) string {
-	var module struct {
-		Name string `json:"handler"`
-	}
-	canonical, err := caddyfile.CanonicalJSON(raw, "handler")
-	if err != nil || json.Unmarshal(raw, &module) != nil {
-		return "" // no step's
-	}
-	return key(module.Name, canonical)
-}
-
-func key(name, canonical string) string { return name + " " + canonical }
 
 // Steps returns the steps that serve the connections of a listener, nil where layer4 has to. It is called when the
 // config starts, with the context that the listener is opened with, its network, and its address as [gate.Listener] has it.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/portgate/caddy-portgate/caddyfile"
 	"github.com/portgate/caddy-portgate/modules/internal/gate"
+	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 	"github.com/portgate/caddy-portgate/modules/internal/throttle"
 )
@@ -35,23 +36,23 @@ type step struct {
 	ID    int  `json:"id"`
 	Never bool `json:"never,omitempty"`
 
-	canonical string
-	served    int
+	written string
+	served  int
 }
 
 func (*step) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "layer4.handlers.test_step", New: func() caddy.Module { return new(step) }}
 }
 
-func (s *step) UnmarshalJSON(data []byte) (err error) {
+func (s *step) UnmarshalJSON(data []byte) error {
 	type options step
-	s.canonical, err = caddyfile.UnmarshalCanonical(data, (*options)(s))
-	return err
+	s.written = string(data)
+	return caddyfile.UnmarshalJSON(data, (*options)(s))
 }
 
 func (s *step) Provision(ctx caddy.Context) error {
 	if !s.Never {
-		Offer(ctx, s.canonical, s)
+		Offer(ctx, placement.Find(ctx, "test_step", s.written), s)
 	}
 	return nil
 }

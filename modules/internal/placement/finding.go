@@ -21,6 +21,7 @@ type Place struct {
 // Finding is where all handlers of a config stand that have one name and JSON. They share it, because there may be thousands of
 // them: what each of them did with the places of all would take time with the square of their number. See [Shared].
 type Finding struct {
+	identity
 	stands []stand
 
 	wrong   string // what is wrong with their order, see standing
@@ -31,8 +32,17 @@ type Finding struct {
 	indexed sync.Once
 
 	mu     sync.Mutex
-	shared map[reflect.Type]outcome
+	shared []outcome
 }
+
+// identity is what handlers have in common that are alike.
+type identity struct {
+	name      string
+	canonical string // as [caddyfile.CanonicalJSON] has it, without the name
+}
+
+// Canonical returns the JSON of the handlers without their name, as [caddyfile.CanonicalJSON] has it.
+func (f *Finding) Canonical() string { return f.canonical }
 
 // stand is one place of a handler at one listen address, which may be a range of ports.
 type stand struct {
@@ -128,6 +138,7 @@ func (f *Finding) standsAs(s standing) {
 }
 
 type outcome struct {
+	kind  reflect.Type
 	value any
 	err   error
 }
@@ -138,14 +149,12 @@ func Shared[T any](f *Finding, find func(*Finding) (T, error)) (T, error) {
 	kind := reflect.TypeFor[T]()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	known, ok := f.shared[kind]
-	if !ok {
-		if f.shared == nil {
-			f.shared = make(map[reflect.Type]outcome)
+	for _, known := range f.shared {
+		if known.kind == kind {
+			return known.value.(T), known.err
 		}
-		value, err := find(f)
-		known = outcome{value, err}
-		f.shared[kind] = known
 	}
-	return known.value.(T), known.err
+	value, err := find(f)
+	f.shared = append(f.shared, outcome{kind, value, err})
+	return value, err
 }

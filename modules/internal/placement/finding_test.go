@@ -17,9 +17,9 @@ func find(t *testing.T, servers string) *Finding {
 	if err := json.Unmarshal([]byte(`{"servers":`+servers+`}`), &app); err != nil {
 		t.Fatal(err)
 	}
-	l := &layout{found: make(map[string]*Finding), proxied: make(map[string]string)}
+	l := newLayout()
 	l.noteServers(&app, nil)
-	f := l.found[findKey("test_step", `{"id":7}`)]
+	f := l.found[identity{"test_step", `{"id":7}`}]
 	if f == nil {
 		t.Fatal("the handler is not found")
 	}

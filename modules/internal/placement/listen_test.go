@@ -16,7 +16,7 @@ func listen(servers map[string][]string) error {
 	for name, listen := range servers {
 		app.Servers[name] = &layer4.Server{Listen: listen}
 	}
-	l := new(layout)
+	l := newLayout()
 	l.noteServers(app, nil)
 	return l.listen
 }

@@ -27,13 +27,13 @@ func init() {
 type checking struct {
 	ID int `json:"id"`
 
-	canonical string
+	written string
 }
 
-func (c *checking) UnmarshalJSON(data []byte) (err error) {
+func (c *checking) UnmarshalJSON(data []byte) error {
 	type options checking
-	c.canonical, err = caddyfile.UnmarshalCanonical(data, (*options)(c))
-	return err
+	c.written = string(data)
+	return caddyfile.UnmarshalJSON(data, (*options)(c))
 }
 
 // guard keeps clients out, as acl does.
@@ -44,7 +44,7 @@ func (*guard) CaddyModule() caddy.ModuleInfo {
 }
 
 func (g *guard) Provision(ctx caddy.Context) error {
-	return CheckGuard(ctx, "test_guard", g.canonical, g.ID == trusting)
+	return CheckGuard(ctx, Find(ctx, "test_guard", g.written), g.ID == trusting)
 }
 
 // trusting is the id of a guard that trusts caddy-l4's proxy_protocol.
@@ -59,7 +59,9 @@ func (*ender) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "layer4.handlers.forward", New: func() caddy.Module { return new(ender) }}
 }
 
-func (e *ender) Provision(ctx caddy.Context) error { return Check(ctx, "forward", e.canonical) }
+func (e *ender) Provision(ctx caddy.Context) error {
+	return Check(ctx, Find(ctx, "forward", e.written))
+}
 
 func (*ender) Handle(*layer4.Connection, layer4.Handler) error { return nil }
 

@@ -5,29 +5,39 @@ package placement
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"reflect"
 	"slices"
-	"strings"
+	"strconv"
 	"sync"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/mholt/caddy-l4/layer4"
+
+	"github.com/portgate/caddy-portgate/caddyfile"
 )
 
-// Find returns where a handler stands that is being provisioned, and all others of the config with the same JSON, as
-// [caddyfile.CanonicalJSON] has it.
-func Find(ctx caddy.Context, name, canonical string) *Finding {
+// Find returns where a handler stands that is being provisioned, and all others of the config with its name and the same JSON. written is the
+// JSON that it was made of, in any layout.
+func Find(ctx caddy.Context, name, written string) *Finding {
+	var found map[identity]*Finding
 	if l := layoutOf(ctx); l != nil {
-		if f := l.found[findKey(name, canonical)]; f != nil {
-			return f
-		}
+		found = l.found
 	}
-	return new(Finding)
+	is := identity{name, written}
+	if f := found[is]; f != nil { // Caddy has encoded it as it is encoded here
+		return f
+	}
+	if canonical, err := caddyfile.CanonicalJSON([]byte(written)); err == nil {
+		is.canonical = canonical
+	}
+	if f := found[is]; f != nil {
+		return f
+	}
+	return &Finding{identity: is}
 }
 
 // Check returns an error for a handler that is being provisioned where no connection gets to it, or past it to the handler
@@ -35,15 +45,15 @@ func Find(ctx caddy.Context, name, canonical string) *Finding {
 //
 // It returns an error for any listen address of the app that can't be right, too: layer4 itself does not look at them before the app
 // starts, which is too late for `caddy validate`.
-func Check(ctx caddy.Context, name, canonical string) error {
+func Check(ctx caddy.Context, f *Finding) error {
 	if l := layoutOf(ctx); l != nil && l.invalid != "" {
 		return errors.New(l.invalid)
 	}
 	if l := layoutOf(ctx); l != nil && l.listen != nil {
 		return l.listen
 	}
-	if wrong := Find(ctx, name, canonical).wrong; wrong != "" {
-		return errors.New(wrong)
+	if f.wrong != "" {
+		return errors.New(f.wrong)
 	}
 	return nil
 }
@@ -51,11 +61,10 @@ func Check(ctx caddy.Context, name, canonical string) error {
 // CheckGuard is [Check] for a handler that judges clients by their address. It returns an error where caddy-l4's handler
 // proxy_protocol may have named the client, unless the config trusts that; and in front of an HTTP site where Caddy
 // serves the site over HTTP/3 as well, because no listener wrapper sees those connections.
-func CheckGuard(ctx caddy.Context, name, canonical string, trust bool) error {
-	if err := Check(ctx, name, canonical); err != nil {
+func CheckGuard(ctx caddy.Context, f *Finding, trust bool) error {
+	if err := Check(ctx, f); err != nil {
 		return err
 	}
-	f := Find(ctx, name, canonical)
 	if f.proxied != "" && !trust {
 		return errProxied(f.proxied)
 	}
@@ -63,7 +72,7 @@ func CheckGuard(ctx caddy.Context, name, canonical string, trust bool) error {
 		return errProxied(l.several)
 	}
 	if site := siteOf(ctx); site != nil && f.leadsOn {
-		return site.checkHTTP3(name)
+		return site.checkHTTP3(f.name)
 	}
 	return nil
 }
@@ -91,11 +100,18 @@ func errProxied(where string) error {
 // layout is what is known of the handlers of one layer4 app or listener wrapper, while its config lives.
 type layout struct {
 	once    sync.Once
-	found   map[string]*Finding // by findKey
-	proxied map[string]string   // of matchers, see order
-	several string              // see noteSeveral
-	invalid string              // says where null is in place of a route, about which layer4 panics, or where an option is written twice
-	listen  error               // what is wrong with a listen address
+	found   map[identity]*Finding
+	first   map[*layer4.Server][]*Finding // of the handlers of the first route; nil for what is no handler
+	proxied map[string]string             // of matchers, see order
+	several string                        // see noteSeveral
+	invalid string                        // says where null is in place of a route, about which layer4 panics, or where an option is written twice
+	listen  error                         // what is wrong with a listen address
+}
+
+func newLayout() *layout {
+	return &layout{
+		found: make(map[identity]*Finding), first: make(map[*layer4.Server][]*Finding), proxied: make(map[string]string),
+	}
 }
 
 // layouts has what is known of a config, by the *layer4.App, *layer4.ListenerWrapper or *caddyhttp.App that it is about. It goes with
@@ -119,11 +135,18 @@ func layoutOf(ctx caddy.Context) *layout {
 	if root == nil {
 		return nil
 	}
-	l := ofConfig(ctx, root, func() *layout {
-		return &layout{found: make(map[string]*Finding), proxied: make(map[string]string)}
-	})
+	l := ofConfig(ctx, root, newLayout)
 	l.once.Do(func() { l.note(ctx, root) })
 	return l
+}
+
+// FirstRoutes returns what stands in the first route of each server of the app that is being provisioned, nil outside of it: a handler
+// that is not to be found is nil.
+func FirstRoutes(ctx caddy.Context) map[*layer4.Server][]*Finding {
+	if l := layoutOf(ctx); l != nil {
+		return l.first
+	}
+	return nil
 }
 
 // RootOf returns what has the routes that are being provisioned: the layer4 app, or a listener wrapper.
@@ -187,7 +210,7 @@ func (l *layout) noteSeveral(where string, all []layer4.RouteList) {
 // be found, those that a server has now are taken.
 func (l *layout) noteServers(app *layer4.App, written map[string]layer4.RouteList) {
 	repl := caddy.NewReplacer()
-	var all []listening
+	all := make([]listening, 0, len(app.Servers))
 	for number, name := range slices.Sorted(maps.Keys(app.Servers)) {
 		server := app.Servers[name]
 		if server == nil {
@@ -198,14 +221,15 @@ func (l *layout) noteServers(app *layer4.App, written map[string]layer4.RouteLis
 		if len(routes) != len(server.Routes) {
 			routes = server.Routes
 		}
-		l.noteRoutes(number, listen, fmt.Sprintf("layer4 server %q", name), routes)
+		l.first[server] = l.noteRoutes(number, listen, fmt.Sprintf("layer4 server %q", name), routes)
 		all = append(all, listen...)
 	}
 	l.listen = checkListen(all)
 }
 
-// noteRoutes remembers where the handlers of a server stand. A listener wrapper has no listen addresses.
-func (l *layout) noteRoutes(server int, listen []listening, where string, routes layer4.RouteList) {
+// noteRoutes remembers where the handlers of a server stand, and returns the findings of its first route. A listener wrapper has no listen
+// addresses.
+func (l *layout) noteRoutes(server int, listen []listening, where string, routes layer4.RouteList) (first []*Finding) {
 	decoded := decode(routes)
 	order := orderOf(where, decoded)
 	maps.Copy(l.proxied, order.proxied)
@@ -216,17 +240,28 @@ func (l *layout) noteRoutes(server int, listen []listening, where string, routes
 		}
 		always := i == 0 && len(route.MatcherSetsRaw) == 0 && Unconditional(route, 0)
 		for j, handler := range handlersOf(decoded[i]) {
-			walk(handler, fmt.Sprintf("%d/%d", i, j), func(path string, handler map[string]any) {
-				if one, other, found := sameOption(handler); found {
+			top := fmt.Sprintf("%d/%d", i, j)
+			var found *Finding
+			walk(handler, top, func(path string, handler map[string]any) {
+				if one, other, both := sameOption(handler); both {
 					l.invalid = fmt.Sprintf("%s route %d: both %q and %q in one object: expected one of them", where, i, one, other)
 				}
-				if f := l.of(handler); f != nil {
-					f.add(server, listen, path, always && strings.Count(path, "/") == 1)
-					f.standsAs(order.of[path])
+				f := l.of(handler)
+				if f == nil {
+					return
+				}
+				f.add(server, listen, path, always && path == top)
+				f.standsAs(order.of[path])
+				if path == top {
+					found = f
 				}
 			})
+			if i == 0 {
+				first = append(first, found)
+			}
 		}
 	}
+	return first
 }
 
 // of returns the finding of a handler, nil where the object is none.
@@ -239,11 +274,11 @@ func (l *layout) of(handler map[string]any) *Finding {
 	if !ok {
 		return nil
 	}
-	key := findKey(name, canonical)
-	f := l.found[key]
+	is := identity{name, canonical}
+	f := l.found[is]
 	if f == nil {
-		f = new(Finding)
-		l.found[key] = f
+		f = &Finding{identity: is}
+		l.found[is] = f
 	}
 	return f
 }
@@ -261,19 +296,13 @@ func unmatched(route *layer4.Route) bool {
 	return matchers.Kind() == reflect.Slice && matchers.Len() == 0
 }
 
-// findKey is short, because a handler's JSON may have long lists.
-func findKey(name, canonical string) string {
-	sum := sha256.Sum256([]byte(name + " " + canonical))
-	return string(sum[:])
-}
-
 // walk visits every object below the document. In paths the options that lead to handlers are written as [options] are.
 func walk(document any, path string, visit func(path string, object map[string]any)) {
 	switch node := document.(type) {
 	case []any:
 		for i, child := range node {
 			if hasObjects(child) {
-				walk(child, fmt.Sprintf("%s/%d", path, i), visit)
+				walk(child, path+"/"+strconv.Itoa(i), visit)
 			}
 		}
 	case map[string]any:
@@ -297,8 +326,9 @@ func hasObjects(value any) bool {
 
 // canonicalOf is [caddyfile.CanonicalJSON] of a handler that is decoded already, without its name.
 func canonicalOf(handler map[string]any) (canonical string, ok bool) {
-	unnamed := maps.Clone(handler)
-	delete(unnamed, "handler")
-	raw, err := json.Marshal(unnamed)
+	name := handler["handler"]
+	delete(handler, "handler")
+	raw, err := json.Marshal(handler)
+	handler["handler"] = name
 	return string(raw), err == nil
 }

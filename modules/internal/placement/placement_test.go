@@ -35,17 +35,17 @@ func TestMain(m *testing.M) {
 type step struct {
 	ID int `json:"id"`
 
-	canonical string
+	written string
 }
 
 func (*step) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "layer4.handlers.test_step", New: func() caddy.Module { return new(step) }}
 }
 
-func (s *step) UnmarshalJSON(data []byte) (err error) {
+func (s *step) UnmarshalJSON(data []byte) error {
 	type options step
-	s.canonical, err = caddyfile.UnmarshalCanonical(data, (*options)(s))
-	return err
+	s.written = string(data)
+	return caddyfile.UnmarshalJSON(data, (*options)(s))
 }
 
 // asked is what each step with the id 7 was told.
@@ -55,11 +55,18 @@ func (s *step) Provision(ctx caddy.Context) error {
 	if s.ID != 7 {
 		return nil
 	}
+	at := Find(ctx, "test_step", s.written)
+	if laidOut := Find(ctx, "test_step", "{\n\t\"\\u0069d\": 7\n}"); laidOut != at {
+		return fmt.Errorf("in another layout it is %v, not %v", laidOut, at)
+	}
+	if none := Find(ctx, "test_step", `{"id":8}`); len(none.Places()) > 0 || none.Canonical() != `{"id":8}` {
+		return fmt.Errorf("what stands nowhere is %v", none)
+	}
 	var found, listens []string
-	for _, place := range Find(ctx, "test_step", s.canonical).Places() {
+	for _, place := range at.Places() {
 		found = append(found, fmt.Sprintf("%s %s %s %t", place.Network, place.Listener, place.Path, place.Always))
 	}
-	for _, addr := range Find(ctx, "test_step", s.canonical).Listens() {
+	for _, addr := range at.Listens() {
 		listens = append(listens, addr.String())
 	}
 	slices.Sort(found)
