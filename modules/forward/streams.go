@@ -1,0 +1,124 @@
+package forward
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"github.com/mholt/caddy-l4/layer4"
+
+	"github.com/portgate/caddy-portgate/modules/forward/relay"
+	"github.com/portgate/caddy-portgate/modules/forward/upstream"
+	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
+	"github.com/portgate/caddy-portgate/modules/internal/hops"
+	"github.com/portgate/caddy-portgate/modules/internal/listeners"
+	"github.com/portgate/caddy-portgate/modules/internal/session"
+	"github.com/portgate/caddy-portgate/modules/internal/throttle"
+)
+
+// relay prepares what moves the session's bytes.
+func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, trip *hops.Trip, client net.Conn, prefetched []byte) *relay.Relay {
+	countLoops()
+	taken := descriptors.Of(client)
+	var given net.Addr // by Next
+	cfg := relay.Config{
+		Client:     client,
+		Unwrap:     listeners.Unwrap,
+		Prefetched: prefetched,
+		Next: func(ctx context.Context, failed error) (net.Addr, error) {
+			addr, err := walk.Next(ctx, failed)
+			given = addr
+			if failed == nil {
+				h.watch.chosen(sess, walk)
+			}
+			h.count.set(sess, walk, addr)
+			return addr, err
+		},
+		Attempt: func(addr net.Addr, took time.Duration, err error) {
+			name, _ := walk.Current()
+			if err != nil {
+				sess.DialFailed(name, took)
+			} else {
+				if addr != given {
+					h.count.set(sess, walk, addr) // another one was faster
+				}
+				walk.Source().Works(addr)
+				sess.Dialed(took)
+			}
+			h.watch.attempted(sess, name, addr, err)
+		},
+		Track:     trackerOf(trip),
+		Local:     h.from,
+		Limits:    h.limits,
+		KeepAlive: h.keepAlive,
+		PaceUp:    sess.Limits().PaceUp,
+		PaceDown:  sess.Limits().PaceDown,
+		Name:      sess.ID,
+		Done: func(result relay.Result) {
+			taken.Release()
+			trip.End()
+			sess.End(ended(result.Reason, result.Connect, result.Err))
+		},
+	}
+	if !h.pool.Fixed() { // else no upstream has two addresses
+		cfg.Another, cfg.Spare = walk.Another, spare{h.uncounted.reserve}
+	}
+	r := relay.New(cfg)
+	sess.SetMover(mover{r})
+	return r
+}
+
+// unwrap removes layer4's own wrapper, so that the relay has the socket. It returns cx if other handlers have wrapped the
+// connection as well. What matchers have read is returned as a copy, because the buffer belongs to layer4.
+func unwrap(cx *layer4.Connection) (net.Conn, []byte) {
+	var prefetched []byte
+	for conn := cx; ; {
+		prefetched = append(prefetched, conn.MatchingBytes()...)
+		inner := throttle.Unwrap(conn.Conn) // the relay keeps to the limits
+		if proxied, ok := inner.(*listeners.Proxied); ok {
+			inner = proxied.Conn
+		}
+		switch inner := inner.(type) {
+		case *layer4.Connection:
+			conn = inner
+		case interface{ SetLinger(int) error }: // a TCP socket
+			return inner.(net.Conn), prefetched
+		case *net.UnixConn:
+			return inner, prefetched
+		default:
+			return cx, nil // cx itself gives what was read
+		}
+	}
+}
+
+// mover is a relay as a session sees it.
+type mover struct{ *relay.Relay }
+
+func (m mover) Close(reason string)   { m.Relay.Close(relay.Reason(reason)) }
+func (m mover) LastActive() time.Time { return m.Stats().LastActive }
+
+func (m mover) Moved() (up, down int64) {
+	stats := m.Stats()
+	return stats.BytesUp, stats.BytesDown
+}
+
+// ended says how a session ended, from how its relay did. A relay that was closed while it connected has neither an error nor
+// a connect time.
+func ended(reason relay.Reason, connect time.Duration, err error) session.End {
+	end := session.End{
+		Connect:   connect,
+		Connected: err == nil && connect > 0,
+		Status:    session.StatusDone,
+		Reason:    string(reason),
+		Err:       err,
+	}
+	switch {
+	case reason == reasonLoop:
+		end.Status = session.StatusLoop
+	case reason == relay.ConnectTimeout:
+		end.Status = session.StatusConnectTimeout
+	case !end.Connected:
+		end.Status = session.StatusNoUpstream
+	}
+	return end
+}
