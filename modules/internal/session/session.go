@@ -272,7 +272,7 @@ func (s *Session) SetRule(label string) {
 func (s *Session) Close(reason string) {
 	s.mu.Lock()
 	m := s.mover
-	if m == nil {
+	if m == nil && !s.ended {
 		if t := s.troublesLocked(); t.closing == "" {
 			t.closing = reason
 		}

@@ -133,6 +133,26 @@ func TestCloseWhileThereComesAMover(t *testing.T) {
 	}
 }
 
+// A Close may come while the entry of a session that has ended is written. The race detector watches.
+func TestCloseWhileASessionEnds(t *testing.T) {
+	t.Parallel()
+	sc, _, _ := newScope(t, 0, 0)
+	for range 100 {
+		s := beginOn(t, sc, "close:2")
+		var wg sync.WaitGroup
+		wg.Go(func() { s.End(End{Status: StatusLimited, Reason: ReasonLimited}) })
+		wg.Go(func() { s.Close(ReasonDrain) })
+		wg.Wait()
+		s.mu.Lock()
+		before := s.troubles
+		s.mu.Unlock()
+		s.Close(ReasonShutdown)
+		if s.troubles != before {
+			t.Fatal("a session that has ended is changed")
+		}
+	}
+}
+
 func TestLastActive(t *testing.T) {
 	t.Parallel()
 	sc, _, _ := newScope(t, 0, 0)
