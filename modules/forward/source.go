@@ -12,6 +12,9 @@ import (
 
 // parseSources reads the source addresses.
 func parseSources(values []string) (sources []netip.Addr, err error) {
+	if len(values) == 0 {
+		return nil, nil
+	}
 	repl := caddy.NewReplacer()
 	for _, value := range values {
 		ip, err := parseSource(repl.ReplaceKnown(value, ""))

@@ -135,8 +135,11 @@ func (b *Bandwidth) compile(number func(string) uint16, l *limits) error {
 
 // perOf returns per, or the default, with the placeholders replaced that are known when the config is loaded.
 func perOf(per, fallback string) string {
-	if per == "" {
+	switch {
+	case per == "":
 		return fallback
+	case !strings.Contains(per, "{"):
+		return per
 	}
 	return caddy.NewReplacer().ReplaceKnown(per, "")
 }

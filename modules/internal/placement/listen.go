@@ -121,14 +121,17 @@ func checkConflicts(listens []listening) error {
 	slices.SortStableFunc(order, func(a, b *listening) int {
 		return cmp.Or(cmp.Compare(a.Transport, b.Transport), cmp.Compare(a.First, b.First))
 	})
-	open := make(map[group]*listening)
+	open := make(map[group]*listening, len(listens))
+	var some []group
 	for _, l := range order {
-		for _, g := range l.groupsToCompare() {
+		some = l.groupsToCompare(some[:0])
+		for _, g := range some {
 			if o := open[g]; o != nil && o.Conflicts(l.Binding) {
 				return fmt.Errorf("%s: expected each address once, but %s is the same or overlaps", l, o)
 			}
 		}
-		for _, g := range l.groups() {
+		some = l.groups(some[:0])
+		for _, g := range some {
 			if o := open[g]; o == nil || o.Last < l.Last {
 				open[g] = l
 			}
@@ -180,9 +183,9 @@ func (l *listening) coverage() coverage {
 	return one6
 }
 
-// groups returns those that the address is in.
-func (l *listening) groups() []group {
-	in := []group{{transport: l.Transport, name: l.Name, ip: l.IP}}
+// groups appends those that the address is in.
+func (l *listening) groups(in []group) []group {
+	in = append(in, group{transport: l.Transport, name: l.Name, ip: l.IP})
 	if c := l.coverage(); c != sameHost {
 		in = append(in, group{transport: l.Transport, coverage: c})
 		if l.IsGate() {
@@ -192,10 +195,10 @@ func (l *listening) groups() []group {
 	return in
 }
 
-// groupsToCompare returns those in which an address may conflict with this one: of the stock networks only with those of gate networks,
+// groupsToCompare appends those in which an address may conflict with this one: of the stock networks only with those of gate networks,
 // unless it is the same.
-func (l *listening) groupsToCompare() []group {
-	with := []group{{transport: l.Transport, name: l.Name, ip: l.IP}}
+func (l *listening) groupsToCompare(with []group) []group {
+	with = append(with, group{transport: l.Transport, name: l.Name, ip: l.IP})
 	for _, c := range overlapping[l.coverage()] {
 		with = append(with, group{transport: l.Transport, coverage: c, gate: !l.IsGate()})
 	}
