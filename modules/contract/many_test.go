@@ -3,6 +3,7 @@ package contract
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"runtime"
 	"testing"
 
@@ -75,14 +76,18 @@ func TestManyListenersTakeWorkInProportion(t *testing.T) {
 		manyPorts("range udp", "gate+udp", "udp/127.0.0.1:"),
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			bytes := func(n int) float64 { // without what is made once and for all
-				return min(allocatedBy(t, c.servers(n)), allocatedBy(t, c.servers(n)))
+			bytes := [3]float64{math.MaxFloat64, math.MaxFloat64, math.MaxFloat64}
+			ratio := math.MaxFloat64                       // 2 in proportion, 4 with the square
+			for i := 0; i < 2 || i < 6 && ratio > 3; i++ { // what is made once and for all, and what configs before left to be done, adds to some
+				for j := range bytes {
+					bytes[j] = min(bytes[j], allocatedBy(t, c.servers(c.n<<j)))
+				}
+				ratio = (bytes[2] - bytes[1]) / (bytes[1] - bytes[0])
 			}
-			first, second, fourth := bytes(c.n), bytes(2*c.n), bytes(4*c.n)
-			t.Logf("%.0f, %.0f and %.0f KiB", first/1024, second/1024, fourth/1024)
-			if ratio := (fourth - second) / (second - first); ratio > 3 { // 2 in proportion, 4 with the square
+			t.Logf("%.0f, %.0f and %.0f KiB", bytes[0]/1024, bytes[1]/1024, bytes[2]/1024)
+			if ratio > 3 {
 				t.Errorf("%d take %.0f KiB, %d take %.0f, %d take %.0f: a growth of %.1f, expected 2",
-					c.n, first/1024, 2*c.n, second/1024, 4*c.n, fourth/1024, ratio)
+					c.n, bytes[0]/1024, 2*c.n, bytes[1]/1024, 4*c.n, bytes[2]/1024, ratio)
 			}
 		})
 	}
