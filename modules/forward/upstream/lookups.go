@@ -43,17 +43,45 @@ func (q *query) wait(ctx context.Context, host string, limit time.Duration) erro
 	}
 }
 
-// leave notes that a session does not wait any more. A query that nobody waits for, and that has no slot, is of no use to others.
-func (q *query) leave(r *name) {
-	if q.waiting--; q.waiting == 0 && !q.begun && r.held == 0 && r.running == q {
-		r.abandon()
+// leave notes that a session does not wait any more.
+func (n *Names) leave(r *name, q *query) {
+	if q.waiting--; r.running == q {
+		n.noteWanted(r)
 	}
 }
 
-// abandon ends a lookup that nobody waits for. What it finds is not noted.
-func (r *name) abandon() {
+// noteWanted is called when it may have changed whether somebody needs the lookup of a name. One that nobody waits for and no config has
+// goes on, because a name server may take longer than a session waits; but it has a slot only as long as nobody else needs that.
+func (n *Names) noteWanted(r *name) {
+	switch q := r.running; {
+	case q == nil || q.waiting > 0 || r.held > 0:
+		delete(n.unwanted, r)
+	case !q.begun || n.queued > 0:
+		n.abandon(r)
+	default:
+		n.unwanted[r] = struct{}{}
+	}
+}
+
+// abandon ends a lookup. What it finds is not noted.
+func (n *Names) abandon(r *name) {
 	r.running.cancel()
 	r.running = nil
+	delete(n.unwanted, r)
+}
+
+// queue notes that a lookup of a name that no config has begins to wait for a slot, or with -1 that it ends. A lookup that nobody needs
+// makes way.
+func (n *Names) queue(change int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.queued += change; change < 0 {
+		return
+	}
+	for r := range n.unwanted {
+		n.abandon(r)
+		return
+	}
 }
 
 // start begins to look a name up. It is called with n.mu locked.
@@ -64,10 +92,11 @@ func (n *Names) start(r *name) *query {
 	slots := n.slots[min(r.held, 1)]
 	go func() {
 		defer cancel()
-		q.ips, q.err = n.ask(ctx, r.nameKey, q, slots)
+		q.ips, q.err = n.ask(ctx, r, q, slots)
 		n.mu.Lock()
 		if r.running == q {
 			r.running = nil
+			n.noteWanted(r)
 			r.answered(n, q.ips, q.err)
 		}
 		n.mu.Unlock()
@@ -76,20 +105,39 @@ func (n *Names) start(r *name) *query {
 	return q
 }
 
-// ask makes the lookup, as soon as there is a slot.
-func (n *Names) ask(ctx context.Context, k nameKey, q *query, slots chan struct{}) ([]netip.Addr, error) {
+// takeSlot waits for one of the slots. It reports false where ctx ends before.
+func (n *Names) takeSlot(ctx context.Context, slots chan struct{}) bool {
 	select {
 	case slots <- struct{}{}:
-		defer func() { <-slots }()
+		return true
+	default:
+	}
+	if slots == n.slots[0] {
+		n.queue(1)
+		defer n.queue(-1)
+	}
+	select {
+	case slots <- struct{}{}:
+		return true
 	case <-ctx.Done():
+		return false
+	}
+}
+
+// ask makes the lookup, as soon as there is a slot.
+func (n *Names) ask(ctx context.Context, r *name, q *query, slots chan struct{}) ([]netip.Addr, error) {
+	if !n.takeSlot(ctx, slots) {
 		return nil, errTooMany
 	}
+	defer func() { <-slots }()
 	n.mu.Lock()
-	q.begun = true
+	if q.begun = true; r.running == q {
+		n.noteWanted(r)
+	}
 	n.mu.Unlock()
-	ips, err := n.cfg.Lookup(ctx, k.network, k.host)
+	ips, err := n.cfg.Lookup(ctx, r.network, r.host)
 	if isNotFound(err) && n.cfg.Confirm != nil {
-		ips, err = n.cfg.Confirm(ctx, k.network, k.host)
+		ips, err = n.cfg.Confirm(ctx, r.network, r.host)
 	}
 	for i := range ips {
 		ips[i] = ips[i].Unmap()

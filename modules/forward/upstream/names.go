@@ -30,7 +30,9 @@ type Names struct {
 
 	mu       sync.Mutex
 	records  map[nameKey]*name
-	chosen   int // records that no config has
+	chosen   int                // records that no config has
+	unwanted map[*name]struct{} // see noteWanted
+	queued   int                // lookups of such names that wait for a slot
 	families map[service]bool
 }
 
@@ -62,7 +64,7 @@ func NewNames(cfg NamesConfig) *Names {
 		// name where others were not answered at all. A strict resolver reports those.
 		cfg.Confirm = (&net.Resolver{StrictErrors: true}).LookupNetIP
 	}
-	n := &Names{cfg: cfg, records: make(map[nameKey]*name), families: make(map[service]bool)}
+	n := &Names{cfg: cfg, records: make(map[nameKey]*name), unwanted: make(map[*name]struct{}), families: make(map[service]bool)}
 	for i := range n.slots {
 		n.slots[i] = make(chan struct{}, maxLookups)
 	}
@@ -109,6 +111,7 @@ func (n *Names) hold(k nameKey) {
 	}
 	if r.held++; r.held == 1 {
 		n.chosen--
+		n.noteWanted(r)
 	}
 	if r.ips == nil && r.running == nil && time.Since(r.failedAt) >= freshFor {
 		n.start(r)
@@ -126,7 +129,7 @@ func (n *Names) release(k nameKey) {
 	n.chosen++
 	r.over(n, ErrReleased)
 	if r.running != nil && r.running.waiting == 0 {
-		r.abandon()
+		n.abandon(r)
 	}
 	if n.chosen > maxChosen {
 		n.makeRoom()
@@ -156,13 +159,11 @@ func (n *Names) makeRoom() bool {
 	var oldest *name
 	looks := 0
 	for _, r := range n.records {
-		if r.held > 0 || r.running != nil {
-			continue
-		}
-		if oldest == nil || r.usedAt.Before(oldest.usedAt) {
+		free := r.held == 0 && r.running == nil
+		if free && (oldest == nil || r.usedAt.Before(oldest.usedAt)) {
 			oldest = r
 		}
-		if looks++; looks == 16 {
+		if looks++; looks >= 16 && oldest != nil || looks == 256 {
 			break
 		}
 	}
@@ -259,10 +260,11 @@ func (n *Names) find(ctx context.Context, k nameKey, stale, limit time.Duration)
 		q = n.start(r)
 	}
 	q.waiting++
+	n.noteWanted(r)
 	n.mu.Unlock()
 	err := q.wait(ctx, k.host, limit)
 	n.mu.Lock()
-	q.leave(r)
+	n.leave(r, q)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, err
