@@ -76,6 +76,9 @@ type PacketConfig struct {
 	// from Run on. It is not used with a PacketClient, whose receive gets them.
 	Prefetched [][]byte
 
+	// Preface is what the upstream is told of the client. It may be nil.
+	Preface *Preface
+
 	// Next returns the address to send to: a *net.UDPAddr. It may block: no event loop calls it. ctx ends when the relay is
 	// closed. Where the address can't be used, Next is called again with the error, until it returns an error itself. That
 	// ends a session that never had an upstream.

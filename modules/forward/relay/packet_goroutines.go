@@ -32,6 +32,7 @@ type goroutinePackets struct {
 		errno     syscall.Errno // that has made the trouble; 0 where none has
 		answered  bool          // an upstream has sent a reply
 		moved     bool          // addresses of this machine have changed since the socket was opened
+		preface   prefaceState  // of the socket
 		addresses *addressBook  // of this machine, as of the last datagram of the client
 		held      *held         // nil where nothing is
 		waiting   backlog       // until there is a socket that is of use
@@ -120,10 +121,10 @@ func (g *goroutinePackets) passUp(b []byte) {
 
 // sendTo sends a datagram to the upstream. It is called with g.sending locked.
 func (g *goroutinePackets) sendTo(conn *packetSocket, b []byte) {
-	errno := conn.send(b)
+	errno := g.write(conn, b)
 	if errno != 0 {
 		var reported syscall.Errno
-		if reported, errno = sendTwice(errno, func() syscall.Errno { return conn.send(b) }); reported != 0 {
+		if reported, errno = sendTwice(errno, func() syscall.Errno { return g.write(conn, b) }); reported != 0 {
 			g.reported(reported)
 		}
 	}
@@ -149,6 +150,14 @@ func (g *goroutinePackets) sendTo(conn *packetSocket, b []byte) {
 	}
 }
 
+// write sends a datagram once. It is called with g.sending locked.
+func (g *goroutinePackets) write(conn *packetSocket, b []byte) syscall.Errno {
+	if g.cfg.Preface == nil {
+		return conn.send(b)
+	}
+	return g.sending.preface.send(g.cfg.Preface, b, conn.send)
+}
+
 // reported takes an error that the network has reported. It is called with g.sending locked.
 func (g *goroutinePackets) reported(errno syscall.Errno) {
 	switch reportedEffect(errno) {
@@ -158,7 +167,12 @@ func (g *goroutinePackets) reported(errno syscall.Errno) {
 		g.note(troubleStale, errno)
 	case effectTooLarge:
 		conn := g.upstream()
-		if !g.sending.held.resendLarge(g.age(), conn.largestWhole(), g.sendHeld(conn)) {
+		send := g.sendHeld(conn)
+		resend := func(b []byte, prefaced bool) {
+			g.sending.preface.repeat(prefaced)
+			send(b)
+		}
+		if !g.sending.held.resendLarge(g.age(), conn.largestWhole(), g.cfg.Preface, resend) {
 			g.drop(DropSendFailed)
 		}
 	}
@@ -169,6 +183,7 @@ func (g *goroutinePackets) reportedBy(conn *packetSocket, errno syscall.Errno) {
 	g.sending.Lock()
 	defer g.sending.Unlock()
 	if conn == g.upstream() {
+		g.sending.preface.reported(errno)
 		g.reported(errno)
 	}
 }
@@ -177,27 +192,29 @@ func (g *goroutinePackets) reportedBy(conn *packetSocket, errno syscall.Errno) {
 func (g *goroutinePackets) hold(b []byte) {
 	if !g.sending.answered {
 		g.sending.held = g.sending.held.orNew()
-		g.dropRefused(g.sending.held.add(b, g.activeAt()))
+		g.dropRefused(g.sending.held.add(b, g.sending.preface.last, g.activeAt()))
 	}
 }
 
 // resend sends to a new upstream what the former one has refused, and what has waited. It is called with g.sending locked.
 func (g *goroutinePackets) resend(conn *packetSocket) {
+	g.sending.preface = prefaceState{}
 	g.dropRefused(g.sending.held.resend(g.age(), g.sendHeld(conn)))
 	for _, b := range g.sending.waiting.take() {
 		g.passUp(b)
 	}
 }
 
-func (g *goroutinePackets) sendHeld(conn *packetSocket) func(b []byte) {
-	return func(b []byte) {
-		switch errno := conn.send(b); {
+func (g *goroutinePackets) sendHeld(conn *packetSocket) func(b []byte) (prefaced bool) {
+	return func(b []byte) bool {
+		switch errno := g.write(conn, b); {
 		case errno == 0 || g.ctx.Err() != nil:
 		case reportedEffect(errno) == effectRefused:
 			g.refused(errno)
 		default:
 			g.drop(DropSendFailed)
 		}
+		return g.sending.preface.last
 	}
 }
 

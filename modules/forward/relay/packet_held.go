@@ -14,6 +14,7 @@ import (
 type held struct {
 	data     []byte // the datagrams, one after the other
 	sizes    [heldMax]uint16
+	prefaced [heldMax]bool // were sent behind the Preface
 	count    int
 	at       time.Duration  // age of the relay when the last one was sent by the client
 	refusals int            // of datagrams in data, which are not lost yet
@@ -37,8 +38,9 @@ var heldFor = time.Second
 // heldTotal is how many bytes all sessions have reserved.
 var heldTotal atomic.Int64
 
-// add keeps a copy of b, and drops older ones where there is no room. It returns how many of them were refused.
-func (h *held) add(b []byte, age time.Duration) (lost int) {
+// add keeps a copy of b, and drops older ones where there is no room. It returns how many of them were refused. prefaced tells whether b
+// was sent behind the Preface.
+func (h *held) add(b []byte, prefaced bool, age time.Duration) (lost int) {
 	if age-h.at > heldFor {
 		lost = h.giveUp()
 	}
@@ -46,6 +48,7 @@ func (h *held) add(b []byte, age time.Duration) (lost int) {
 	for h.count > 0 && (h.count == heldMax || h.size()+len(b) > heldMaxBytes) {
 		copy(h.data, h.data[h.sizes[0]:])
 		copy(h.sizes[:], h.sizes[1:])
+		copy(h.prefaced[:], h.prefaced[1:])
 		h.count--
 		if h.refusals > h.count {
 			h.refusals--
@@ -57,7 +60,7 @@ func (h *held) add(b []byte, age time.Duration) (lost int) {
 		return lost
 	}
 	copy(h.data[size:], b)
-	h.sizes[h.count] = uint16(len(b))
+	h.sizes[h.count], h.prefaced[h.count] = uint16(len(b)), prefaced
 	h.count++
 	return lost
 }
@@ -128,8 +131,9 @@ func (h *held) asks(target *net.UDPAddr, age time.Duration, due bool) bool {
 	return true
 }
 
-// resend calls send for each datagram that is kept. It returns how many that were refused are too old for that.
-func (h *held) resend(age time.Duration, send func([]byte)) (lost int) {
+// resend calls send for each datagram that is kept, which reports whether it was sent behind the Preface. It returns how many that were
+// refused are too old for that.
+func (h *held) resend(age time.Duration, send func([]byte) (prefaced bool)) (lost int) {
 	if h == nil {
 		return 0
 	}
@@ -137,29 +141,33 @@ func (h *held) resend(age time.Duration, send func([]byte)) (lost int) {
 		return h.giveUp()
 	}
 	h.refusals, h.smaller = 0, false
-	h.each(send)
+	h.each(func(i int, b []byte) { h.prefaced[i] = send(b) })
 	return 0
 }
 
-func (h *held) each(take func([]byte)) {
+func (h *held) each(take func(i int, b []byte)) {
 	from := 0
-	for _, size := range h.sizes[:h.count] {
-		take(h.data[from : from+int(size)])
+	for i, size := range h.sizes[:h.count] {
+		take(i, h.data[from:from+int(size)])
 		from += int(size)
 	}
 }
 
-// resendLarge calls send for each datagram that is kept and larger than whole, once for an upstream. It reports whether there is one that
-// is not too old for that.
-func (h *held) resendLarge(age time.Duration, whole int, send func([]byte)) (kept bool) {
+// resendLarge calls send for each datagram that is kept and larger than whole, with the Preface that it was sent behind, once for an
+// upstream. It reports whether there is one that is not too old for that.
+func (h *held) resendLarge(age time.Duration, whole int, preface *Preface, send func(b []byte, prefaced bool)) (kept bool) {
 	if h == nil || age-h.at > heldFor {
 		return false
 	}
-	h.each(func(b []byte) {
-		if len(b) > whole {
+	h.each(func(i int, b []byte) {
+		size := len(b)
+		if h.prefaced[i] {
+			size += len(preface.Header)
+		}
+		if size > whole {
 			kept = true
 			if !h.smaller {
-				send(b)
+				send(b, h.prefaced[i])
 			}
 		}
 	})

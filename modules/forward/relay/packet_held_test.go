@@ -152,7 +152,7 @@ func TestHeldPacketsGoWithTheSession(t *testing.T) {
 
 // kept returns what would be sent again.
 func kept(h *held, age time.Duration) (all []string) {
-	h.resend(age, func(b []byte) { all = append(all, string(b)) })
+	h.resend(age, func(b []byte) bool { all = append(all, string(b)); return false })
 	return all
 }
 
@@ -160,22 +160,22 @@ func TestHeldKeepsTheLast(t *testing.T) {
 	var h held
 	defer h.release()
 	for i := range 10 {
-		h.add(fmt.Appendf(nil, "datagram %d", i), 0)
+		h.add(fmt.Appendf(nil, "datagram %d", i), false, 0)
 	}
 	if got, want := kept(&h, 0), []string{"datagram 6", "datagram 7", "datagram 8", "datagram 9"}; !slices.Equal(got, want) {
 		t.Errorf("got %q", got)
 	}
 	large := make([]byte, heldMaxBytes-5)
-	h.add(large, 0)
-	h.add([]byte("small"), 0)
+	h.add(large, false, 0)
+	h.add([]byte("small"), false, 0)
 	if got := kept(&h, 0); len(got) != 2 || len(got[0]) != len(large) || got[1] != "small" {
 		t.Errorf("got %.20q", got)
 	}
-	h.add(make([]byte, heldMaxBytes+1), 0) // does not fit
+	h.add(make([]byte, heldMaxBytes+1), false, 0) // does not fit
 	if got := kept(&h, 0); len(got) != 0 {
 		t.Errorf("got %.20q", got)
 	}
-	h.add(nil, 0)
+	h.add(nil, false, 0)
 	if got := kept(&h, 0); !slices.Equal(got, []string{""}) {
 		t.Errorf("an empty datagram: got %q", got)
 	}
@@ -185,16 +185,16 @@ func TestHeldKeepsTheLast(t *testing.T) {
 func TestHeldForgets(t *testing.T) {
 	var h held
 	defer h.release()
-	h.add([]byte("old"), 0)
+	h.add([]byte("old"), false, 0)
 	h.refused()
-	if lost := h.add([]byte("new"), heldFor+1); lost != 1 {
+	if lost := h.add([]byte("new"), false, heldFor+1); lost != 1 {
 		t.Errorf("%d lost, want 1", lost)
 	}
 	if got := kept(&h, heldFor+1); !slices.Equal(got, []string{"new"}) {
 		t.Errorf("got %q", got)
 	}
 	h.refused()
-	if lost := h.resend(3*heldFor, func([]byte) { t.Error("sent again") }); lost != 1 {
+	if lost := h.resend(3*heldFor, func([]byte) bool { t.Error("sent again"); return false }); lost != 1 {
 		t.Errorf("%d lost, want 1", lost)
 	}
 }
@@ -206,7 +206,7 @@ func TestHeldInTotal(t *testing.T) {
 	full := make([]byte, heldMaxBytes)
 	n := 0
 	for i := range all {
-		all[i].add(full, 0)
+		all[i].add(full, false, 0)
 		n += all[i].count
 	}
 	if got := heldTotal.Load(); got > heldTotalMax || n > heldTotalMax/heldMaxBytes || n < len(all)-200 {
@@ -225,8 +225,8 @@ func TestHeldAllocatesNothing(t *testing.T) {
 	var h held
 	defer h.release()
 	b := make([]byte, 1000)
-	h.add(make([]byte, heldMaxBytes), 0)
-	if allocs := testing.AllocsPerRun(100, func() { h.add(b, 0) }); allocs > 0 {
+	h.add(make([]byte, heldMaxBytes), false, 0)
+	if allocs := testing.AllocsPerRun(100, func() { h.add(b, false, 0) }); allocs > 0 {
 		t.Errorf("%v allocations for each datagram", allocs)
 	}
 }
@@ -242,7 +242,7 @@ func TestHeldAsks(t *testing.T) {
 	if h.asks(a, 0, false) {
 		t.Error("asks at once with nothing to send again")
 	}
-	h.add([]byte("question"), 0)
+	h.add([]byte("question"), false, 0)
 	for i, c := range []struct {
 		addr *net.UDPAddr
 		due  bool
@@ -254,7 +254,7 @@ func TestHeldAsks(t *testing.T) {
 			t.Errorf("step %d: got %t", i, got)
 		}
 	}
-	if h.add([]byte("late"), heldFor*3); h.asks(&net.UDPAddr{Port: 3}, heldFor*5, false) {
+	if h.add([]byte("late"), false, heldFor*3); h.asks(&net.UDPAddr{Port: 3}, heldFor*5, false) {
 		t.Error("asks at once for what is too old to be sent again")
 	}
 }

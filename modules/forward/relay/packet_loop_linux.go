@@ -26,6 +26,7 @@ type loopPackets struct {
 	errno     syscall.Errno // that has made the trouble; 0 where none has
 	answered  bool          // an upstream has sent a reply
 	moved     bool          // addresses of this machine have changed since the socket was opened
+	preface   prefaceState  // of the socket
 	addresses *addressBook  // of this machine, as of the last datagram of the client
 	held      *held         // nil where nothing is
 	waiting   backlog       // until there is a socket that is of use
@@ -189,7 +190,7 @@ func (s *loopPackets) open(addr *net.UDPAddr) error {
 	s.slot, s.generation = slot, generation
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.fd, s.trouble, s.moved, s.addresses = fd, troubleNone, false, ownAddresses.Load()
+	s.fd, s.trouble, s.moved, s.addresses, s.preface = fd, troubleNone, false, ownAddresses.Load(), prefaceState{}
 	s.resend()
 	for _, b := range s.waiting.take() {
 		s.passUp(b)

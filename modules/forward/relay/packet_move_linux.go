@@ -53,7 +53,7 @@ func (s *loopPackets) passUp(b []byte) {
 
 // sendUp sends a datagram to the upstream. It is called with s.mu locked.
 func (s *loopPackets) sendUp(b []byte) {
-	_, errno := sendFD(s.fd, b)
+	errno := s.write(b)
 	if errno != 0 {
 		var reported syscall.Errno
 		if reported, errno = s.sendAgain(b, errno); reported != 0 {
@@ -82,7 +82,16 @@ func (s *loopPackets) sendUp(b []byte) {
 
 // sendAgain is what follows a send that has failed, see sendTwice.
 func (s *loopPackets) sendAgain(b []byte, first syscall.Errno) (reported, own syscall.Errno) {
-	return sendTwice(first, func() syscall.Errno {
+	return sendTwice(first, func() syscall.Errno { return s.write(b) })
+}
+
+// write sends a datagram once. It is called with s.mu locked.
+func (s *loopPackets) write(b []byte) syscall.Errno {
+	if s.cfg.Preface == nil {
+		_, errno := sendFD(s.fd, b)
+		return errno
+	}
+	return s.preface.send(s.cfg.Preface, b, func(b []byte) syscall.Errno {
 		_, errno := sendFD(s.fd, b)
 		return errno
 	})
@@ -124,7 +133,7 @@ func (s *loopPackets) note(t trouble, errno syscall.Errno) {
 func (s *loopPackets) hold(b []byte) {
 	if !s.answered {
 		s.held = s.held.orNew()
-		s.dropRefused(s.held.add(b, s.activeAt()))
+		s.dropRefused(s.held.add(b, s.preface.last, s.activeAt()))
 	}
 }
 
@@ -138,19 +147,24 @@ func (s *loopPackets) resend() {
 // resendLarge sends again what the way to the upstream did not take: the system sends it in fragments now. What is not kept any more is
 // lost. It is called with s.mu locked.
 func (s *loopPackets) resendLarge() {
-	if !s.held.resendLarge(s.PacketRelay.age(), largestWhole(s.fd), s.sendHeld) {
+	resend := func(b []byte, prefaced bool) {
+		s.preface.repeat(prefaced)
+		s.sendHeld(b)
+	}
+	if !s.held.resendLarge(s.PacketRelay.age(), largestWhole(s.fd), s.cfg.Preface, resend) {
 		s.drop(DropSendFailed)
 	}
 }
 
-func (s *loopPackets) sendHeld(b []byte) {
-	switch _, errno := sendFD(s.fd, b); {
+func (s *loopPackets) sendHeld(b []byte) (prefaced bool) {
+	switch errno := s.write(b); {
 	case errno == 0:
 	case reportedEffect(errno) == effectRefused:
 		s.refusedUp(errno)
 	default:
 		s.drop(DropUpstreamFull)
 	}
+	return s.preface.last
 }
 
 // worked notes that the upstream has sent a reply.
@@ -231,6 +245,7 @@ func (s *loopPackets) readReplies() {
 // reportedDown is reported for the loop, which has read the error.
 func (s *loopPackets) reportedDown(errno syscall.Errno) {
 	s.mu.Lock()
+	s.preface.reported(errno)
 	s.reported(errno)
 	s.mu.Unlock()
 	s.askAgain()

@@ -3,8 +3,10 @@ package relay
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -66,20 +68,23 @@ func TestLargePacketsAreKeptForASmallerWay(t *testing.T) {
 	t.Parallel()
 	var h held
 	defer h.release()
-	for _, size := range []int{10, 1400, 20, 1300} {
-		h.add(make([]byte, size), 0)
+	for i, size := range []int{1240, 10, 1400, 20, 1300} { // the oldest is not kept
+		h.add(make([]byte, size), i%2 == 0, 0)
 	}
-	var sent []int
-	send := func(b []byte) { sent = append(sent, len(b)) }
+	h.add(make([]byte, 1240), true, 0) // too large with the preface
+	h.add(make([]byte, 1240), false, 0)
+	preface := &Preface{Header: make([]byte, 52)}
+	var sent []string
+	send := func(b []byte, prefaced bool) { sent = append(sent, fmt.Sprint(len(b), prefaced)) }
 	for range 2 { // the second report is of the other one
-		if !h.resendLarge(heldFor, 1252, send) {
+		if !h.resendLarge(heldFor, 1252, preface, send) {
 			t.Error("no large datagram is kept")
 		}
 	}
-	if len(sent) != 2 || sent[0] != 1400 || sent[1] != 1300 {
-		t.Errorf("sent again: %v", sent)
+	if want := []string{"1300 true", "1240 true"}; !slices.Equal(sent, want) {
+		t.Errorf("sent again: %q, want %q", sent, want)
 	}
-	if h.resendLarge(heldFor, 1472, send) || h.resendLarge(heldFor+1, 0, send) || (*held)(nil).resendLarge(0, 0, send) {
+	if h.resendLarge(heldFor, 1472, preface, send) || h.resendLarge(heldFor+1, 0, preface, send) || (*held)(nil).resendLarge(0, 0, preface, send) {
 		t.Error("what is not kept is taken for kept")
 	}
 }

@@ -82,6 +82,11 @@ type Config struct {
 	// Prefetched was read from Client before, and is sent to the upstream first. The relay owns it from Run on.
 	Prefetched []byte
 
+	// Preface is sent to each upstream before anything else, such as a header of the PROXY protocol: in one segment with what the client
+	// has sent until the upstream is connected, as far as the relay can tell that without waiting, and else at once. It is not the client's:
+	// neither Stats nor PaceUp count it.
+	Preface []byte
+
 	// Next returns the address to connect to: a *net.TCPAddr or a *net.UnixAddr. It is called again, with the error of
 	// the attempt that failed, until it returns an error itself, which becomes the Result's. It may block: no event loop
 	// calls it. ctx ends when the relay is closed.
@@ -153,7 +158,7 @@ type Result struct {
 
 // Stats is what a relay has moved so far.
 type Stats struct {
-	// BytesUp counts what was sent to the upstream, including what was prefetched, BytesDown what was sent to the client.
+	// BytesUp counts what was sent to the upstream, including what was prefetched and not the Preface, BytesDown what was sent to the client.
 	BytesUp, BytesDown int64
 
 	// Spliced is the part of both that was moved with splice.

@@ -4,9 +4,10 @@ import "sync"
 
 // leftover is a copy of bytes that were read and that the other socket did not take yet. Most sockets never need one.
 type leftover struct {
-	data  []byte // to be sent
-	small *[bufferSize]byte
-	large *[loopBuffer]byte
+	data    []byte // to be sent
+	preface int    // how many bytes of data are a [Config.Preface]
+	small   *[bufferSize]byte
+	large   *[loopBuffer]byte
 }
 
 var largeBuffers = sync.Pool{New: func() any { return new([loopBuffer]byte) }}
@@ -27,11 +28,14 @@ func (h *half) keepLeft(b []byte) {
 	}
 }
 
-// sentLeft drops the first n bytes.
-func (h *half) sentLeft(n int) {
+// sentLeft drops the first n bytes. It returns how many of them do not belong to a [Config.Preface].
+func (h *half) sentLeft(n int) (moved int) {
+	preface := min(n, h.left.preface)
+	h.left.preface -= preface
 	if h.left.data = h.left.data[n:]; len(h.left.data) == 0 {
 		h.dropLeft()
 	}
+	return n - preface
 }
 
 func (h *half) dropLeft() {

@@ -212,9 +212,7 @@ func (s *loopStream) connected() {
 	s.setTimer()
 	s.setPace(&s.upstream, cfg.PaceUp)
 	s.setPace(&s.client, cfg.PaceDown)
-	if len(cfg.Prefetched) > 0 {
-		s.send(&s.upstream, cfg.Prefetched, &s.up)
-	}
+	s.sendFirst(cfg)
 	s.move()
 }
 

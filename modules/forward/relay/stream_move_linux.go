@@ -61,16 +61,21 @@ func (s *loopStream) lost(h *half) {
 }
 
 // send sends b to dst, and keeps what dst does not take. Nothing waits for dst before.
-func (s *loopStream) send(dst *half, b []byte, moved *atomic.Int64) {
+func (s *loopStream) send(dst *half, b []byte, moved *atomic.Int64) { s.sendBehind(dst, b, 0, moved) }
+
+// sendBehind is send where the first bytes of b, preface of them, are a [Config.Preface].
+func (s *loopStream) sendBehind(dst *half, b []byte, preface int, moved *atomic.Int64) {
 	n, errno := sendFD(dst.fd, b)
-	if n > 0 {
-		s.sent(dst, moved, n)
+	if n > preface {
+		s.sent(dst, moved, n-preface)
 	}
 	switch {
 	case errno == 0 && n == len(b):
 	case errno == 0 || errno == unix.EAGAIN:
 		dst.writable = false
-		dst.keepLeft(b[max(n, 0):])
+		n = max(n, 0)
+		dst.keepLeft(b[n:])
+		dst.left.preface = max(preface-n, 0)
 	default:
 		s.lost(dst)
 	}
@@ -104,10 +109,10 @@ func (s *loopStream) flush(dst *half, moved *atomic.Int64) bool {
 		n, errno = spliceFD(dst.pipe.r, dst.fd, dst.filled)
 	}
 	if n > 0 {
-		s.sent(dst, moved, n)
 		if dst.left != nil {
-			dst.sentLeft(n)
+			s.sent(dst, moved, dst.sentLeft(n))
 		} else {
+			s.sent(dst, moved, n)
 			s.spliced.Add(int64(n))
 			dst.filled -= n
 		}

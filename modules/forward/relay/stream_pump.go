@@ -68,10 +68,9 @@ func (p *pump) other() *pump {
 func (p *pump) copy() error {
 	p.sent(0)
 	if p == &p.engine.up {
-		if err := p.write(p.engine.cfg.Prefetched); err != nil {
+		if err := p.writeFirst(); err != nil {
 			return err
 		}
-		p.engine.cfg.Prefetched = nil
 	}
 	if p.src.raw == nil || !readsRaw {
 		return p.copyWrapped()
