@@ -40,6 +40,7 @@ redis-tools          redis-benchmark redis-cli
 snmp                 snmpbulkwalk snmpget
 snmpd                snmpd
 strace               strace
+unbound              unbound
 util-linux           chrt
 wrk                  wrk
 '

@@ -22,7 +22,7 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "forward",
-		Usage: "--from <address> --to <upstream> [--to <upstream>] [--backup <upstream>] [--lb-policy <policy>] [--idle-timeout <duration>] [--access-log] [--debug]",
+		Usage: "--from <address> --to <upstream> [--to <upstream>] [--backup <upstream>] [--lb-policy <policy>] [--idle-timeout <duration>] [--proxy-protocol <version>] [--access-log] [--debug]",
 		Short: "Forwards a TCP or UDP port",
 		Long: `
 Forwards a TCP or UDP port to one or more upstreams, without a config file.
@@ -42,6 +42,10 @@ of as many ports in --from.
 --lb-policy is round_robin, least_conn, random, "random_choose <n>", first or
 ip_hash.
 
+--proxy-protocol is v1 or v2: upstreams get the client's address in a header of
+the PROXY protocol, which they must expect. For UDP it is v2, with the header in
+each datagram, or "v2 first", with the header in the first one of a session.
+
 The admin API is off. What is not an option here is left at its default; for more
 use a config with the "forward" handler.
 `,
@@ -57,6 +61,7 @@ use a config with the "forward" handler.
 			cmd.Flags().StringArrayP("backup", "b", nil, "Upstream to forward to while others are out; may be repeated")
 			cmd.Flags().StringP("lb-policy", "", "", "How the upstream of a connection is chosen (default round_robin)")
 			cmd.Flags().StringP("idle-timeout", "", "", "End a session in which nothing has moved for so long; 0 is never (default 10m, and 60s for UDP)")
+			cmd.Flags().StringP("proxy-protocol", "", "", "Tell upstreams the client's address in a PROXY protocol header: v1 or v2 (default none)")
 			cmd.Flags().BoolP("access-log", "", false, "Write an entry for each session")
 			cmd.Flags().BoolP("debug", "v", false, "Write debug logs")
 			cmd.Args = noArguments
@@ -85,6 +90,7 @@ func runForward(flags caddycmd.Flags) (int, error) {
 	from, h, err := parseFlags(flagValues{
 		from: flags.String("from"), to: to, backup: backup,
 		lbPolicy: flags.String("lb-policy"), idleTimeout: flags.String("idle-timeout"),
+		proxyProtocol: flags.String("proxy-protocol"),
 	})
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
@@ -102,6 +108,8 @@ type flagValues struct {
 	to, backup  []string
 	lbPolicy    string
 	idleTimeout string
+
+	proxyProtocol string
 }
 
 // parseFlags finds what is wrong with the flags before Caddy says it in the words of a config.
@@ -113,7 +121,7 @@ func parseFlags(flags flagValues) (caddy.NetworkAddress, *Handler, error) {
 	if len(flags.to) == 0 {
 		return addr, nil, errors.New("--to: expected at least one upstream, such as 127.0.0.1:9000")
 	}
-	h := &Handler{To: flags.to, LBPolicy: flags.lbPolicy}
+	h := &Handler{To: flags.to, LBPolicy: flags.lbPolicy, ProxyProtocol: flags.proxyProtocol}
 	for _, backup := range flags.backup {
 		h.Upstreams = append(h.Upstreams, Target{Address: backup, Backup: true})
 	}
@@ -131,6 +139,9 @@ func parseFlags(flags flagValues) (caddy.NetworkAddress, *Handler, error) {
 	if err != nil {
 		return addr, nil, asFlag(err)
 	}
+	if err := h.checkProxyProtocol([]caddy.NetworkAddress{addr}); err != nil {
+		return addr, nil, asFlag(err)
+	}
 	for _, part := range h.parts(upstreams) {
 		if _, err := matchAddrs(part.of, []caddy.NetworkAddress{addr}); err != nil {
 			return addr, nil, asFlag(fmt.Errorf("%s: %w", part.option, err))
@@ -141,7 +152,7 @@ func parseFlags(flags flagValues) (caddy.NetworkAddress, *Handler, error) {
 
 // asFlag returns the error of an option as one of the flag that has set it.
 func asFlag(err error) error {
-	for option, flag := range map[string]string{"upstream: ": "--backup: ", "to: ": "--to: ", "lb_policy: ": "--lb-policy: "} {
+	for option, flag := range map[string]string{"upstream: ": "--backup: ", "to: ": "--to: ", "lb_policy: ": "--lb-policy: ", "proxy_protocol: ": "--proxy-protocol: "} {
 		if rest, is := strings.CutPrefix(err.Error(), option); is {
 			return errors.New(flag + rest)
 		}

@@ -17,8 +17,10 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/throttle"
 )
 
-// datagrams prepares what moves a session of datagrams. walk is its walk through the upstreams, and begin begins another one.
-func (h *Handler) datagrams(sess *session.Session, client net.Conn, trip *hops.Trip, walk *upstream.Walk, begin func() *upstream.Walk) *relay.PacketRelay {
+// datagrams prepares what moves a session of datagrams. header is for upstreams. walk is the session's walk through them, and begin begins another one.
+func (h *Handler) datagrams(
+	sess *session.Session, client net.Conn, header []byte, trip *hops.Trip, walk *upstream.Walk, begin func() *upstream.Walk,
+) *relay.PacketRelay {
 	line, counts := h.succession.of(client)
 	next := &datagramUpstreams{h: h, sess: sess, begin: begin, walk: walk}
 	cfg := relay.PacketConfig{
@@ -41,6 +43,9 @@ func (h *Handler) datagrams(sess *session.Session, client net.Conn, trip *hops.T
 			trip.End()
 			sess.End(ended(result.Reason, result.Connect, result.Err))
 		},
+	}
+	if header != nil {
+		cfg.Preface = &relay.Preface{Header: header, Each: !h.preface.first}
 	}
 	if counts != nil {
 		cfg.Dropped = func(why relay.Drop) { counts.Dropped[dropReasons[why]].Add(1) }

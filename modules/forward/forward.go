@@ -4,6 +4,7 @@ package forward
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -97,6 +98,12 @@ type Handler struct {
 	// many UDP sessions as there are ports (net.ipv4.ip_local_port_range). Unix sockets have none. Default: none, the system chooses.
 	Source []string `json:"source,omitempty"`
 
+	// ProxyProtocol has upstreams told who the client is, in a header of the PROXY protocol in front of its first byte: `v1`, a line of
+	// text, or `v2`, which is binary. Over UDP there is only `v2`, or `v2 each`, which is the same: the header is in front of the payload in
+	// each datagram; with `v2 first` in the first one of a session, and in the first one to each further upstream. An upstream that does
+	// not expect the header takes it for what the client sends. Default: none, upstreams see the address of this machine.
+	ProxyProtocol string `json:"proxy_protocol,omitempty"`
+
 	// DrainTimeout ends the TCP sessions of a config that was replaced so long ago. Default: 0, they
 	// may go on as long as they like. UDP sessions go on where the new config has an identical handler for
 	// their listen address, and end at once where it has not.
@@ -110,6 +117,7 @@ type Handler struct {
 	datagramLimits relay.Limits
 	maxReplies     int
 	maxReplyRatio  float64
+	preface        preface
 
 	keepAlive    time.Duration
 	stale        time.Duration
@@ -233,12 +241,13 @@ func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
 			return walk
 		}
 	}
+	header := h.preface.header(sess, cx, netip.AddrPort{})
 	if gate.Datagrams(sess.Network) {
-		h.datagrams(sess, detach(cx), trip, walk(), walk).Run()
+		h.datagrams(sess, detach(cx), header, trip, walk(), walk).Run()
 		return nil
 	}
 	conn, prefetched := unwrap(cx)
-	h.relay(sess, walk(), trip, conn, prefetched).Run()
+	h.relay(sess, walk(), trip, conn, header, prefetched).Run()
 	return nil
 }
 
@@ -250,11 +259,11 @@ func (h *Handler) Serve(a *session.Arrival) (next bool) {
 		refuse(sess, conn, session.StatusLoop, session.ReasonLoop)
 		return false
 	}
-	walk := h.walk(sess, conn)
+	walk, header := h.walk(sess, conn), h.preface.header(sess, conn, a.Local)
 	if gate.Datagrams(sess.Network) {
-		start(h.datagrams(sess, conn, trip, walk, func() *upstream.Walk { return h.walk(sess, conn) }), walk)
+		start(h.datagrams(sess, conn, header, trip, walk, func() *upstream.Walk { return h.walk(sess, conn) }), walk)
 	} else {
-		start(h.relay(sess, walk, trip, conn, nil), walk)
+		start(h.relay(sess, walk, trip, conn, header, nil), walk)
 	}
 	return false
 }

@@ -83,6 +83,9 @@ func (h *Handler) applyDefaults() error {
 	if err := h.applyBalance(); err != nil {
 		return err
 	}
+	if err := h.applyProxyProtocol(); err != nil {
+		return err
+	}
 	h.keepAlive, h.stale = defaultKeepAlive, defaultStale
 	override(&h.stale, h.Stale)
 	override(&h.keepAlive, h.KeepAlive)
@@ -183,6 +186,7 @@ func override(limit *time.Duration, option *caddy.Duration) {
 //		max_replies        <count>
 //		max_reply_ratio    <ratio>
 //		source             <address>...
+//		proxy_protocol     v1|v2 [each|first]
 //		drain_timeout      <duration>
 //		grace_period       <duration>
 //	}
@@ -235,6 +239,11 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 		caddyfile.Option{Name: "source", Min: 1, Max: -1, Repeat: true, Set: func(args []string) error {
 			h.Source = append(h.Source, args...)
 			return checkSourceArgs(args)
+		}},
+		caddyfile.Option{Name: "proxy_protocol", Min: 1, Max: 2, Set: func(args []string) error {
+			h.ProxyProtocol = strings.Join(args, " ")
+			_, err := parsePreface(h.ProxyProtocol)
+			return err
 		}},
 		duration("drain_timeout", &h.DrainTimeout),
 		duration("grace_period", &h.GracePeriod),

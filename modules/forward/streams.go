@@ -16,8 +16,8 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/throttle"
 )
 
-// relay prepares what moves the session's bytes.
-func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, trip *hops.Trip, client net.Conn, prefetched []byte) *relay.Relay {
+// relay prepares what moves the session's bytes. Upstreams get header, and then what was prefetched.
+func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, trip *hops.Trip, client net.Conn, header, prefetched []byte) *relay.Relay {
 	countLoops()
 	taken := descriptors.Of(client)
 	var given net.Addr // by Next
@@ -25,6 +25,7 @@ func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, trip *hops.T
 		Client:     client,
 		Unwrap:     listeners.Unwrap,
 		Prefetched: prefetched,
+		Preface:    header,
 		Next: func(ctx context.Context, failed error) (net.Addr, error) {
 			addr, err := walk.Next(ctx, failed)
 			given = addr

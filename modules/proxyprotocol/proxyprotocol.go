@@ -233,7 +233,7 @@ func (h *Handler) proceed(a *session.Arrival, head header, err error, resume fun
 		return
 	}
 	if head.client.IsValid() {
-		a.Client = head.client
+		a.Client, a.Local = head.client, head.local
 	}
 	resume(a)
 }

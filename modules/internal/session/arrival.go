@@ -19,6 +19,7 @@ type Arrival struct {
 	Network  string         // of the listener, as in [Session]
 	Listener string         // as configured
 	Client   netip.AddrPort // unmapped; zero where the client has none
+	Local    netip.AddrPort // what a load balancer says that the client has connected to; zero where Conn tells
 	Since    time.Time      // when it was accepted; zero where its session begins at once, or its connection tells
 
 	cx *layer4.Connection // nil where layer4 does not serve the connection
