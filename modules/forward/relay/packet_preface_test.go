@@ -160,3 +160,18 @@ func TestPrefaceAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations", allocs)
 	}
 }
+
+// What was lost on the way is sent again with the preface if it had that, and only then.
+func TestPrefaceOfPacketsThatWereLostOnTheWay(t *testing.T) {
+	t.Parallel()
+	p, sent := &Preface{Header: []byte("header ")}, ""
+	var s prefaceState
+	send := func(b []byte) syscall.Errno { sent += string(b) + "\n"; return 0 }
+	for _, prefaced := range []bool{false, false, true, false} {
+		s.repeat(prefaced)
+		s.send(p, []byte("b"), send)
+	}
+	if want := "header b\nb\nheader b\nb\n"; sent != want {
+		t.Errorf("sent %q, want %q", sent, want)
+	}
+}
