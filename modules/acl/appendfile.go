@@ -23,6 +23,7 @@ func appendTo(storage certmagic.Storage, key string, size int, more []byte) bool
 		return false
 	}
 	if _, err := f.Write(more); err != nil {
+		_ = f.Truncate(int64(size)) // else a part of a line is left, which only a disk with room lets others take away
 		return false
 	}
 	return f.Sync() == nil

@@ -122,9 +122,7 @@ func (r *reading) segment(number int64, isLast bool) error {
 	if isLast && !r.locked {
 		complete = value[:bytes.LastIndexByte(value, '\n')+1] // another process may be writing the rest
 	} else if isLast {
-		if complete, err = r.complete(key, value); err != nil {
-			return err
-		}
+		complete, _ = r.complete(key, value) // a full disk does not keep the ports closed: the next edit tries it again
 	}
 	if len(complete) == 0 {
 		r.add(key, value, errTooEarly)

@@ -417,3 +417,29 @@ func BenchmarkAdd(b *testing.B) {
 		})
 	}
 }
+
+// A full disk does not keep the ports closed: a list with a part of an edit at its end, which can't be taken away, is opened. Its edits are
+// stored when there is room.
+func TestListOnAFullDiskIsOpened(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	first := openList(t, m)
+	must(t, first.add(newTestEntry("192.0.2.1/32", 0)))
+	m = m.copy()
+	m.values[first.journal.segmentKey(1)] += `{"set":{"prefix":"192.0`
+	m.broken = true
+	d := openList(t, m)
+	if got := d.all(); len(got) != 1 || d.damages() != "" {
+		t.Errorf("%d entries, damage %q, want 1 and none", len(got), d.damages())
+	}
+	if err := d.add(newTestEntry("192.0.2.2/32", 0)); !errors.Is(err, errBroken) {
+		t.Errorf("an edit on a full disk: got %v, want %v", err, errBroken)
+	}
+	m.mu.Lock()
+	m.broken = false
+	m.mu.Unlock()
+	must(t, d.add(newTestEntry("192.0.2.3/32", 0)))
+	if got := openList(t, m.copy()); len(got.all()) != 3 || got.damages() != "" {
+		t.Errorf("stored are %d entries, damage %q, want 3 and none", len(got.all()), got.damages())
+	}
+}
