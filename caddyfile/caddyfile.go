@@ -45,7 +45,7 @@ func Unmarshal(d *caddyfile.Dispenser, inline func(args []string) error, options
 	}
 	if args := d.RemainingArgs(); len(args) > 0 {
 		if err := directive.apply(args); err != nil {
-			return d.WrapErr(err)
+			return d.WrapErr(WithoutPasswords(err))
 		}
 	}
 
@@ -65,7 +65,7 @@ func readBlock(d *caddyfile.Dispenser, options []Option) error {
 		}
 		given[option.Name] = true
 		if err := option.apply(d.RemainingArgs()); err != nil {
-			return d.WrapErr(err)
+			return d.WrapErr(WithoutPasswords(err))
 		}
 		if len(option.Block) > 0 {
 			if err := readBlock(d, option.Block); err != nil {

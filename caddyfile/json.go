@@ -32,7 +32,7 @@ func UnmarshalJSON(data []byte, v any) error {
 			return errUnknown(name, fields.names)
 		}
 		if err := field.unmarshal(object[name], into.Field(field.index)); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+			return WithoutPasswords(fmt.Errorf("%s: %w", name, err))
 		}
 	}
 	return nil

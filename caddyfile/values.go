@@ -124,3 +124,34 @@ var secret = regexp.MustCompile(`(?s)(://).*(@)|(password=)[^&"\s]*`)
 
 // masked returns a value for an error. URLs are given to the wrong option, too, so no option can know that it has no password.
 func masked(value string) string { return secret.ReplaceAllString(value, "$1$3***$2") }
+
+// secretInText matches what secret does in a text: a URL ends there with the quotes around it.
+var secretInText = regexp.MustCompile(`(?s)(://)(?:[^"\\]|\\.)*(@)|(password=)[^&"\s]*`)
+
+// WithoutPasswords returns an error whose text has no password of a URL, and which is err otherwise. Unmarshal and UnmarshalJSON do it by
+// themselves; modules call it for errors of Provision, which quote values of the config, too.
+func WithoutPasswords(err error) error {
+	if err == nil {
+		return nil
+	}
+	before := err.Error()
+	text := secretInText.ReplaceAllStringFunc(before, func(found string) string {
+		if found == "://user:password@" { // which is what an error expects
+			return found
+		}
+		return secretInText.ReplaceAllString(found, "$1$3***$2")
+	})
+	if text == before {
+		return err
+	}
+	return &maskedError{text, err}
+}
+
+type maskedError struct {
+	text string
+	err  error
+}
+
+func (e *maskedError) Error() string { return e.text }
+
+func (e *maskedError) Unwrap() error { return e.err }

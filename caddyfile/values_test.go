@@ -1,6 +1,9 @@
 package caddyfile_test
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"math"
 	"strconv"
 	"strings"
@@ -187,9 +190,27 @@ func TestErrorsHaveNoPassword(t *testing.T) {
 		caddyfile.UnmarshalJSON([]byte(`"redis://user:hidden@host"`), &o),
 		caddyfile.UnmarshalJSON([]byte(`{"to": "redis://user:hidden@host"}`), &o),
 		caddyfile.UnmarshalJSON([]byte(`{"name": {"url": "redis://user:hid den hidden@host"}}`), &o),
+		caddyfile.WithoutPasswords(fmt.Errorf("file: %w", &fs.PathError{Op: "open", Path: "redis://user:hidden@host", Err: fs.ErrNotExist})),
+		caddyfile.WithoutPasswords(fmt.Errorf("to: %q: expected no %q", `redis://user:hid"hidden@host`, "unix/@")),
 	} {
 		if err == nil || strings.Contains(err.Error(), "hidden") || !strings.Contains(err.Error(), "***") {
 			t.Errorf("got %v", err)
 		}
+	}
+}
+
+// Texts without a password stay as they are, and what an error is remains known.
+func TestWithoutPasswords(t *testing.T) {
+	t.Parallel()
+	if err := caddyfile.WithoutPasswords(nil); err != nil {
+		t.Errorf("got %v, want nil", err)
+	}
+	plain := errors.New(`to: "http://a/b": expected host:port, or "unix/@name"`)
+	if err := caddyfile.WithoutPasswords(plain); err != plain {
+		t.Errorf("got %v, want the same error", err)
+	}
+	wrapped := caddyfile.WithoutPasswords(fmt.Errorf("%q: %w, not %q", "redis://u:hidden@host", fs.ErrNotExist, "unix/@name"))
+	if want := `"redis://***@host": file does not exist, not "unix/@name"`; wrapped.Error() != want || !errors.Is(wrapped, fs.ErrNotExist) {
+		t.Errorf("got %v, want %s", wrapped, want)
 	}
 }

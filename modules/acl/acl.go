@@ -8,6 +8,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/mholt/caddy-l4/layer4"
 
+	"github.com/portgate/caddy-portgate/caddyfile"
 	"github.com/portgate/caddy-portgate/modules/internal/degraded"
 	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
 	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
@@ -78,7 +79,8 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 }
 
 // Provision loads the lists, and begins to watch them for changes.
-func (h *Handler) Provision(ctx caddy.Context) error {
+func (h *Handler) Provision(ctx caddy.Context) (err error) {
+	defer func() { err = caddyfile.WithoutPasswords(err) }()
 	at := placement.Find(ctx, "acl", h.written)
 	if err := placement.CheckGuard(ctx, at, h.TrustLayer4ProxyProtocol); err != nil {
 		return err
@@ -86,7 +88,6 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := collectors.register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
-	var err error
 	if h.onDeny, err = parseOnDeny(h.OnDeny); err != nil {
 		return fmt.Errorf("on_deny: %w", err)
 	}

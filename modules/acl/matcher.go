@@ -6,6 +6,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/mholt/caddy-l4/layer4"
 
+	"github.com/portgate/caddy-portgate/caddyfile"
 	"github.com/portgate/caddy-portgate/modules/internal/placement"
 )
 
@@ -49,7 +50,8 @@ func (*Matcher) CaddyModule() caddy.ModuleInfo {
 }
 
 // Provision loads the lists.
-func (m *Matcher) Provision(ctx caddy.Context) error {
+func (m *Matcher) Provision(ctx caddy.Context) (err error) {
+	defer func() { err = caddyfile.WithoutPasswords(err) }()
 	if err := collectors.register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}

@@ -68,7 +68,8 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 }
 
 // Provision sets up the handler.
-func (h *Handler) Provision(ctx caddy.Context) error {
+func (h *Handler) Provision(ctx caddy.Context) (err error) {
+	defer func() { err = caddyfile.WithoutPasswords(err) }()
 	if err := h.check(); err != nil {
 		return err
 	}
@@ -81,7 +82,6 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 			return fmt.Errorf("listen address %q: expected one for TCP", addr.String())
 		}
 	}
-	var err error
 	if h.scope, err = session.NewScope(ctx, 0, 0); err != nil {
 		return err
 	}
