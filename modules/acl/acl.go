@@ -82,6 +82,7 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	defer func() { err = caddyfile.WithoutPasswords(err) }()
 	at := placement.Find(ctx, "acl", h.written)
+	h.written = "" // the finding has it, once for all that are alike
 	if err := placement.CheckGuard(ctx, at, h.TrustLayer4ProxyProtocol); err != nil {
 		return err
 	}

@@ -160,6 +160,7 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 		return err
 	}
 	at := placement.Find(ctx, "forward", h.written)
+	h.written = "" // the finding has it, once for all that are alike
 	if err := placement.Check(ctx, at); err != nil {
 		return err
 	}

@@ -114,6 +114,7 @@ func (h *Handler) provision(ctx caddy.Context) error {
 		return err
 	}
 	at := placement.Find(ctx, "rate_limit", h.written)
+	h.written = "" // the finding has it, once for all that are alike
 	if err := placement.CheckGuard(ctx, at, h.TrustLayer4ProxyProtocol); err != nil {
 		return err
 	}
