@@ -151,9 +151,8 @@ func TestUDPSessionsAreCapped(t *testing.T) {
 	askAll()
 	// Another cap holds from the reload on, as soon as the new config accepts, and ends no session.
 	p.Load(capped(total + 1))
+	late := dialUDPFrom(t, "127.0.0.8", addr) // one client: another one would end the session of an attempt that came too late
 	gate.Eventually(t, peerTimeout, func() error {
-		late := dialUDPFrom(t, "127.0.0.8", addr)
-		defer late.Close()
 		late.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 		_, _, err := ask(late, "message")
 		return err

@@ -59,13 +59,8 @@ func TestProcessesWithOneStorageAgree(t *testing.T) {
 			case n < 90:
 				must(t, d.shorten())
 			default:
-				for _, d := range lists {
-					d.look()
-				}
 				for i, d := range append(lists, openList(t, storage)) {
-					if got := prefixesOf(d); d.damages() != "" || !maps.Equal(got, want) {
-						t.Fatalf("step %d: list %d has %d entries, want %d", step, i, len(got), len(want))
-					}
+					lookUntil(t, d, want, fmt.Sprintf("step %d: list %d", step, i))
 				}
 			}
 		}
@@ -82,6 +77,23 @@ func stored(d *dynamic, err error) error {
 		err = d.storeRest()
 	}
 	return err
+}
+
+// lookUntil has a list look until it has the entries. While another list stores all entries, a look may come too early: the next one finds
+// them.
+func lookUntil(t *testing.T, d *dynamic, want prefixes, which string) {
+	t.Helper()
+	for looks := 1; ; looks++ {
+		d.look()
+		got := prefixesOf(d)
+		if d.damages() == "" && maps.Equal(got, want) {
+			return
+		}
+		if looks == 20 {
+			t.Fatalf("%s has %d entries after %d looks, want %d", which, len(got), looks, len(want))
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 func prefixesOf(d *dynamic) prefixes {
