@@ -56,6 +56,7 @@ func listKeys(storage certmagic.Storage, folder string) (keys []string, err erro
 // syncFolders has the system write the names of a new file, and of the folders that it is in, to the disk. Caddy's file storage
 // writes the file alone.
 func syncFolders(root, file string) error {
+	root = filepath.Clean(root)
 	for folder := filepath.Dir(file); len(folder) >= len(root); folder = filepath.Dir(folder) {
 		if err := syncFolder(folder); err != nil {
 			return err

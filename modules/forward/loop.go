@@ -116,6 +116,7 @@ func (l *listensUnix) begin(unix bool) {
 func (l *listensUnix) end() {
 	if *l {
 		hops.LeaveUnix()
+		*l = false
 	}
 }
 
