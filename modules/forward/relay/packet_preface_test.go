@@ -156,7 +156,7 @@ func TestPrefaceAllocatesNothing(t *testing.T) {
 	p, b := &Preface{Header: []byte("header "), Each: true}, make([]byte, 1200)
 	var s prefaceState
 	send := func([]byte) (errno syscall.Errno) { return 0 }
-	if allocs := testing.AllocsPerRun(100, func() { s.send(p, b, send) }); allocs > 0 {
+	if allocs := testing.AllocsPerRun(100, func() { _ = s.send(p, b, send) }); allocs > 0 {
 		t.Errorf("%v allocations", allocs)
 	}
 }
@@ -169,7 +169,9 @@ func TestPrefaceOfPacketsThatWereLostOnTheWay(t *testing.T) {
 	send := func(b []byte) syscall.Errno { sent += string(b) + "\n"; return 0 }
 	for _, prefaced := range []bool{false, false, true, false} {
 		s.repeat(prefaced)
-		s.send(p, []byte("b"), send)
+		if errno := s.send(p, []byte("b"), send); errno != 0 {
+			t.Error(errno)
+		}
 	}
 	if want := "header b\nb\nheader b\nb\n"; sent != want {
 		t.Errorf("sent %q, want %q", sent, want)

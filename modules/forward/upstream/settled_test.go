@@ -11,8 +11,10 @@ func TestResumedWalkGoesOnAsTheFirst(t *testing.T) {
 	t.Parallel()
 	upstreams := func() []Upstream {
 		return []Upstream{
-			{Name: "a", Addr: mustParse(t, "udp/127.0.0.1:1")}, {Name: "b", Addr: mustParse(t, "udp/127.0.0.1:2"), Weight: 2},
-			{Name: "c", Addr: mustParse(t, "udp/127.0.0.1:3")}, {Name: "d", Addr: mustParse(t, "udp/127.0.0.1:4"), Priority: 1},
+			{Name: "a", Addr: mustParse(t, "udp/127.0.0.1:1")},
+			{Name: "b", Addr: mustParse(t, "udp/127.0.0.1:2"), Weight: 2},
+			{Name: "c", Addr: mustParse(t, "udp/127.0.0.1:3")},
+			{Name: "d", Addr: mustParse(t, "udp/127.0.0.1:4"), Priority: 1},
 		}
 	}
 	for turn := range 8 {
