@@ -18,7 +18,7 @@ import (
 
 // Nine thousand sessions idle, a thousand chat and four move as much as they can. The chatting ones must not wait for the others: a
 // session that always has more to move gives way after a bounded amount, and an idle one takes no time at all.
-func TestBulkSessionsDoNotStarveOthers(t *testing.T) { chatBesideBulk(t, 9000, 4, 3) }
+func TestBulkSessionsDoNotStarveOthers(t *testing.T) { chatBesideBulk(t, 9000, 4, 10) }
 
 // Three hundred that move as much as they can take hardly more from those that chat than four do. (Where each had its turn before them,
 // it was thirty times what it is without.)
