@@ -17,16 +17,16 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/throttle"
 )
 
-// datagrams prepares what moves a session of datagrams. header is for upstreams. walk is the session's walk through them, and begin begins another one.
+// datagrams prepares what moves a session of datagrams. header is for upstreams. first is the session's way to them, and begin begins another one.
 func (h *Handler) datagrams(
-	sess *session.Session, client net.Conn, header []byte, trip *hops.Trip, walk *upstream.Walk, begin func() *upstream.Walk,
+	sess *session.Session, client net.Conn, header []byte, trip *hops.Trip, first *way, begin func(*roster) *way,
 ) *relay.PacketRelay {
 	line, counts := h.succession.of(client)
-	next := &datagramUpstreams{h: h, sess: sess, begin: begin, walk: walk}
+	next := &datagramUpstreams{h: h, sess: sess, begin: begin, way: first, roster: first.roster}
 	cfg := relay.PacketConfig{
 		Client: client,
 		Next:   next.next,
-		Named:  !h.pool.Fixed(),
+		Named:  !first.roster.pool.Fixed(),
 		Attempt: func(addr net.Addr, _ time.Duration, err error) {
 			next.current.Load().attempted(h, sess, addr, err)
 		},
@@ -73,9 +73,10 @@ var dropReasons = map[relay.Drop]listeners.DropReason{
 type datagramUpstreams struct {
 	h     *Handler
 	sess  *session.Session
-	begin func() *upstream.Walk
+	begin func(*roster) *way
 
-	walk     *upstream.Walk // nil where position says all that matters of it, as for most sessions
+	way      *way // nil where roster and position say all that matters of it, as for most sessions
+	roster   *roster
 	position int
 
 	current atomic.Pointer[datagramUpstream] // the upstream that has the session
@@ -87,15 +88,6 @@ type datagramUpstream struct {
 	source upstream.Source
 }
 
-// upstreamOf returns the upstream that a walk has come to.
-func (h *Handler) upstreamOf(walk *upstream.Walk) *datagramUpstream {
-	if walk.Source() == (upstream.Source{}) && walk.Position() >= 0 {
-		return &h.named[walk.Position()]
-	}
-	name, _ := walk.Current()
-	return &datagramUpstream{name, walk.Source()}
-}
-
 // attempted notes how an attempt to reach the upstream went.
 func (u *datagramUpstream) attempted(h *Handler, sess *session.Session, addr net.Addr, err error) {
 	if err == nil {
@@ -105,38 +97,38 @@ func (u *datagramUpstream) attempted(h *Handler, sess *session.Session, addr net
 }
 
 func (u *datagramUpstreams) next(ctx context.Context, failed error) (net.Addr, error) {
-	if u.walk == nil {
-		u.walk = u.begin()
-		u.walk.Resume(u.position)
+	if u.way == nil {
+		u.way = u.begin(u.roster)
+		u.way.Resume(u.position)
 	}
-	addr, err := u.walkOn(ctx, failed)
-	if u.walk.Settled() {
-		u.walk, u.position = nil, u.walk.Position()
+	addr, err := u.goOn(ctx, failed)
+	if u.way.Settled() {
+		u.position, u.way = u.way.Position(), nil
 	}
 	return addr, err
 }
 
-func (u *datagramUpstreams) walkOn(ctx context.Context, failed error) (addr net.Addr, err error) {
+func (u *datagramUpstreams) goOn(ctx context.Context, failed error) (addr net.Addr, err error) {
 	hadUpstream, moved := trouble(failed)
 	if moved {
-		addr, err = u.walk.Again(ctx)
+		addr, err = u.way.Again(ctx)
 	} else {
-		addr, err = u.walk.Next(ctx, failed)
+		addr, err = u.way.Next(ctx, failed)
 	}
 	if failed == nil {
-		u.h.watch.chosen(u.sess, u.walk)
+		u.h.watch.chosen(u.sess, &u.way.Walk)
 	}
 	if err != nil && hadUpstream {
-		u.walk = u.begin()
-		u.walk.Renew = true
-		addr, err = u.walk.Next(ctx, nil)
-		u.h.watch.chosen(u.sess, u.walk)
+		u.way = u.begin(u.h.rosters.now.Load())
+		u.roster, u.way.Renew = u.way.roster, true
+		addr, err = u.way.Next(ctx, nil)
+		u.h.watch.chosen(u.sess, &u.way.Walk)
 	}
 	if err != nil && u.current.Load() != nil {
 		return nil, err // the session keeps its upstream
 	}
-	u.current.Store(u.h.upstreamOf(u.walk))
-	u.h.count.set(u.sess, u.walk, addr)
+	u.current.Store(u.roster.upstreamOf(&u.way.Walk))
+	u.roster.count(u.sess, &u.way.Walk, addr)
 	return addr, err
 }
 

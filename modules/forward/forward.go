@@ -3,7 +3,6 @@ package forward
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"time"
 
@@ -16,7 +15,6 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
 	"github.com/portgate/caddy-portgate/modules/internal/gate"
 	"github.com/portgate/caddy-portgate/modules/internal/global"
-	"github.com/portgate/caddy-portgate/modules/internal/hops"
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
@@ -129,15 +127,11 @@ type Handler struct {
 	gracePeriod  time.Duration
 	uncounted    uncounted
 
-	pool  *upstream.Pool
-	named []datagramUpstream // by position: those that need no look-up
-	names names
-	watch watch
-	from  *relay.Local
-	count counted
-	local hops.Where  // tells whether an upstream is on this machine
-	ports []portRange // of the listen addresses; nil where no upstream is a range
-	scope *session.Scope
+	rosters rosters
+	watch   watch
+	from    *relay.Local
+	ports   []portRange // of the listen addresses; nil where no upstream is a range
+	scope   *session.Scope
 
 	succession  succession
 	listensUnix listensUnix
@@ -186,24 +180,18 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	}
 	h.ports = placed.ports
 	h.listensUnix.begin(placed.unix)
-	h.count.begin(upstreams)
-	h.pool = upstream.NewPool(upstreams)
-	h.pool.Balance = h.balance
-	h.named = make([]datagramUpstream, len(upstreams))
-	for i := range upstreams {
-		h.named[i].name = upstreams[i].Name
-	}
 	if h.scope, err = session.NewScope(ctx, h.gracePeriod, h.drainTimeout); err != nil {
 		return err
 	}
 	h.uncounted.maxSessions, h.uncounted.reserve = options.MaxSessions, options.ReserveDescriptors
-	if err := h.watch.begin(ctx, h.scope, h.policy, upstreams); err != nil {
+	if err := h.watch.begin(ctx, h.scope, h.policy); err != nil {
 		return err
 	}
-	h.pool.Failures = h.watch.failures()
-	if err := h.names.begin(h.pool); err != nil {
+	first, err := h.newRoster(upstreams)
+	if err != nil {
 		return err
 	}
+	h.rosters.set(first)
 	if err := h.succession.begin(at, at.Canonical(), placed.listen); err != nil {
 		return err
 	}
@@ -215,7 +203,7 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 
 // needsConnection reports whether sessions need a layer4 connection, which has the placeholders.
 func (h *Handler) needsConnection() bool {
-	return h.pool.Dynamic() || h.balance.Method == upstream.Hash
+	return h.rosters.now.Load().pool.Dynamic() || h.balance.Method == upstream.Hash
 }
 
 // Handle forwards the connection. The session may go on when it has returned.
@@ -227,46 +215,39 @@ func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
 		return nil
 	}
 	defer release() // where the listener has not counted them, Run returns at the end
-	trip, ok := h.trip(sess, accepted)
+	now := h.rosters.now.Load()
+	trip, ok := now.trip(sess, accepted)
 	if !ok {
 		refuse(sess, accepted, session.StatusLoop, session.ReasonLoop)
 		return nil
 	}
-	walk := func() *upstream.Walk { return h.walk(sess, accepted) }
+	begin := func(r *roster) *way { return h.way(sess, accepted, r) }
 	if h.needsConnection() {
-		walk = func() *upstream.Walk {
-			walk := h.walk(sess, accepted)
-			walk.Expand = func(name string) string { return cx.Replacer().ReplaceAll(name, "") }
-			if h.balance.Method == upstream.Hash {
-				value := walk.Expand(h.balance.Value)
-				walk.Key, walk.Keyed = upstream.HashString(value), value != ""
-			}
-			return walk
-		}
+		begin = func(r *roster) *way { return h.way(sess, accepted, r).expandedBy(cx) }
 	}
 	header := h.preface.header(sess, cx, netip.AddrPort{})
 	if gate.Datagrams(sess.Network) {
-		h.datagrams(sess, detach(cx), header, trip, walk(), walk).Run()
+		h.datagrams(sess, detach(cx), header, trip, begin(now), begin).Run()
 		return nil
 	}
 	conn, prefetched := unwrap(cx)
-	h.relay(sess, walk(), trip, conn, header, prefetched).Run()
+	h.relay(sess, begin(now), trip, conn, header, prefetched).Run()
 	return nil
 }
 
 // Serve is Handle for a connection that is only known by its addresses.
 func (h *Handler) Serve(a *session.Arrival) (next bool) {
-	sess, conn := a.Begin(h.scope), a.Conn
-	trip, ok := h.trip(sess, conn)
+	sess, conn, now := a.Begin(h.scope), a.Conn, h.rosters.now.Load()
+	trip, ok := now.trip(sess, conn)
 	if !ok {
 		refuse(sess, conn, session.StatusLoop, session.ReasonLoop)
 		return false
 	}
-	walk, header := h.walk(sess, conn), h.preface.header(sess, conn, a.Local)
+	first, header := h.way(sess, conn, now), h.preface.header(sess, conn, a.Local)
 	if gate.Datagrams(sess.Network) {
-		start(h.datagrams(sess, conn, header, trip, walk, func() *upstream.Walk { return h.walk(sess, conn) }), walk)
+		start(h.datagrams(sess, conn, header, trip, first, func(r *roster) *way { return h.way(sess, conn, r) }), first)
 	} else {
-		start(h.relay(sess, walk, trip, conn, header, nil), walk)
+		start(h.relay(sess, first, trip, conn, header, nil), first)
 	}
 	return false
 }
@@ -275,31 +256,13 @@ func (h *Handler) Serve(a *session.Arrival) (next bool) {
 func start(r interface {
 	Run()
 	Start()
-}, walk *upstream.Walk,
+}, way *way,
 ) {
-	if walk.Ready() {
+	if way.Ready() {
 		r.Start()
 	} else {
 		go r.Run()
 	}
-}
-
-// walk begins a session's walk through the upstreams. accepted is its connection as the listener gave it.
-func (h *Handler) walk(sess *session.Session, accepted net.Conn) *upstream.Walk {
-	walk := h.pool.Walk()
-	walk.Retries = h.retries
-	if !h.pool.Fixed() {
-		walk.Unresolved = func(name string, err error) { h.watch.unresolved(sess, name) }
-		walk.LookupTimeout, walk.Stale = h.limits.Connect, h.stale
-	}
-	walk.Datagrams = gate.Datagrams(sess.Network)
-	if h.ports != nil {
-		walk.Offset = offset(accepted, h.ports)
-	}
-	if h.balance.Method == upstream.IPHash && sess.Client.IsValid() {
-		walk.Key, walk.Keyed = upstream.HashIP(sess.Client.Addr()), true
-	}
-	return walk
 }
 
 // Cleanup releases what Provision has acquired. TCP sessions go on, until DrainTimeout if that is set, and UDP sessions if
@@ -307,9 +270,8 @@ func (h *Handler) walk(sess *session.Session, accepted net.Conn) *upstream.Walk 
 func (h *Handler) Cleanup() error {
 	h.listensUnix.end()
 	h.succession.end()
-	h.names.end()
+	h.rosters.end()
 	h.watch.end()
-	h.count.end()
 	if h.scope != nil {
 		h.scope.Replaced()
 	}

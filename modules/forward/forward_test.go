@@ -214,7 +214,7 @@ func TestHandleReturns(t *testing.T) {
 func TestPlaceholdersOfTheEnvironment(t *testing.T) {
 	t.Parallel()
 	h := forwardTo(t, strings.Replace(echo(t), "127.0.0.1", "{env.PORTGATE_TEST_HOST}", 1))
-	if h.pool.Dynamic() {
+	if h.rosters.now.Load().pool.Dynamic() {
 		t.Error("what is known when the config is loaded is looked at for each session")
 	}
 	overKinds(t, func(t *testing.T, k kind) {

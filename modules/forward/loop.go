@@ -90,15 +90,10 @@ func accepts(listen caddy.NetworkAddress, ip netip.Addr) bool {
 	return host.Unmap().WithZone("") == ip
 }
 
-// mayLoop reports whether an upstream may be on this machine. Where none is, sessions need not be tracked.
-func (h *Handler) mayLoop() bool {
-	return !h.pool.Fixed() || h.local.AnyLocal(h.pool.EachIP) || h.pool.AnyUnix() && hops.ListensUnix()
-}
-
 // trip begins the session's trip, nil where it can't come back. accepted is its connection as the listener gave it. It
 // reports false where the session has come through this process too often.
-func (h *Handler) trip(sess *session.Session, accepted net.Conn) (t *hops.Trip, ok bool) {
-	if !h.mayLoop() {
+func (r *roster) trip(sess *session.Session, accepted net.Conn) (t *hops.Trip, ok bool) {
+	if !r.mayLoop() {
 		return nil, true
 	}
 	return hops.Begin(accepted, gate.Datagrams(sess.Network), func() { sess.Close(session.ReasonLoop) })

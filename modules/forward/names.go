@@ -16,12 +16,6 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/state"
 )
 
-// names is a handler's share in what is known of names.
-type names struct {
-	pool  *upstream.Pool
-	known *state.Ref[*knownNames] // nil where no upstream has a name
-}
-
 // resolved has what all handlers know of names. There is one value.
 var resolved = state.NewPool[struct{}, *knownNames]()
 
@@ -52,30 +46,19 @@ func newKnownNames(lookup func(ctx context.Context, network, host string) ([]net
 // Destruct has nothing to release: the handlers have released their names.
 func (*knownNames) Destruct() error { return nil }
 
-// begin is called in Provision. After an error end releases what there is.
-func (n *names) begin(pool *upstream.Pool) (err error) {
+// holdNames has a pool use what is known of names, until it releases them and the reference. It returns nil where no upstream has a name.
+func holdNames(pool *upstream.Pool) (*state.Ref[*knownNames], error) {
 	if pool.Fixed() {
-		return nil
+		return nil, nil
 	}
 	for _, result := range []string{lookupAnswered, lookupNotFound, lookupFailed} {
 		lookups.WithLabelValues(result) // begin at 0
 	}
-	n.known, err = resolved.Acquire(struct{}{}, func() (*knownNames, error) { return newKnownNames(nil), nil })
-	if err != nil {
-		return err
+	known, err := resolved.Acquire(struct{}{}, func() (*knownNames, error) { return newKnownNames(nil), nil })
+	if err == nil {
+		pool.Hold(known.Value().Names)
 	}
-	n.pool = pool
-	pool.Hold(n.known.Value().Names)
-	return nil
-}
-
-func (n *names) end() {
-	if n.pool == nil {
-		return
-	}
-	n.pool.Release()
-	n.pool = nil
-	_ = n.known.Release()
+	return known, err
 }
 
 func countLookup(err error) {

@@ -1,14 +1,12 @@
 package forward
 
 import (
-	"context"
 	"net"
 	"time"
 
 	"github.com/mholt/caddy-l4/layer4"
 
 	"github.com/portgate/caddy-portgate/modules/forward/relay"
-	"github.com/portgate/caddy-portgate/modules/forward/upstream"
 	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
 	"github.com/portgate/caddy-portgate/modules/internal/hops"
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
@@ -17,52 +15,31 @@ import (
 )
 
 // relay prepares what moves the session's bytes. Upstreams get header, and then what was prefetched.
-func (h *Handler) relay(sess *session.Session, walk *upstream.Walk, trip *hops.Trip, client net.Conn, header, prefetched []byte) *relay.Relay {
+func (h *Handler) relay(sess *session.Session, way *way, trip *hops.Trip, client net.Conn, header, prefetched []byte) *relay.Relay {
 	countLoops()
 	taken := descriptors.Of(client)
-	var given net.Addr // by Next
 	cfg := relay.Config{
 		Client:     client,
 		Unwrap:     listeners.Unwrap,
 		Prefetched: prefetched,
 		Preface:    header,
-		Next: func(ctx context.Context, failed error) (net.Addr, error) {
-			addr, err := walk.Next(ctx, failed)
-			given = addr
-			if failed == nil {
-				h.watch.chosen(sess, walk)
-			}
-			h.count.set(sess, walk, addr)
-			return addr, err
-		},
-		Attempt: func(addr net.Addr, took time.Duration, err error) {
-			name, _ := walk.Current()
-			if err != nil {
-				sess.DialFailed(name, took)
-			} else {
-				if addr != given {
-					h.count.set(sess, walk, addr) // another one was faster
-				}
-				walk.Source().Works(addr)
-				sess.Dialed(took)
-			}
-			h.watch.attempted(sess, name, addr, err)
-		},
-		Track:     trackerOf(trip),
-		Local:     h.from,
-		Limits:    h.limits,
-		KeepAlive: h.keepAlive,
-		PaceUp:    sess.Limits().PaceUp,
-		PaceDown:  sess.Limits().PaceDown,
-		Name:      sess.ID,
+		Next:       way.next,
+		Attempt:    way.attempted,
+		Track:      trackerOf(trip),
+		Local:      h.from,
+		Limits:     h.limits,
+		KeepAlive:  h.keepAlive,
+		PaceUp:     sess.Limits().PaceUp,
+		PaceDown:   sess.Limits().PaceDown,
+		Name:       sess.ID,
 		Done: func(result relay.Result) {
 			taken.Release()
 			trip.End()
 			sess.End(ended(result.Reason, result.Connect, result.Err))
 		},
 	}
-	if !h.pool.Fixed() { // else no upstream has two addresses
-		cfg.Another, cfg.Spare = walk.Another, spare{h.uncounted.reserve}
+	if !way.roster.pool.Fixed() { // else no upstream has two addresses
+		cfg.Another, cfg.Spare = way.Another, spare{h.uncounted.reserve}
 	}
 	r := relay.New(cfg)
 	sess.SetMover(mover{r})

@@ -85,7 +85,7 @@ func (e ejectedNow) Collect(to chan<- prometheus.Metric) {
 }
 
 // begin is called in Provision. After an error end releases what there is.
-func (w *watch) begin(ctx caddy.Context, scope *session.Scope, policy upstream.Policy, upstreams []upstream.Upstream) (err error) {
+func (w *watch) begin(ctx caddy.Context, scope *session.Scope, policy upstream.Policy) (err error) {
 	registry := ctx.GetMetricsRegistry()
 	if err := registered.In(registry, func() error {
 		return meter.Register(registry, fails, ejections, ejected, lookups, localErrors, allOut, living)
@@ -93,9 +93,6 @@ func (w *watch) begin(ctx caddy.Context, scope *session.Scope, policy upstream.P
 		return err
 	}
 	w.scope = scope
-	for _, u := range upstreams {
-		w.series(u.Name) // begin at 0
-	}
 	if policy.MaxFails > 0 {
 		w.memory, err = memories.Acquire(policy, func() (remembered, error) {
 			return remembered{upstream.NewFailures(policy, time.Now, report)}, nil

@@ -215,9 +215,10 @@ func TestSeriesOfSessionsThatOutliveTheirConfig(t *testing.T) {
 			t.Fatal(err)
 		}
 		var w watch
-		if err := w.begin(ctx, scope, upstream.Policy{MaxFails: 2, FailDuration: 48 * time.Hour}, []upstream.Upstream{{Name: name}}); err != nil {
+		if err := w.begin(ctx, scope, upstream.Policy{MaxFails: 2, FailDuration: 48 * time.Hour}); err != nil {
 			t.Fatal(err)
 		}
+		w.series(name)
 		begin := func() (sess *session.Session, end func()) {
 			conn, peer := net.Pipe()
 			sess = session.Begin(layer4.WrapConnection(conn, nil, zap.NewNop()), scope)

@@ -25,9 +25,9 @@ func (w *Walk) Again(ctx context.Context) (net.Addr, error) {
 		in, out := w.pool.Failures.split(addrs)
 		addrs = slices.Concat(in, out)
 	}
-	w.choice = choice{tier: w.current.Priority}
+	w.choice = choice{tier: int16(w.current.Priority)}
 	w.choice.take(w.current.position)
-	w.tried, w.passed, w.errs = 1, nil, nil
+	w.tried = 1
 	w.source, w.addrs = source, addrs
 	return w.take(), nil
 }

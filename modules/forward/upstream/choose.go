@@ -1,26 +1,51 @@
 package upstream
 
-import "slices"
+import (
+	"errors"
+	"slices"
+)
 
 // choice is what a walk knows of the upstreams that it has looked at.
 type choice struct {
-	seen    int // how many
-	last    int // the last one
-	pending int // number and 1 of one that was chosen and whose name is not known yet, 0: none
-	tier    int // of the first one
+	seen    int32 // how many
+	last    int32 // the last one
+	pending int32 // number and 1 of one that was chosen and whose name is not known yet, 0: none
+	tier    int16 // of the first one
 	allOut  bool
 	detour  *detour // nil as long as the first one is all that was chosen, as for most sessions
 }
 
 // detour is the way of a session whose first upstream could not be reached.
 type detour struct {
-	looked []uint64 // the upstreams that were looked at, a bit for each
-	rest   []int    // those that are out, in the order in which they are looked at; nil before
+	looked []uint64    // the upstreams that were looked at, a bit for each; nil before another one is chosen
+	rest   []int       // those that are out, in the order in which they are looked at; nil before
+	passed []candidate // those that are tried last, because they have failed for others
+	errs   error       // what became of those that were tried
 }
 
 // take notes that an upstream was looked at.
 func (c *choice) take(position int) {
-	c.seen, c.last, c.pending = c.seen+1, position, 0
+	c.seen, c.last, c.pending = c.seen+1, int32(position), 0
+}
+
+// detoured returns the detour, which begins now if it has not begun.
+func (c *choice) detoured() *detour {
+	if c.detour == nil {
+		c.detour = new(detour)
+	}
+	return c.detour
+}
+
+func (c *choice) anyPassed() bool { return c.detour != nil && len(c.detour.passed) > 0 }
+
+// ErrNone is the error of a session that finds no upstream which may get it, though none was tried.
+var ErrNone = errors.New("no upstream may get sessions")
+
+func (c *choice) errs() error {
+	if c.detour == nil || c.detour.errs == nil {
+		return ErrNone
+	}
+	return c.detour.errs
 }
 
 func (d *detour) has(position int) bool {
@@ -31,7 +56,7 @@ func (d *detour) has(position int) bool {
 func (p *Pool) choose(w *Walk) int {
 	c := &w.choice
 	if c.pending > 0 {
-		return c.pending - 1
+		return int(c.pending) - 1
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -40,7 +65,7 @@ func (p *Pool) choose(w *Walk) int {
 		choose = p.firstOf
 	}
 	position := choose(w)
-	c.pending = position + 1
+	c.pending = int32(position) + 1
 	return position
 }
 
@@ -58,7 +83,7 @@ func (p *Pool) firstOf(w *Walk) int {
 		}
 		t = v.at(float64(point>>11) / (1 << 53))
 	}
-	w.choice.tier, w.choice.allOut = t.priority, v.allOut
+	w.choice.tier, w.choice.allOut = int16(t.priority), v.allOut
 	p.last = t.first().pick(p.Balance, key, p.Random).position
 	return p.last
 }
@@ -73,10 +98,10 @@ func (p *Pool) point() uint64 {
 // there is none, the others are looked at, because some of their addresses may be in.
 func (p *Pool) another(w *Walk) int {
 	c := &w.choice
-	if c.detour == nil {
-		c.detour = &detour{looked: make([]uint64, (len(p.upstreams)+63)/64)}
+	d := c.detoured()
+	if d.looked == nil {
+		d.looked = make([]uint64, (len(p.upstreams)+63)/64)
 	}
-	d := c.detour
 	d.looked[c.last/64] |= 1 << (c.last % 64)
 	if d.rest == nil {
 		v := p.viewFor(w.situation())
@@ -95,9 +120,9 @@ func (p *Pool) another(w *Walk) int {
 
 // others returns the upstreams that a walk has not looked at, by tiers, and in each beginning behind the last one.
 func (p *Pool) others(c *choice) []int {
-	rest := make([]int, 0, p.usable-c.seen)
+	rest := make([]int, 0, p.usable-int(c.seen))
 	for k := range p.upstreams {
-		i := (c.last + 1 + k) % len(p.upstreams)
+		i := (int(c.last) + 1 + k) % len(p.upstreams)
 		if !p.upstreams[i].Drained && !c.detour.has(i) {
 			rest = append(rest, i)
 		}
@@ -133,7 +158,7 @@ func (g *group) another(p *Pool, w *Walk) *member {
 		if skip(m.position) {
 			continue
 		}
-		if m.position < w.choice.last {
+		if m.position < int(w.choice.last) {
 			next++
 		}
 		left = append(left, m)

@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -38,7 +39,7 @@ func (u *Upstream) weight() int64 { return int64(max(u.Weight, 1)) }
 // named reports whether the upstream has a name that is the same for all sessions.
 func (u *Upstream) named() bool { return u.fixed == nil && !u.Dynamic }
 
-// Pool chooses upstreams. It is never empty. The exported fields are set before the first session.
+// Pool chooses upstreams. The exported fields are set before the first session.
 type Pool struct {
 	// Failures remembers which addresses have failed. Nil: nothing is remembered.
 	Failures *Failures
@@ -62,7 +63,7 @@ type Pool struct {
 	views   map[situation]known
 }
 
-// NewPool panics if no upstream may get sessions.
+// NewPool returns a pool of these upstreams. Where none of them may get sessions, sessions find none ([ErrNone]).
 func NewPool(upstreams []Upstream) *Pool {
 	p := &Pool{upstreams: upstreams, literal: true, Random: rand.Uint64, last: -1, current: make([]int64, len(upstreams))}
 	for i := range upstreams {
@@ -79,10 +80,25 @@ func NewPool(upstreams []Upstream) *Pool {
 		p.literal = p.literal && u.fixed != nil
 		p.unix = p.unix || u.Addr.Network == "unix"
 	}
-	if p.usable == 0 {
-		panic("upstream: no upstream may get sessions")
-	}
 	return p
+}
+
+// Succeed has turns go on where they are in the pool that this one takes the place of.
+func (p *Pool) Succeed(before *Pool) {
+	before.mu.Lock()
+	defer before.mu.Unlock()
+	current := make(map[string]int64, len(before.upstreams))
+	for i := range before.upstreams {
+		current[before.upstreams[i].Name] = before.current[i]
+	}
+	for i := range p.upstreams {
+		p.current[i] = current[p.upstreams[i].Name]
+	}
+	if before.last >= 0 {
+		name := before.upstreams[before.last].Name
+		p.last = slices.IndexFunc(p.upstreams, func(u Upstream) bool { return u.Name == name })
+	}
+	p.points = before.points
 }
 
 // Hold has the pool use what is known of names, until Release. A pool that is not [Pool.Fixed] needs it. Names that are not known yet

@@ -391,12 +391,62 @@ func TestConcurrentWalks(t *testing.T) {
 	}
 }
 
-func TestEmptyPool(t *testing.T) {
+func TestPoolWithoutUpstreams(t *testing.T) {
 	t.Parallel()
-	defer func() {
-		if recover() == nil {
-			t.Error("no panic")
+	for name, upstreams := range map[string][]Upstream{
+		"none":    nil,
+		"drained": {{Name: "a", Addr: Addr{Host: "127.0.0.1", Port: 1}, Drained: true}},
+	} {
+		for _, method := range []Method{RoundRobin, LeastConn, IPHash} {
+			p := NewPool(slices.Clone(upstreams))
+			p.Balance.Method = method
+			w := p.Walk()
+			w.Retries = 3
+			if addr, err := w.Next(t.Context(), nil); addr != nil || !errors.Is(err, ErrNone) || w.Position() != -1 {
+				t.Errorf("%s, %v: got %v, %v at %d", name, method, addr, err, w.Position())
+			}
 		}
-	}()
-	NewPool(nil)
+	}
+}
+
+// A pool that takes the place of another one goes on with the turns.
+func TestPoolSucceeds(t *testing.T) {
+	t.Parallel()
+	names := func(p *Pool, n int) (got string) {
+		for range n {
+			got += p.upstreams[p.choose(p.Walk())].Name
+		}
+		return got
+	}
+	of := func(weights map[string]int, order string) *Pool {
+		var upstreams []Upstream
+		for _, name := range order {
+			upstreams = append(upstreams, Upstream{Name: string(name), Addr: Addr{Host: "127.0.0.1", Port: uint16(name)}, Weight: weights[string(name)]})
+		}
+		return NewPool(upstreams)
+	}
+	for _, weights := range []map[string]int{{"a": 1, "b": 1, "c": 1}, {"a": 5, "b": 1, "c": 1}} {
+		want := names(of(weights, "abc"), 14)
+		got, p := "", of(weights, "abc")
+		for range 14 {
+			got += names(p, 1)
+			next := of(weights, "abc")
+			next.Succeed(p)
+			p = next
+		}
+		if got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	before := of(map[string]int{"a": 2, "b": 1, "c": 1}, "abc")
+	names(before, 3)
+	p := of(map[string]int{"a": 2, "c": 1, "d": 1}, "dca")
+	p.Succeed(before)
+	counts := make(map[rune]int)
+	for _, name := range names(p, 400) {
+		counts[name]++
+	}
+	if counts['a'] != 200 || counts['c'] < 98 || counts['d'] < 98 {
+		t.Errorf("got %v", counts)
+	}
 }

@@ -160,7 +160,7 @@ const namesChange = time.Second
 // viewFor returns the view for a session. It costs as good as nothing while nothing has failed.
 func (p *Pool) viewFor(s situation) *view {
 	if p.base == nil {
-		p.base = p.newView(func(*Upstream) bool { return true }, -1, nil)
+		p.base = p.newView(func(*Upstream) bool { return true }, p.last, nil)
 	}
 	if p.Failures.quiet() {
 		p.views = nil

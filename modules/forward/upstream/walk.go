@@ -21,14 +21,18 @@ type Walk struct {
 	LookupTimeout time.Duration
 	// Stale is how long the last good answer for a name is used while it can't be looked up. Zero: never.
 	Stale time.Duration
+	// Key is what the methods that hash go by. Where it is not Keyed, upstreams get sessions in turn.
+	Key   uint64
+	Keyed bool
 	// Renew waits for a lookup where the last answer for a name is older than a second, and takes that only if the lookup fails, or the
 	// last one has: for a session whose upstream may have moved.
 	Renew bool
 	// Datagrams asks for addresses that datagrams can be sent to, in place of streams.
 	Datagrams bool
-	// Key is what the methods that hash go by. Where it is not Keyed, upstreams get sessions in turn.
-	Key   uint64
-	Keyed bool
+
+	hurries bool // does not wait for names
+	tried   int32
+
 	// Expand replaces the placeholders of an upstream's name.
 	Expand func(string) string
 	// Unresolved is called where an upstream has no address that could be tried. It may be nil.
@@ -36,15 +40,11 @@ type Walk struct {
 
 	pool    *Pool
 	choice  choice
-	passed  []candidate // those that are tried last, because they have failed for others
 	named   []candidate // those whose addresses come from a name
-	tried   int
 	current *Upstream
 	source  Source     // of addrs
 	addrs   []net.Addr // of current, not tried yet
 	last    net.Addr
-	errs    error
-	hurries bool // does not wait for names
 }
 
 // candidate is an upstream, and addresses of it.
@@ -56,6 +56,9 @@ type candidate struct {
 
 // Walk begins a session's way. The caller sets the exported fields.
 func (p *Pool) Walk() *Walk { return &Walk{pool: p} }
+
+// Begin is Walk for a walk that is part of something else. It must be zero.
+func (p *Pool) Begin(w *Walk) { w.pool = p }
 
 // Current returns the upstream that is being tried, and its address that Next gave last. There is none
 // where it could not be resolved.
@@ -89,7 +92,7 @@ func (w *Walk) Next(ctx context.Context, failed error) (net.Addr, error) {
 	w.find(ctx)
 	w.findNew(ctx)
 	if len(w.addrs) == 0 {
-		return nil, w.errs
+		return nil, w.choice.errs()
 	}
 	return w.take(), nil
 }
@@ -118,7 +121,7 @@ func (w *Walk) take() net.Addr {
 
 // find goes on until there is an address to try, or no upstream left. A walk that hurries does not wait: find then reports false.
 func (w *Walk) find(ctx context.Context) (ready bool) {
-	for len(w.addrs) == 0 && w.tried <= w.Retries && w.left() {
+	for len(w.addrs) == 0 && int(w.tried) <= w.Retries && w.left() {
 		if !w.advance(ctx) {
 			return false
 		}
@@ -144,13 +147,14 @@ func (w *Walk) findNew(ctx context.Context) {
 }
 
 // left reports whether there is an upstream to go on to.
-func (w *Walk) left() bool { return w.choice.seen < w.pool.usable || len(w.passed) > 0 }
+func (w *Walk) left() bool { return int(w.choice.seen) < w.pool.usable || w.choice.anyPassed() }
 
 // advance goes to the next upstream. It reports false where that has a name to wait for, and the walk hurries.
 func (w *Walk) advance(ctx context.Context) bool {
-	if w.choice.seen == w.pool.usable {
-		next := w.passed[0]
-		w.passed = w.passed[1:]
+	if int(w.choice.seen) == w.pool.usable {
+		d := w.choice.detour
+		next := d.passed[0]
+		d.passed = d.passed[1:]
 		w.current, w.source, w.addrs, w.last = next.upstream, next.source, next.addrs, nil
 		w.tried++
 		return true
@@ -166,7 +170,8 @@ func (w *Walk) advance(ctx context.Context) bool {
 	}
 	in, out := w.pool.Failures.split(addrs)
 	if len(out) > 0 {
-		w.passed = append(w.passed, candidate{u, source, out})
+		d := w.choice.detoured()
+		d.passed = append(d.passed, candidate{u, source, out})
 	}
 	if err == nil && len(in) == 0 {
 		return true
@@ -274,11 +279,12 @@ func (u *Upstream) checkExpanded(addr Addr) error {
 }
 
 func (w *Walk) note(err error) {
-	switch {
-	case err == nil:
-	case w.errs == nil:
-		w.errs = err
-	default:
-		w.errs = fmt.Errorf("%v; %w", w.errs, err) //nolint:errorlint // unwraps to the last on purpose
+	if err == nil {
+		return
 	}
+	d := w.choice.detoured()
+	if d.errs != nil {
+		err = fmt.Errorf("%v; %w", d.errs, err) //nolint:errorlint // unwraps to the last on purpose
+	}
+	d.errs = err
 }

@@ -1,0 +1,78 @@
+package forward
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"github.com/mholt/caddy-l4/layer4"
+
+	"github.com/portgate/caddy-portgate/modules/forward/upstream"
+	"github.com/portgate/caddy-portgate/modules/internal/gate"
+	"github.com/portgate/caddy-portgate/modules/internal/session"
+)
+
+// way is how a session gets to its upstream: its walk, and the roster that the walk goes through. It is one object, because each session
+// needs one until it is connected.
+type way struct {
+	upstream.Walk
+	h      *Handler
+	sess   *session.Session
+	roster *roster
+	given  net.Addr // by next
+}
+
+// way begins a session's way through the upstreams of a roster. accepted is its connection as the listener gave it.
+func (h *Handler) way(sess *session.Session, accepted net.Conn, roster *roster) *way {
+	w := &way{h: h, sess: sess, roster: roster}
+	roster.pool.Begin(&w.Walk)
+	w.Retries = h.retries
+	if !roster.pool.Fixed() {
+		w.Unresolved = func(name string, _ error) { h.watch.unresolved(sess, name) }
+		w.LookupTimeout, w.Stale = h.limits.Connect, h.stale
+	}
+	w.Datagrams = gate.Datagrams(sess.Network)
+	if h.ports != nil {
+		w.Offset = offset(accepted, h.ports)
+	}
+	if h.balance.Method == upstream.IPHash && sess.Client.IsValid() {
+		w.Key, w.Keyed = upstream.HashIP(sess.Client.Addr()), true
+	}
+	return w
+}
+
+// expandedBy has the placeholders of a connection stand for what they are there.
+func (w *way) expandedBy(cx *layer4.Connection) *way {
+	w.Expand = func(name string) string { return cx.Replacer().ReplaceAll(name, "") }
+	if w.h.balance.Method == upstream.Hash {
+		value := w.Expand(w.h.balance.Value)
+		w.Key, w.Keyed = upstream.HashString(value), value != ""
+	}
+	return w
+}
+
+// next implements Next of a relay of streams.
+func (w *way) next(ctx context.Context, failed error) (net.Addr, error) {
+	addr, err := w.Next(ctx, failed)
+	w.given = addr
+	if failed == nil {
+		w.h.watch.chosen(w.sess, &w.Walk)
+	}
+	w.roster.count(w.sess, &w.Walk, addr)
+	return addr, err
+}
+
+// attempted implements Attempt of a relay of streams.
+func (w *way) attempted(addr net.Addr, took time.Duration, err error) {
+	name, _ := w.Current()
+	if err != nil {
+		w.sess.DialFailed(name, took)
+	} else {
+		if addr != w.given {
+			w.roster.count(w.sess, &w.Walk, addr) // another one was faster
+		}
+		w.Source().Works(addr)
+		w.sess.Dialed(took)
+	}
+	w.h.watch.attempted(w.sess, name, addr, err)
+}
