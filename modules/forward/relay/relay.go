@@ -8,7 +8,7 @@
 //
 //   - Event loops (Linux), one per processor, for clients that are a [Detacher] or a [PacketClient]. A session needs no
 //     goroutine, and no buffer while it is idle.
-//   - Goroutines, for all other clients and systems.
+//   - Goroutines, for all other clients and systems, and for upstreams whose connection is wrapped ([Config.Wraps]).
 //
 // In both, small messages go through a buffer that is held only while there is something to move, and bulk between two
 // sockets goes through splice(2) where the system has it. A connection that is not a socket, such as TLS, is read into a
@@ -87,6 +87,13 @@ type Config struct {
 	// neither Stats nor PaceUp count it.
 	Preface []byte
 
+	// Way returns how to connect to the address that Next has returned last, and to those that Another returns after it. It is called once
+	// after each Next. Event loops call it: it must not block. Nil: upstreams get Preface, and nothing else is special about them.
+	Way func() Way
+
+	// Wraps tells that Way may ask for a wrapper. Goroutines then serve the relay, because an event loop knows nothing but sockets.
+	Wraps bool
+
 	// Next returns the address to connect to: a *net.TCPAddr or a *net.UnixAddr. It is called again, with the error of
 	// the attempt that failed, until it returns an error itself, which becomes the Result's. It may block: no event loop
 	// calls it. ctx ends when the relay is closed.
@@ -127,6 +134,8 @@ type Config struct {
 
 	// Done is called exactly once, when both connections are closed. No event loop calls it: it may block.
 	Done func(Result)
+
+	wrap func(context.Context, net.Conn) (net.Conn, error) // of the Way
 }
 
 // Spare has descriptors for second attempts.

@@ -146,7 +146,7 @@ func TestConnectTimeout(t *testing.T) {
 
 // Without a limit a connection attempt waits for what the system does: here for its second SYN, a second later.
 func TestNoConnectTimeout(t *testing.T) {
-	overPairs(t, func(t *testing.T, p pair) {
+	over(t, plainPairs, func(t *testing.T, p pair) {
 		addr, hear := deaf(t)
 		s := p.start(t, only(addr))
 		select {

@@ -61,10 +61,16 @@ func (e *end) closeWrite() {
 
 // keepAlive sets how a peer is noticed that has gone without closing the connection.
 func (e *end) keepAlive(c net.KeepAliveConfig) {
-	if tcp, ok := e.sock.(interface {
+	tcp, ok := e.sock.(interface {
 		SetKeepAliveConfig(net.KeepAliveConfig) error
-	}); ok {
+	})
+	switch {
+	case ok:
 		_ = tcp.SetKeepAliveConfig(c)
+	case e.sock != nil: // a socket of a network that does not use the net package
+		if raw, err := e.sock.SyscallConn(); err == nil {
+			keepAliveRaw(raw, c)
+		}
 	}
 }
 

@@ -65,6 +65,7 @@ func (g *goroutineStream) dial() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
+		g.cfg.chooseWay()
 		var won outcome
 		if g.cfg.Another == nil {
 			won = g.attempt(g.ctx, &dialer, addr)
@@ -74,6 +75,9 @@ func (g *goroutineStream) dial() (net.Conn, error) {
 		}
 		if failed = won.err; failed == nil {
 			g.untrack = won.untrack
+			if g.cfg.wrap != nil {
+				g.cfg.Preface = nil // was sent before the wrapper's own bytes
+			}
 			return won.conn, nil
 		}
 	}
@@ -152,9 +156,12 @@ func (a outcome) close() {
 
 // attempt makes one attempt.
 func (g *goroutineStream) attempt(ctx context.Context, dialer *net.Dialer, addr net.Addr) outcome {
-	began, a := g.age(), outcome{addr: addr, untrack: func() {}}
+	began, a := time.Now(), outcome{addr: addr, untrack: func() {}}
 	a.conn, a.err = g.dialAddr(ctx, dialer, &a)
-	a.took = g.age() - began
+	if a.err == nil && g.cfg.wrap != nil {
+		g.wrap(ctx, &a, began)
+	}
+	a.took = time.Since(began)
 	return a
 }
 
@@ -253,7 +260,7 @@ func (g *goroutineStream) attach(conn net.Conn) bool {
 		_ = conn.Close()
 		return false
 	}
-	g.upstream = newEnd(conn, nil)
+	g.upstream = newEnd(conn, unwrapUpstream)
 	g.upstream.beforeClose = g.untrack
 	g.up.init(g, g.client, g.upstream, ClientFIN, ClientReset)
 	g.down.init(g, g.upstream, g.client, UpstreamFIN, UpstreamReset)

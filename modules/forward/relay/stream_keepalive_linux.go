@@ -2,6 +2,7 @@ package relay
 
 import (
 	"net"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,6 +37,11 @@ func setKeepAlive(fd int, c net.KeepAliveConfig) {
 	setsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int32(c.Idle/time.Second))
 	setsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int32(c.Interval/time.Second))
 	setsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, int32(c.Count))
+}
+
+// keepAliveRaw is setKeepAlive for a socket that is not known by its descriptor.
+func keepAliveRaw(raw syscall.RawConn, c net.KeepAliveConfig) {
+	_ = raw.Control(func(fd uintptr) { setKeepAlive(int(fd), c) })
 }
 
 func setUserTimeout(fd int, on bool) {

@@ -69,7 +69,7 @@ const (
 // runLoop hands the relay to an event loop. It reports false where the client can't be detached.
 func (r *Relay) runLoop() bool {
 	detacher, ok := r.cfg.Client.(Detacher)
-	if !ok {
+	if !ok || r.cfg.Wraps {
 		return false
 	}
 	l := pickLoop()
@@ -102,6 +102,7 @@ func (s *loopStream) connectTo(addr net.Addr) {
 		return
 	}
 	s.target = addr
+	s.cfg.chooseWay()
 	s.startConnecting(s.limits.Connect)
 	if s.raceAt = never; s.cfg.Another != nil {
 		s.raceAt = s.loop.now + raceDelay

@@ -26,6 +26,9 @@ type pair struct {
 	// listen opens the upstream's address.
 	listen func(testing.TB) net.Listener
 
+	// configure is what such an upstream needs of the relay. It may be nil.
+	configure func(*Config)
+
 	loop    bool // the event loops serve it
 	spliced bool // between two sockets that the relay gets at
 	unix    bool // the upstream is a unix socket, which knows no reset
@@ -43,9 +46,14 @@ var goroutinePairs = []pair{
 	{name: "goroutines/wrapped", accept: acceptWrapped, listen: listenTCP},
 	{name: "goroutines/tls", accept: acceptTLS, listen: listenTCP},
 	{name: "goroutines/undetachable", accept: acceptUndetachable, listen: listenTCP, spliced: true},
+	{name: "goroutines/upstream tls", accept: acceptTCP, listen: listenTLS, configure: overTLS},
+	{name: "goroutines/both tls", accept: acceptTLS, listen: listenTLS, configure: overTLS},
 }
 
 var pairs = slices.Concat(goroutinePairs, loopPairs)
+
+// plainPairs are those whose upstreams are connected as soon as the system says so.
+var plainPairs = slices.DeleteFunc(slices.Clone(pairs), func(p pair) bool { return p.configure != nil })
 
 // engines are the pairs for what has nothing to do with the kind of connection.
 var engines = append([]pair{goroutinePairs[0]}, loopPairs[:min(1, len(loopPairs))]...)

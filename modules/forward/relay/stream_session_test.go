@@ -74,6 +74,9 @@ func (p pair) prepare(t testing.TB, next func(context.Context, error) (net.Addr,
 	for _, set := range with {
 		set(&cfg)
 	}
+	if p.configure != nil {
+		p.configure(&cfg)
+	}
 	s.relay = New(cfg)
 	t.Cleanup(func() { s.client.Close() })
 	return s
@@ -281,6 +284,8 @@ func (s *session) reset(conn stream) {
 	case *tls.Conn:
 		s.reset(c.NetConn().(stream))
 		return
+	case *underTLS:
+		_ = c.SetLinger(0)
 	case *net.TCPConn:
 		_ = c.SetLinger(0)
 	case *net.UnixConn:
