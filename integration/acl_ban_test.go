@@ -21,9 +21,7 @@ func TestACLBan(t *testing.T) {
 	var gates [2]string
 	var servers []gate.Server
 	for i := range gates {
-		upstream := gate.ReserveAddr(t)
-		_, port, _ := net.SplitHostPort(upstream)
-		server(t, upstream, exec.Command(iperf, "-s", "-B", "127.0.0.1", "-p", port))
+		upstream := iperfServer(t)
 		gates[i] = gate.ReserveAddr(t)
 		servers = append(servers, gate.Listen(gates[i], acl("deny list bans"), gate.Forward(upstream)))
 	}

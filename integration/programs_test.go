@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -84,6 +85,26 @@ func server(t testing.TB, addr string, cmd *exec.Cmd) {
 		}
 		return err
 	})
+}
+
+// iperfServer runs an iperf3 server until the test is over. It is not tried out by a connection: a client that comes while the server still has that
+// one is reset, as iperf3 is, with and without a gateway between.
+func iperfServer(t testing.TB) (addr string) {
+	t.Helper()
+	addr = gate.ReserveAddr(t)
+	_, port, _ := net.SplitHostPort(addr)
+	alive := startProgram(t, exec.Command(program(t, "iperf3"), "-s", "-B", "127.0.0.1", "-p", port))
+	number, _ := strconv.Atoi(port)
+	listens := fmt.Sprintf(":%04X 00000000:0000 0A ", number) // proc(5): local address, remote address, state
+	gate.Eventually(t, 30*time.Second, func() error {
+		alive()
+		sockets, err := os.ReadFile("/proc/net/tcp")
+		if err == nil && !bytes.Contains(sockets, []byte(listens)) {
+			err = errors.New("iperf3 does not listen yet")
+		}
+		return err
+	})
+	return addr
 }
 
 // output runs a client that must succeed, and returns what it wrote.
@@ -320,9 +341,7 @@ http {
 
 func TestProgramsIperf3(t *testing.T) {
 	iperf := program(t, "iperf3")
-	addr := gate.ReserveAddr(t)
-	_, serverPort, _ := net.SplitHostPort(addr)
-	server(t, addr, exec.Command(iperf, "-s", "-B", "127.0.0.1", "-p", serverPort))
+	addr := iperfServer(t)
 	_, host, port := throughGate(t, addr)
 	// Not --bidir: it tells its two connections apart by the order in which they arrive, which no proxy promises.
 	for name, direction := range map[string][]string{"up": nil, "down": {"-R"}, "4 streams up": {"-P", "4"}, "4 streams down": {"-R", "-P", "4"}} {
@@ -330,7 +349,7 @@ func TestProgramsIperf3(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), peerTimeout)
 			defer cancel()
 			args := append([]string{"-c", host, "-p", port, "-t", "1", "-J"}, direction...)
-			// The server, busy with the test before or with the probe that found it ready, says so: then the client comes again.
+			// The server, busy with the test before, says so: then the client comes again.
 			var out []byte
 			gate.Eventually(t, peerTimeout, func() (err error) {
 				if out, err = exec.CommandContext(ctx, iperf, args...).Output(); err != nil && !bytes.Contains(out, []byte("busy")) {

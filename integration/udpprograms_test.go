@@ -109,9 +109,7 @@ func TestProgramsDigAndDNSPerfAgainstDNSMasq(t *testing.T) {
 
 func TestProgramsIperf3WithDatagrams(t *testing.T) {
 	iperf := program(t, "iperf3")
-	addr := gate.ReserveAddr(t)
-	_, serverPort, _ := net.SplitHostPort(addr)
-	server(t, addr, exec.Command(iperf, "-s", "-B", "127.0.0.1", "-p", serverPort))
+	addr := iperfServer(t)
 	p, host, port := throughGateBoth(t, addr, nil) // its control connection is TCP
 	for _, direction := range [][]string{nil, {"-R"}, {"-P", "4"}} {
 		before := droppedByUDP(t)
