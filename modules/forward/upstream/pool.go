@@ -20,11 +20,14 @@ type Upstream struct {
 
 	// Weight is its share of the sessions, up to [MaxWeight]. Zero: 1.
 	Weight int
-	// Drained means that it gets no new sessions.
+	// Drained means that it gets no new sessions: its weight is 0, or somebody has said so. Whoever keeps connections ready keeps none to it.
 	Drained bool
+	// Maint means that nothing is tried with it at all: it is Drained, and checks leave it alone, too.
+	Maint bool
 	// Priority is its tier: sessions go to a later one only if those before have too few upstreams left. Up to [MaxPriority].
 	Priority int
-	// Near upstreams of a tier come before the others.
+	// Zone is where it is, and Near that this is the zone of the gateway: near upstreams of a tier come before the others.
+	Zone string
 	Near bool
 	// Living counts its living sessions, which others may count as well. Nil: it has none.
 	Living *atomic.Int64
@@ -45,6 +48,9 @@ type Pool struct {
 	Failures *Failures
 	// Balance says how the upstream of a session is chosen.
 	Balance Balance
+	// Shut reports whether an upstream gets no sessions any more, by its name. It is for sessions that have begun before that was said, and
+	// whose pool does not know it: nothing of such an upstream is tried from then on. It must not block. Nil: none is shut.
+	Shut func(name string) bool
 	// Random returns numbers that are evenly distributed. It is called by one goroutine at a time.
 	Random func() uint64
 
@@ -82,6 +88,22 @@ func NewPool(upstreams []Upstream) *Pool {
 	}
 	return p
 }
+
+// Upstreams returns a copy of the upstreams, for another pool.
+func (p *Pool) Upstreams() []Upstream { return slices.Clone(p.upstreams) }
+
+// Has reports whether there is an upstream of that name.
+func (p *Pool) Has(name string) bool {
+	return slices.ContainsFunc(p.upstreams, func(u Upstream) bool { return u.Name == name })
+}
+
+// Len is how many upstreams there are.
+func (p *Pool) Len() int { return len(p.upstreams) }
+
+// At returns the upstream at a position. It is not to be changed.
+func (p *Pool) At(position int) *Upstream { return &p.upstreams[position] }
+
+func (p *Pool) shut(u *Upstream) bool { return p.Shut != nil && p.Shut(u.Name) }
 
 // Succeed has turns go on where they are in the pool that this one takes the place of.
 func (p *Pool) Succeed(before *Pool) {
@@ -126,7 +148,7 @@ type fixed struct{ streams, datagrams []net.Addr }
 
 // fix finds out once what need not be found out for each session.
 func (u *Upstream) fix() {
-	if u.Dynamic {
+	if u.Dynamic || u.fixed != nil {
 		return
 	}
 	var all fixed

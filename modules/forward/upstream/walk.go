@@ -85,10 +85,11 @@ func (w *Walk) Source() Source { return w.source }
 
 // Next returns the next address to try: all those of one upstream, then those of the next one, as
 // often as Retries allows, none twice. Addresses that are out come last, so that they are tried where there are no
-// others. failed is what became of the last address. When there is none left, the error tells of every failure and
+// others. Where the upstream was shut meanwhile, its other addresses are not tried. failed is what became of the last address. When there is none left, the error tells of every failure and
 // unwraps to the last.
 func (w *Walk) Next(ctx context.Context, failed error) (net.Addr, error) {
 	w.note(failed)
+	w.leaveShut()
 	w.find(ctx)
 	w.findNew(ctx)
 	if len(w.addrs) == 0 {
@@ -108,10 +109,17 @@ func (w *Walk) Ready() bool {
 // another address, or nil.
 func (w *Walk) Another(failed error) net.Addr {
 	w.note(failed)
+	w.leaveShut()
 	if len(w.addrs) == 0 {
 		return nil
 	}
 	return w.take()
+}
+
+func (w *Walk) leaveShut() {
+	if len(w.addrs) > 0 && w.pool.shut(w.current) {
+		w.addrs = nil
+	}
 }
 
 func (w *Walk) take() net.Addr {
@@ -135,6 +143,9 @@ func (w *Walk) findNew(ctx context.Context) {
 	for len(w.addrs) == 0 && len(w.named) > 0 {
 		before := w.named[0]
 		w.named = w.named[1:]
+		if w.pool.shut(before.upstream) {
+			continue
+		}
 		w.Renew = true
 		addrs, source, _ := w.resolve(ctx, before.upstream)
 		addrs = slices.DeleteFunc(addrs, func(addr net.Addr) bool {
@@ -155,11 +166,18 @@ func (w *Walk) advance(ctx context.Context) bool {
 		d := w.choice.detour
 		next := d.passed[0]
 		d.passed = d.passed[1:]
+		if w.pool.shut(next.upstream) {
+			return true
+		}
 		w.current, w.source, w.addrs, w.last = next.upstream, next.source, next.addrs, nil
 		w.tried++
 		return true
 	}
 	u := &w.pool.upstreams[w.pool.choose(w)]
+	if w.pool.shut(u) {
+		w.choice.take(u.position)
+		return true
+	}
 	addrs, source, err := w.resolve(ctx, u)
 	if err == errUnknown { //nolint:errorlint // it is never wrapped
 		return false
