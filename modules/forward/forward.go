@@ -127,6 +127,7 @@ type Handler struct {
 	gracePeriod  time.Duration
 	uncounted    uncounted
 
+	at      *placement.Finding
 	rosters rosters
 	watch   watch
 	from    *relay.Local
@@ -187,11 +188,11 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	if err := h.watch.begin(ctx, h.scope, h.policy); err != nil {
 		return err
 	}
-	first, err := h.newRoster(upstreams)
-	if err != nil {
+	h.at = at
+	handlers.add(h)
+	if err := h.give(upstreams); err != nil {
 		return err
 	}
-	h.rosters.set(first)
 	if err := h.succession.begin(at, at.Canonical(), placed.listen); err != nil {
 		return err
 	}
@@ -268,6 +269,7 @@ func start(r interface {
 // Cleanup releases what Provision has acquired. TCP sessions go on, until DrainTimeout if that is set, and UDP sessions if
 // the new config has an identical handler.
 func (h *Handler) Cleanup() error {
+	handlers.remove(h)
 	h.listensUnix.end()
 	h.succession.end()
 	h.rosters.end()

@@ -19,11 +19,17 @@ type roster struct {
 	named  []datagramUpstream      // those that need no look-up
 	known  *state.Ref[*knownNames] // nil where no upstream has a name
 	local  hops.Where              // tells whether an upstream is on this machine
+
+	orders     *orders       // that were made at run time, and that the upstreams are judged by
+	configured map[int]given // what the config says of those that orders have changed
 }
 
-// newRoster returns a roster that holds what it needs, until end.
+// newRoster returns a roster that holds what it needs, until end. The upstreams are as the config has them, or whoever discovers them: what
+// was set at run time comes on top here, for all of them. Whatever else has to know which upstreams a handler has now, such as who checks
+// them, holds them here and releases them in end; it leaves those alone that are [upstream.Upstream.Maint].
 func (h *Handler) newRoster(upstreams []upstream.Upstream) (r *roster, err error) {
-	r = &roster{counts: make([]*session.Count, len(upstreams)), named: make([]datagramUpstream, len(upstreams))}
+	r = &roster{counts: make([]*session.Count, len(upstreams)), named: make([]datagramUpstream, len(upstreams)), orders: atRunTime.now.Load()}
+	r.configured = r.orders.judge(upstreams)
 	for i := range upstreams {
 		u := &upstreams[i]
 		h.watch.series(u.Name) // begin at 0
@@ -31,12 +37,21 @@ func (h *Handler) newRoster(upstreams []upstream.Upstream) (r *roster, err error
 		r.named[i].name, u.Living = u.Name, r.counts[i].Living()
 	}
 	r.pool = upstream.NewPool(upstreams)
-	r.pool.Balance, r.pool.Failures = h.balance, h.watch.failures()
+	r.pool.Balance, r.pool.Failures, r.pool.Shut = h.balance, h.watch.failures(), atRunTime.shut
 	if r.known, err = holdNames(r.pool); err != nil {
 		r.end()
 		return nil, err
 	}
 	return r, nil
+}
+
+// given returns the upstreams without what was set at run time.
+func (r *roster) given() []upstream.Upstream {
+	upstreams := r.pool.Upstreams()
+	for i, given := range r.configured {
+		given.restore(&upstreams[i])
+	}
+	return upstreams
 }
 
 // end releases what a roster holds. Sessions that have it may go on, and others may begin.
@@ -81,15 +96,34 @@ type rosters struct {
 	ended bool
 }
 
-// set has new sessions begin with another roster. Turns go on where they are. After end it only ends the new one.
-func (r *rosters) set(next *roster) {
+// give has new sessions go to these upstreams, which the config has or which were discovered. After Cleanup it does nothing.
+func (h *Handler) give(upstreams []upstream.Upstream) error {
+	return h.rosters.change(func(*roster) (*roster, error) { return h.newRoster(upstreams) })
+}
+
+// judge has new sessions go by what was set at run time. It does nothing where they do already.
+func (h *Handler) judge() error {
+	return h.rosters.change(func(now *roster) (*roster, error) {
+		if now == nil || now.orders == atRunTime.now.Load() {
+			return now, nil
+		}
+		return h.newRoster(now.given())
+	})
+}
+
+// change has new sessions begin with the roster that follow returns. Turns go on where they are. Changes come one after another, so none is made
+// of what another one has replaced. Sessions that wait until an upstream may get them have to look again after it.
+func (r *rosters) change(follow func(now *roster) (next *roster, err error)) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.ended {
-		next.end()
-		return
+		return nil
 	}
 	before := r.now.Load()
+	next, err := follow(before)
+	if err != nil || next == before {
+		return err
+	}
 	if before != nil {
 		next.pool.Succeed(before.pool)
 	}
@@ -97,6 +131,7 @@ func (r *rosters) set(next *roster) {
 	if before != nil {
 		before.end() // now, so that what both have was held all the time
 	}
+	return nil
 }
 
 // end is called in Cleanup. Sessions may go on, and begin.

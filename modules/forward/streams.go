@@ -1,12 +1,14 @@
 package forward
 
 import (
+	"errors"
 	"net"
 	"time"
 
 	"github.com/mholt/caddy-l4/layer4"
 
 	"github.com/portgate/caddy-portgate/modules/forward/relay"
+	"github.com/portgate/caddy-portgate/modules/forward/upstream"
 	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
 	"github.com/portgate/caddy-portgate/modules/internal/hops"
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
@@ -80,6 +82,9 @@ func (m mover) Moved() (up, down int64) {
 	return stats.BytesUp, stats.BytesDown
 }
 
+// reasonNoUpstream is the reason of sessions of which no upstream was tried, because all were drained.
+const reasonNoUpstream = "no_upstream"
+
 // ended says how a session ended, from how its relay did. A relay that was closed while it connected has neither an error nor
 // a connect time.
 func ended(reason relay.Reason, connect time.Duration, err error) session.End {
@@ -93,6 +98,8 @@ func ended(reason relay.Reason, connect time.Duration, err error) session.End {
 	switch {
 	case reason == reasonLoop:
 		end.Status = session.StatusLoop
+	case errors.Is(err, upstream.ErrNone):
+		end.Status, end.Reason = session.StatusNoUpstream, reasonNoUpstream
 	case reason == relay.ConnectTimeout:
 		end.Status = session.StatusConnectTimeout
 	case !end.Connected:

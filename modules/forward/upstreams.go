@@ -60,7 +60,7 @@ func (t *Target) set(u *upstream.Upstream, zone string) error {
 		}
 		u.Priority = *t.Priority
 	}
-	u.Near = zone != "" && t.Zone == zone
+	u.Zone, u.Near = t.Zone, zone != "" && t.Zone == zone
 	return nil
 }
 

@@ -49,6 +49,14 @@ func (t *Tallies[K]) Each(f func(key K, living int64)) {
 	}
 }
 
+// Held reports whether a config holds the tally of a key.
+func (t *Tallies[K]) Held(key K) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c := t.all[key]
+	return c != nil && c.held.Load() > 0
+}
+
 // Release is called once for each Hold.
 func (c *Tally[K]) Release() {
 	if c.held.Add(-1) == 0 {
