@@ -29,5 +29,6 @@ func (w *Walk) Again(ctx context.Context) (net.Addr, error) {
 	w.choice.take(w.current.position)
 	w.tried = 1
 	w.source, w.addrs = source, addrs
-	return w.take(), nil
+	w.last, w.addrs = addrs[0], addrs[1:] // the session has it already, so no breaker is asked
+	return w.last, nil
 }

@@ -12,6 +12,7 @@ type choice struct {
 	pending int32 // number and 1 of one that was chosen and whose name is not known yet, 0: none
 	tier    int16 // of the first one
 	allOut  bool
+	spared  bool    // the last one fails, and is not ejected
 	detour  *detour // nil as long as the first one is all that was chosen, as for most sessions
 }
 
@@ -38,8 +39,11 @@ func (c *choice) detoured() *detour {
 
 func (c *choice) anyPassed() bool { return c.detour != nil && len(c.detour.passed) > 0 }
 
-// ErrNone is the error of a session that finds no upstream which may get it, though none was tried.
-var ErrNone = errors.New("no upstream may get sessions")
+// The errors of a session that finds no upstream which may get it, though none was tried.
+var (
+	ErrNone        = errors.New("no upstream may get sessions")
+	ErrBreakerOpen = errors.New("the breakers of all upstreams are open")
+)
 
 func (c *choice) errs() error {
 	if c.detour == nil || c.detour.errs == nil {
@@ -48,11 +52,23 @@ func (c *choice) errs() error {
 	return c.detour.errs
 }
 
-func (d *detour) has(position int) bool {
-	return d.looked[position/64]&(1<<(position%64)) != 0
+func (d *detour) has(position int) bool { return has(d.looked, position) }
+
+// has reports whether a bit is set. There may be none.
+func has(bits []uint64, position int) bool {
+	return bits != nil && bits[position/64]&(1<<(position%64)) != 0
 }
 
-// choose returns the next upstream to look at. There must be one that the walk has not looked at.
+// set sets a bit of n.
+func set(bits []uint64, position, n int) []uint64 {
+	if bits == nil {
+		bits = make([]uint64, (n+63)/64)
+	}
+	bits[position/64] |= 1 << (position % 64)
+	return bits
+}
+
+// choose returns the next upstream to look at, -1 where breakers are open in all that are left. There must be one that the walk has not looked at.
 func (p *Pool) choose(w *Walk) int {
 	c := &w.choice
 	if c.pending > 0 {
@@ -72,6 +88,9 @@ func (p *Pool) choose(w *Walk) int {
 // firstOf returns the upstream that a session goes to.
 func (p *Pool) firstOf(w *Walk) int {
 	v := p.viewFor(w.situation())
+	if v.none {
+		return -1
+	}
 	t, key := &v.tiers[0], w.Key
 	if p.Balance.Keyed() && !w.Keyed {
 		key = p.point()
@@ -85,6 +104,7 @@ func (p *Pool) firstOf(w *Walk) int {
 	}
 	w.choice.tier, w.choice.allOut = int16(t.priority), v.allOut
 	p.last = t.first().pick(p.Balance, key, p.Random).position
+	w.choice.spared = has(v.spared, p.last)
 	return p.last
 }
 
@@ -105,25 +125,34 @@ func (p *Pool) another(w *Walk) int {
 	d.looked[c.last/64] |= 1 << (c.last % 64)
 	if d.rest == nil {
 		v := p.viewFor(w.situation())
-		if m := p.anotherOf(v.tiers[c.tier:c.tier+1], w); m != nil {
+		m := p.anotherOf(v.tiers[c.tier:c.tier+1], w)
+		if m == nil {
+			m = p.anotherOf(v.tiers, w)
+		}
+		if m != nil && !v.none {
+			c.spared = has(v.spared, m.position)
 			return m.position
 		}
-		if m := p.anotherOf(v.tiers, w); m != nil {
-			return m.position
-		}
-		d.rest = p.others(c)
+		d.rest = p.others(c, v)
+	}
+	c.spared = false
+	if len(d.rest) == 0 {
+		return -1
 	}
 	next := d.rest[0]
 	d.rest = d.rest[1:]
 	return next
 }
 
-// others returns the upstreams that a walk has not looked at, by tiers, and in each beginning behind the last one.
-func (p *Pool) others(c *choice) []int {
+// others returns the upstreams that a walk has not looked at and may, by tiers, and in each beginning behind the last one.
+func (p *Pool) others(c *choice, v *view) []int {
 	rest := make([]int, 0, p.usable-int(c.seen))
+	if v.none {
+		return rest
+	}
 	for k := range p.upstreams {
 		i := (int(c.last) + 1 + k) % len(p.upstreams)
-		if !p.upstreams[i].Drained && !c.detour.has(i) {
+		if !p.upstreams[i].Drained && !c.detour.has(i) && !has(v.closed, i) {
 			rest = append(rest, i)
 		}
 	}

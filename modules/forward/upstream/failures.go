@@ -81,6 +81,8 @@ type record struct {
 	fails []time.Time // within FailDuration, oldest first
 
 	out    bool
+	since  time.Time     // since when it is out, trials that failed included
+	err    error         // of the last attempt that has failed
 	at     time.Time     // when it was taken out, or came back
 	length time.Duration // for how long it is out, or was last
 	trial  time.Time     // when a session began to try it again; zero: none does
@@ -93,7 +95,7 @@ func (r *record) until() time.Time { return r.at.Add(r.length) }
 // the address was taken out for that.
 func (f *Failures) Failed(name string, addr net.Addr, err error) (takenOut bool) {
 	return f.report(func(now time.Time) Change {
-		r := f.record(name, addr, now)
+		r := f.record(name, addr, err)
 		switch {
 		case r == nil || r.out && now.Before(r.until()):
 			return Change{} // began before it was taken out, or where all are out
@@ -146,6 +148,9 @@ func (f *Failures) takeOut(r *record, fails int, now time.Time, err error) Chang
 		longest := max(maxOut, length)
 		length = min(r.length, longest/2) * 2
 	}
+	if !r.out {
+		r.since = now
+	}
 	r.out, r.at, r.length, r.trial, r.fails = true, now, length, time.Time{}, nil
 	f.version.Add(1)
 	return Change{Name: r.name, Addr: r.addr, Out: true, Fails: fails, For: length, Err: err}
@@ -159,7 +164,7 @@ func (f *Failures) back(r *record, now time.Time) Change {
 }
 
 // record returns what is known of an address that has failed, nil where too many are remembered.
-func (f *Failures) record(name string, addr net.Addr, now time.Time) *record {
+func (f *Failures) record(name string, addr net.Addr, err error) *record {
 	k := keyOf(addr)
 	r := f.records[k]
 	if r == nil {
@@ -170,7 +175,7 @@ func (f *Failures) record(name string, addr net.Addr, now time.Time) *record {
 		f.records[k] = r
 		f.count.Store(int32(len(f.records)))
 	}
-	r.name = name
+	r.name, r.err = name, err
 	return r
 }
 
@@ -205,6 +210,13 @@ func (f *Failures) tidy(now time.Time) {
 	f.count.Store(int32(len(f.records)))
 }
 
+func (f *Failures) changes() uint64 {
+	if f == nil {
+		return 0
+	}
+	return f.version.Load()
+}
+
 // quiet reports whether nothing has failed. It costs as good as nothing.
 func (f *Failures) quiet() bool { return f == nil || f.count.Load() == 0 }
 
@@ -233,12 +245,14 @@ func (f *Failures) out(addr net.Addr, peek bool) (out bool) {
 	return out
 }
 
-// look returns the addresses that get no session now, and for how long this is right.
-func (f *Failures) look() (out map[key]struct{}, k known) {
-	now := f.now()
+// look returns the addresses that get no session now, with when they were taken out first, and for how long this is right; zero: until the
+// version changes.
+func (f *Failures) look(now time.Time) (out map[key]time.Time, right time.Time) {
+	if f.quiet() {
+		return nil, right
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	k.version = f.version.Load()
 	for id, r := range f.records {
 		if !r.out {
 			continue
@@ -256,14 +270,12 @@ func (f *Failures) look() (out map[key]struct{}, k known) {
 			}
 		}
 		if out == nil {
-			out = make(map[key]struct{})
+			out = make(map[key]time.Time)
 		}
-		out[id] = struct{}{}
-		if k.until.IsZero() || until.Before(k.until) {
-			k.until = until
-		}
+		out[id] = r.since
+		right = sooner(right, until)
 	}
-	return out, k
+	return out, right
 }
 
 // split divides addresses into those that are in and those that are out.

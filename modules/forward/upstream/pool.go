@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Upstream is one of the servers to forward to.
@@ -46,6 +47,15 @@ func (u *Upstream) named() bool { return u.fixed == nil && !u.Dynamic }
 type Pool struct {
 	// Failures remembers which addresses have failed. Nil: nothing is remembered.
 	Failures *Failures
+	// MaxEjected is the share of the upstreams that may get sessions, by number and in all tiers, of which Failures takes no more out. Zero, or 1: it
+	// takes out all but the last one.
+	MaxEjected float64
+	// Breakers watch how sessions fare, and keep them from where they fare badly. Nil: nothing does.
+	Breakers *Breakers
+	// SlowStart is how long the share of an upstream grows after its return, from a tenth to all of it. Zero: it has all of it at once.
+	SlowStart time.Duration
+	// Returns remembers what has come back. It is needed where SlowStart is set.
+	Returns *Returns
 	// Balance says how the upstream of a session is chosen.
 	Balance Balance
 	// Shut reports whether an upstream gets no sessions any more, by its name. It is for sessions that have begun before that was said, and

@@ -1,9 +1,6 @@
 package upstream
 
-import (
-	"net"
-	"time"
-)
+import "time"
 
 // overprovision is what a tier is trusted with beyond the share of it that is in: it takes all sessions as long as 1.4 times
 // that share reaches 1, as a priority level of Envoy does.
@@ -20,7 +17,10 @@ type tier struct {
 // view is the upstreams that are in, as picks see them. Nothing of it changes but the turns in its groups.
 type view struct {
 	tiers  []tier
-	allOut bool // none is in, so all are tried
+	allOut bool     // none is in, so all are tried
+	none   bool     // the breakers of all are open, so none is tried
+	spared []uint64 // those that fail and are in all the same, because of MaxEjected: a bit for each, nil where there are none
+	closed []uint64 // those whose breaker is open
 }
 
 // split gives each tier its share of the sessions. healthy and all are sums of weights.
@@ -48,34 +48,28 @@ func split(tiers []tier, healthy, all []int64) {
 
 // newView returns a view of the upstreams that are in. last is the upstream that was picked last, and base the view in
 // which all are in, nil for that itself.
-func (p *Pool) newView(in func(u *Upstream) bool, last int, base *view) *view {
+func (p *Pool) newView(all []judgment, last int, base *view) *view {
 	highest := 0
 	for i := range p.upstreams {
 		highest = max(highest, p.upstreams[i].Priority)
 	}
 	near, far := make([][]member, highest+1), make([][]member, highest+1)
-	healthy, all := make([]int64, highest+1), make([]int64, highest+1)
-	sum := int64(0)
+	healthy, sums := make([]int64, highest+1), make([]int64, highest+1)
 	for i := range p.upstreams {
 		u := &p.upstreams[i]
 		if u.Drained {
 			continue
 		}
-		weight := u.weight()
-		all[u.Priority] += weight
-		if !in(u) {
+		sums[u.Priority] += u.weight()
+		if all[i].standing != standsIn {
 			continue
 		}
-		healthy[u.Priority] += weight
-		sum += weight
+		healthy[u.Priority] += u.weight()
 		side := &far[u.Priority]
 		if u.Near {
 			side = &near[u.Priority]
 		}
-		*side = append(*side, member{i, weight, u.Living, &p.current[i], u.seed})
-	}
-	if sum == 0 && base != nil {
-		return &view{tiers: base.tiers, allOut: true}
+		*side = append(*side, member{i, u.weight() * all[i].share, u.Living, &p.current[i], u.seed})
 	}
 	v := &view{tiers: make([]tier, highest+1)}
 	for i := range v.tiers {
@@ -83,7 +77,7 @@ func (p *Pool) newView(in func(u *Upstream) bool, last int, base *view) *view {
 		t.priority, t.near, t.far = i, newSide(near[i], last), newSide(far[i], last)
 		p.remember(t, base)
 	}
-	split(v.tiers, healthy, all)
+	split(v.tiers, healthy, sums)
 	return v
 }
 
@@ -147,7 +141,7 @@ type situation struct {
 // known is a view, and how long it is right.
 type known struct {
 	*view
-	version uint64 // of the failures
+	version uint64 // of the facts
 	until   time.Time
 }
 
@@ -157,27 +151,27 @@ const maxViews = 64
 // namesChange is how long a view is used that depends on what names stand for.
 const namesChange = time.Second
 
-// viewFor returns the view for a session. It costs as good as nothing while nothing has failed.
+// viewFor returns the view for a session. It costs as good as nothing while nothing is wrong.
 func (p *Pool) viewFor(s situation) *view {
 	if p.base == nil {
-		p.base = p.newView(func(*Upstream) bool { return true }, p.last, nil)
+		p.base = p.newView(p.judge(s, new(facts)), p.last, nil)
 	}
-	if p.Failures.quiet() {
+	if p.quiet() {
 		p.views = nil
 		return p.base
 	}
-	if k, ok := p.views[s]; ok && k.version == p.Failures.version.Load() && (k.until.IsZero() || p.Failures.now().Before(k.until)) {
+	version := p.changes() // before the facts, which may change meanwhile
+	if k, ok := p.views[s]; ok && k.version == version && (k.until.IsZero() || p.now().Before(k.until)) {
 		return k.view
 	}
-	out, k := p.Failures.look()
-	k.view = p.base
-	if p.anyOut(s, out) {
-		k.view = p.newView(func(u *Upstream) bool { return !p.out(u, s, out) }, p.last, p.base)
-	}
+	now := p.now()
+	f, until := p.look(now)
 	if !p.literal {
-		if soon := p.Failures.now().Add(namesChange); k.until.IsZero() || soon.Before(k.until) {
-			k.until = soon
-		}
+		until = sooner(until, now.Add(namesChange))
+	}
+	k := known{view: p.base, version: version, until: until}
+	if !f.none() {
+		k.view = p.viewOf(p.judge(s, &f))
 	}
 	if p.views == nil || len(p.views) >= maxViews {
 		p.views = make(map[situation]known)
@@ -186,41 +180,42 @@ func (p *Pool) viewFor(s situation) *view {
 	return k.view
 }
 
-func (p *Pool) anyOut(s situation, out map[key]struct{}) bool {
-	if len(out) == 0 {
-		return false
-	}
-	for i := range p.upstreams {
-		if p.out(&p.upstreams[i], s, out) {
-			return true
+// viewOf makes a view of what facts come to.
+func (p *Pool) viewOf(all []judgment) *view {
+	var number [standsClosed + 1]int
+	var closed []uint64
+	whole := true // nothing is wrong
+	for i := range all {
+		if p.upstreams[i].Drained {
+			continue
+		}
+		number[all[i].standing]++
+		whole = whole && all[i] == judgment{share: p.scale()}
+		if all[i].standing == standsClosed {
+			closed = set(closed, i, len(all))
 		}
 	}
-	return false
-}
-
-// out reports whether no address of an upstream is in. Of one that only a session knows, or whose name is not known, it is not known, so
-// it is in. Whatever else may take an upstream out belongs here.
-func (p *Pool) out(u *Upstream, s situation, out map[key]struct{}) bool {
-	if u.Dynamic {
-		return false
-	}
-	if u.fixed != nil {
-		return isOut(out, u.at(s)[0])
-	}
-	offset := 0
-	if u.Addr.Ports() > 1 {
-		offset = s.offset
-	}
-	ips := p.names.last(u.Addr.nameKey())
-	for _, ip := range ips {
-		if !isOut(out, u.Addr.at(ip, offset, s.datagrams)) {
-			return false
+	var v *view
+	switch {
+	case whole:
+		return p.base
+	case number[standsIn] > 0:
+		spared := p.eject(all)
+		v = p.newView(all, p.last, p.base)
+		v.spared = spared
+	case number[standsFailing] == 0:
+		return &view{tiers: p.base.tiers, none: true, closed: closed}
+	case closed == nil:
+		return &view{tiers: p.base.tiers, allOut: true}
+	default: // what may be tried at all is tried
+		for i := range all {
+			if all[i].standing == standsFailing {
+				all[i].standing = standsIn
+			}
 		}
+		v = p.newView(all, p.last, p.base)
+		v.allOut = true
 	}
-	return len(ips) > 0
-}
-
-func isOut(out map[key]struct{}, addr net.Addr) bool {
-	_, is := out[keyOf(addr)]
-	return is
+	v.closed = closed
+	return v
 }

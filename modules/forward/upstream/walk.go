@@ -31,7 +31,12 @@ type Walk struct {
 	Datagrams bool
 
 	hurries bool // does not wait for names
+	fresh   bool // no address of the current upstream was tried yet
+	refused bool // a breaker has not admitted the session
 	tried   int32
+
+	// Trials are how breakers admit the session. Nil: none has to.
+	Trials *Trials
 
 	// Expand replaces the placeholders of an upstream's name.
 	Expand func(string) string
@@ -89,13 +94,26 @@ func (w *Walk) Source() Source { return w.source }
 // unwraps to the last.
 func (w *Walk) Next(ctx context.Context, failed error) (net.Addr, error) {
 	w.note(failed)
-	w.leaveShut()
-	w.find(ctx)
-	w.findNew(ctx)
-	if len(w.addrs) == 0 {
-		return nil, w.choice.errs()
+	for {
+		w.leaveShut()
+		w.find(ctx)
+		w.findNew(ctx)
+		if len(w.addrs) == 0 {
+			return nil, w.err()
+		}
+		if addr := w.take(); addr != nil {
+			return addr, nil
+		}
 	}
-	return w.take(), nil
+}
+
+// err is the error of a walk that has come to its end.
+func (w *Walk) err() error {
+	err := w.choice.errs()
+	if err == ErrNone && w.refused { //nolint:errorlint // it is never wrapped
+		return ErrBreakerOpen
+	}
+	return err
 }
 
 // Ready reports whether Next will return without waiting for a name. It is called before the first Next.
@@ -110,9 +128,6 @@ func (w *Walk) Ready() bool {
 func (w *Walk) Another(failed error) net.Addr {
 	w.note(failed)
 	w.leaveShut()
-	if len(w.addrs) == 0 {
-		return nil
-	}
 	return w.take()
 }
 
@@ -122,9 +137,22 @@ func (w *Walk) leaveShut() {
 	}
 }
 
+// take returns the next address of the upstream that is being tried, nil where there is none that a breaker admits the session to.
 func (w *Walk) take() net.Addr {
-	w.last, w.addrs = w.addrs[0], w.addrs[1:]
-	return w.last
+	for len(w.addrs) > 0 {
+		addr := w.addrs[0]
+		w.addrs = w.addrs[1:]
+		if w.Trials.admit(w.current.Name, addr) {
+			w.last, w.fresh = addr, false
+			return addr
+		}
+		w.refused = true
+	}
+	if w.fresh { // it was not tried
+		w.fresh, w.current = false, nil
+		w.tried--
+	}
+	return nil
 }
 
 // find goes on until there is an address to try, or no upstream left. A walk that hurries does not wait: find then reports false.
@@ -170,10 +198,15 @@ func (w *Walk) advance(ctx context.Context) bool {
 			return true
 		}
 		w.current, w.source, w.addrs, w.last = next.upstream, next.source, next.addrs, nil
-		w.tried++
+		w.tried, w.fresh = w.tried+1, true
 		return true
 	}
-	u := &w.pool.upstreams[w.pool.choose(w)]
+	position := w.pool.choose(w)
+	if position < 0 { // the breakers of those that are left are open
+		w.choice.seen, w.refused = int32(w.pool.usable), true
+		return true
+	}
+	u := &w.pool.upstreams[position]
 	if w.pool.shut(u) {
 		w.choice.take(u.position)
 		return true
@@ -186,7 +219,7 @@ func (w *Walk) advance(ctx context.Context) bool {
 	if source.names != nil {
 		w.named = append(w.named, candidate{u, source, addrs})
 	}
-	in, out := w.pool.Failures.split(addrs)
+	in, out := w.split(addrs)
 	if len(out) > 0 {
 		d := w.choice.detoured()
 		d.passed = append(d.passed, candidate{u, source, out})
@@ -195,7 +228,7 @@ func (w *Walk) advance(ctx context.Context) bool {
 		return true
 	}
 	w.current, w.source, w.addrs, w.last = u, source, in, nil
-	w.tried++
+	w.tried, w.fresh = w.tried+1, len(in) > 0
 	if err != nil {
 		w.note(fmt.Errorf("upstream %q: %w", u.Name, err))
 		if w.Unresolved != nil {
@@ -203,6 +236,16 @@ func (w *Walk) advance(ctx context.Context) bool {
 		}
 	}
 	return true
+}
+
+// split divides the addresses of an upstream into those that are in and those that are out. What breakers keep from sessions is in neither.
+func (w *Walk) split(addrs []net.Addr) (in, out []net.Addr) {
+	left := w.pool.Breakers.admitting(addrs)
+	w.refused = w.refused || len(left) < len(addrs)
+	if w.choice.spared {
+		return left, nil
+	}
+	return w.pool.Failures.split(left)
 }
 
 // situation is what the addresses of upstreams depend on.
