@@ -29,6 +29,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -194,11 +195,16 @@ type Relay struct {
 
 // New prepares a relay. Nothing happens before [Relay.Run].
 func New(cfg Config) *Relay {
-	return &Relay{
-		life: life{start: time.Now()}, cfg: &cfg,
+	r := &Relay{
+		life: life{start: time.Now()}, cfg: configs.Get().(*Config),
 		limits: cfg.Limits, keepAlive: cfg.KeepAlive, name: cfg.Name, onDone: cfg.Done,
 	}
+	*r.cfg = cfg
+	return r
 }
+
+// configs are used again once an event loop has connected the upstream: else many new sessions leave much garbage behind.
+var configs = sync.Pool{New: func() any { return new(Config) }}
 
 // Run connects and moves the bytes. It may return long before the end, as soon as it does not need the caller's goroutine
 // any more: what has to happen at the end belongs in Done.

@@ -214,6 +214,8 @@ func (s *loopStream) connected() {
 	s.setPace(&s.upstream, cfg.PaceUp)
 	s.setPace(&s.client, cfg.PaceDown)
 	s.sendFirst(cfg)
+	*cfg = Config{}
+	configs.Put(cfg)
 	s.move()
 }
 
