@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
+	"github.com/portgate/caddy-portgate/modules/internal/hangup"
 	"github.com/portgate/caddy-portgate/modules/ratelimit/bucket"
 )
 
@@ -29,7 +30,7 @@ type queue struct {
 	mu    sync.Mutex
 	lines map[bucket.Key]*line
 	count int // of waiters
-	watch watch
+	watch hangup.Watch
 }
 
 // line is what waits for one bucket.

@@ -37,7 +37,7 @@ func (h *Handler) wait(cx *layer4.Connection, v *visitor, w *waiter) (reason str
 		defer udp.OnEnd(nil)
 	}
 	spoken := len(cx.MatchingBytes()) > 0
-	defer w.queue.watch.add(conn, spoken, w)()
+	defer w.queue.watch.Add(conn, spoken, func(bool) { w.hasGone(reasonGone) })()
 	select {
 	case <-w.ready:
 		return ""

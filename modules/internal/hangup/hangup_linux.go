@@ -1,4 +1,5 @@
-package ratelimit
+// Package hangup notices clients that leave while nobody reads from them, such as those that wait for their turn.
+package hangup
 
 import (
 	"errors"
@@ -12,58 +13,73 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
 )
 
-// watch notices clients that go while they wait. One goroutine watches all sockets with an epoll instance, which is itself in
-// Go's poller. It reads nothing: what a client sends while it waits stays in its socket. The goroutine lives while there is
-// something to watch.
-type watch struct {
+// Watch notices clients that leave. One goroutine watches all sockets with an epoll instance, which is itself in
+// Go's poller. It reads nothing: what a client sends stays in its socket. The goroutine lives while there is
+// something to watch. The zero value is ready to use.
+type Watch struct {
 	mu      sync.Mutex
 	epoll   int
 	file    *os.File // of the epoll descriptor, nil while nothing is watched
-	waiters map[int]*watched
+	last    int32    // number of the socket that was added last
+	watched map[int32]*watched
 }
 
-// watched is a waiter's socket.
+// watched is a client's socket.
 type watched struct {
-	waiter *waiter
+	fd     int
 	spoken bool // the client has sent something that was read
+	gone   func(reset bool)
 }
 
 // hangups are what is watched for. Edge-triggered: what a client has left unread does not wake the goroutine again.
 const hangups = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR | unix.EPOLLET
 
-// add watches the client of a waiter until the function that it returns is called, which must be before the connection is
-// closed. Where the connection has no socket, or it can't be watched, the client is not missed before its turn.
-func (w *watch) add(conn net.Conn, spoken bool, waiter *waiter) (remove func()) {
-	fd := -1
-	err := control(conn, func(socket int) error {
+// Add watches a client until the function that it returns is called. gone is called when the client has left, perhaps again: it must
+// neither block nor use the watch. reset tells whether the client has reset the connection. spoken says that the client has sent something
+// which was read. A client whose connection has no socket, or can't be watched, is not missed.
+func (w *Watch) Add(conn net.Conn, spoken bool, gone func(reset bool)) (remove func()) {
+	id := int32(0)
+	err := control(conn, func(fd int) error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if err := w.open(); err != nil {
 			return err
 		}
+		next := w.last + 1
 		// The socket may have hung up already: epoll tells that, too.
-		if err := unix.EpollCtl(w.epoll, unix.EPOLL_CTL_ADD, socket, &unix.EpollEvent{Events: hangups, Fd: int32(socket)}); err != nil {
+		if err := unix.EpollCtl(w.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: hangups, Fd: next}); err != nil {
 			w.closeIfIdle()
 			return err
 		}
-		fd = socket
-		w.waiters[fd] = &watched{waiter, spoken}
+		id, w.last = next, next
+		w.watched[id] = &watched{fd, spoken, gone}
 		return nil
 	})
 	if err != nil {
 		return func() {}
 	}
-	return func() {
+	return sync.OnceFunc(func() { w.remove(conn, id) })
+}
+
+// remove ends the watch of a socket. One that was closed meanwhile has left the epoll instance by itself, and its descriptor may be another
+// socket's by now: then there is no control of it.
+func (w *Watch) remove(conn net.Conn, id int32) {
+	_ = control(conn, func(fd int) error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		delete(w.waiters, fd)
-		_ = unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, fd, nil)
-		w.closeIfIdle()
-	}
+		if w.watched[id] != nil {
+			_ = unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, fd, nil)
+		}
+		return nil
+	})
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.watched, id)
+	w.closeIfIdle()
 }
 
 // open starts the goroutine unless it runs. It needs mu.
-func (w *watch) open() error {
+func (w *Watch) open() error {
 	if w.file != nil {
 		return nil
 	}
@@ -79,21 +95,21 @@ func (w *watch) open() error {
 		return err
 	}
 	descriptors.Opened(1)
-	w.epoll, w.file, w.waiters = epoll, file, make(map[int]*watched)
+	w.epoll, w.file, w.watched = epoll, file, make(map[int32]*watched)
 	go w.run(file, poller)
 	return nil
 }
 
 // closeIfIdle ends the goroutine when there is nothing to watch. It needs mu.
-func (w *watch) closeIfIdle() {
-	if len(w.waiters) == 0 {
+func (w *Watch) closeIfIdle() {
+	if len(w.watched) == 0 && w.file != nil {
 		_ = w.file.Close()
 		descriptors.Opened(-1)
 		w.file = nil
 	}
 }
 
-func (w *watch) run(file *os.File, poller syscall.RawConn) {
+func (w *Watch) run(file *os.File, poller syscall.RawConn) {
 	var events [128]unix.EpollEvent
 	for {
 		n := 0
@@ -106,8 +122,12 @@ func (w *watch) run(file *os.File, poller syscall.RawConn) {
 		}
 		w.mu.Lock()
 		for _, event := range events[:n] {
-			if one := w.waiters[int(event.Fd)]; w.file == file && one != nil && hasGone(int(event.Fd), one.spoken) {
-				one.waiter.hasGone(reasonGone)
+			one := w.watched[event.Fd]
+			if w.file != file || one == nil {
+				continue
+			}
+			if gone, reset := hasGone(one.fd, event.Events, one.spoken); gone {
+				one.gone(reset)
 			}
 		}
 		w.mu.Unlock()
@@ -117,22 +137,19 @@ func (w *watch) run(file *os.File, poller syscall.RawConn) {
 // hasGone tells whether nobody waits at the other end of a socket any more.
 //
 // A reset, or an error of the network, is the end. A FIN says only that the client sends no more, which a client may say that
-// has sent its request and waits for the answer, as netcat does: it keeps its place. One that has sent a FIN and nothing
+// has sent its request and waits for the answer, as netcat does: it stays. One that has sent a FIN and nothing
 // before it has asked for nothing. That is how a client looks that has given up: it is taken for gone, and so is one that
 // would have waited in silence for a greeting.
-func hasGone(fd int, spoken bool) bool {
-	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
-	if n, err := unix.Poll(fds, 0); err != nil || n == 0 {
-		return false
-	}
-	switch events := fds[0].Revents; {
-	case events&(unix.POLLERR|unix.POLLHUP) != 0:
-		return true
-	case events&unix.POLLRDHUP == 0 || spoken:
-		return false
+func hasGone(fd int, events uint32, spoken bool) (gone, reset bool) {
+	switch {
+	case events&unix.EPOLLERR != 0:
+		return true, true
+	case events&(unix.EPOLLRDHUP|unix.EPOLLHUP) == 0 || spoken:
+		return false, false
 	}
 	n, _, err := unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
-	return err == nil && n == 0 || err != nil && !errors.Is(err, unix.EAGAIN)
+	reset = err != nil && !errors.Is(err, unix.EAGAIN)
+	return reset || err == nil && n == 0, reset
 }
 
 // control calls f with the socket of a connection, which stays out of Go's poller if it has not been in it.
