@@ -50,6 +50,7 @@ const (
 	orderTime                 // set the timer for the time limits
 	orderAsk                  // there is trouble with the upstream: ask Next again
 	orderPort                 // a port may be free
+	orderWait                 // Next has the client wait
 )
 
 // obey does what a message says to a session of either kind.

@@ -97,8 +97,13 @@ type Config struct {
 
 	// Next returns the address to connect to: a *net.TCPAddr or a *net.UnixAddr. It is called again, with the error of
 	// the attempt that failed, until it returns an error itself, which becomes the Result's. It may block: no event loop
-	// calls it. ctx ends when the relay is closed.
+	// calls it. ctx ends when the relay is closed, or when its client leaves.
 	Next func(ctx context.Context, failed error) (net.Addr, error)
+
+	// Hangup watches the socket of a client until stop is called, and calls gone when the client has left: reset tells whether it has reset
+	// the connection, and spoken that it has sent something already. The goroutine engine needs it to notice that before there is an upstream;
+	// event loops notice it themselves. Nil: it does not notice.
+	Hangup func(client net.Conn, spoken bool, gone func(reset bool)) (stop func())
 
 	// Another returns one more address of what Next gave last, such as of the same name, or nil. It is called when an attempt has
 	// taken raceDelay: a second attempt begins then, and whichever is connected first wins (RFC 8305). If one of the two fails, it is
@@ -232,6 +237,23 @@ func (r *Relay) Stats() Stats {
 		LastActive: r.start.Add(r.activeAt()),
 	}
 }
+
+// ClientWaits is called by Next before it waits for something that may take long, such as for its turn. Then the relay notices at once
+// when its client leaves.
+func (r *Relay) ClientWaits() {
+	r.mu.Lock()
+	e := r.engine
+	r.mu.Unlock()
+	if e, ok := e.(interface{ clientWaits() }); ok {
+		e.clientWaits()
+	}
+}
+
+// goneAfter is how old a relay without an upstream is when a client is taken for gone that has sent a FIN and nothing before it. A FIN says only
+// that the client sends no more. It may be said by one that has asked its question and waits for the answer: such a client is
+// waited for. One that has asked for nothing has given up, or wants to read what the upstream says first. An upstream that is well is
+// connected by then. While Next has the client wait, it is taken for gone at once.
+const goneAfter = raceDelay
 
 // raceDelay is how long an attempt is under way before another one begins (RFC 8305, section 8).
 const raceDelay = 250 * time.Millisecond

@@ -12,7 +12,13 @@ func (*loopStream) inbox() int { return inboxStreams }
 
 func (s *loopStream) report() { s.done(s.reason, s.failed) }
 
-func (s *loopStream) handle(m *message) { m.obey(s) }
+func (s *loopStream) handle(m *message) {
+	if m.what == orderWait {
+		s.wait()
+		return
+	}
+	m.obey(s)
+}
 
 // broken are the events that epoll reports without being asked, of a socket that is closed in both directions.
 const broken = unix.EPOLLHUP | unix.EPOLLERR
@@ -39,6 +45,8 @@ func (h *half) onEvents(events, generation uint32) {
 	case s.queued: // serveReady serves it; to serve it here too would be two quanta in a round
 	case s.phase == phaseConnecting && h == &s.upstream && h.writable:
 		s.connected()
+	case s.phase != phaseOpen && h == &s.client:
+		s.leaves(events)
 	case bulk:
 		s.queue() // sessions that want little are served first
 	default:

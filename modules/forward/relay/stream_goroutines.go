@@ -23,6 +23,7 @@ type goroutineStream struct {
 	upstream *end // nil until connected
 	untrack  func()
 	up, down pump
+	watched  watchedClient
 
 	state struct {
 		sync.Mutex
@@ -41,7 +42,7 @@ func (r *Relay) runGoroutines() {
 		g.cut(reason)
 	}
 	g.schedule()
-	conn, err := g.dial()
+	conn, err := g.dialWatched()
 	r.connect = r.age()
 	if err != nil {
 		g.fail(err)

@@ -22,6 +22,8 @@ type loopStream struct {
 	rival    *rival          // the second attempt; nil where none is under way
 	raceAt   time.Duration   // when to begin one, in the loop's time
 	firstFIN Reason
+	waiting  bool // Next has the client wait, see clientWaits
+	leaving  bool // the client has sent a FIN and nothing before it, see leaves
 
 	client, upstream half
 }
@@ -103,6 +105,10 @@ func (s *loopStream) connectTo(addr net.Addr) {
 	}
 	s.target = addr
 	s.cfg.chooseWay()
+	if err := s.watchClient(); err != nil {
+		s.fail(err)
+		return
+	}
 	s.startConnecting(s.limits.Connect)
 	if s.raceAt = never; s.cfg.Another != nil {
 		s.raceAt = s.loop.now + raceDelay
@@ -203,13 +209,6 @@ func (s *loopStream) connected() {
 	cfg := s.cfg
 	attemptFunc(cfg.Attempt).report(s.target, s.loop.now-s.connectAt, nil)
 	s.cfg, s.ctx, s.cancel, s.target = nil, nil, nil, nil // not needed any more, and may keep much memory alive
-	s.client.generation = generations.Add(1)
-	var err error
-	s.client.slot, err = s.loop.watch(s.client.fd, &s.client, streamEvents, s.client.generation)
-	if err != nil {
-		s.fail(err)
-		return
-	}
 	s.setTimer()
 	s.setPace(&s.upstream, cfg.PaceUp)
 	s.setPace(&s.client, cfg.PaceDown)
@@ -312,6 +311,10 @@ func (s *loopStream) checkLimits() {
 		s.close(reason)
 		return
 	}
+	if s.leaving && s.phase != phaseOpen && s.age() >= goneAfter {
+		s.close(ClientFIN)
+		return
+	}
 	switch s.phase {
 	case phaseConnecting:
 		s.checkAttempts()
@@ -331,6 +334,9 @@ func (s *loopStream) setTimer() {
 	due := later(s.opened, age)
 	if s.phase == phaseConnecting {
 		due = min(due, s.attemptsDue())
+	}
+	if s.leaving && s.phase != phaseOpen && s.reason == "" {
+		due = min(due, s.opened+goneAfter)
 	}
 	s.loop.wheel.set(&s.timer, due)
 }
