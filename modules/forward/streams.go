@@ -10,11 +10,15 @@ import (
 	"github.com/portgate/caddy-portgate/modules/forward/relay"
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
 	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
+	"github.com/portgate/caddy-portgate/modules/internal/hangup"
 	"github.com/portgate/caddy-portgate/modules/internal/hops"
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 	"github.com/portgate/caddy-portgate/modules/internal/throttle"
 )
+
+// hangups notices clients that leave before they have an upstream, where no event loop does.
+var hangups hangup.Watch
 
 // relay prepares what moves the session's bytes. Upstreams get header, and then what was prefetched.
 func (h *Handler) relay(sess *session.Session, way *way, trip *hops.Trip, client net.Conn, header, prefetched []byte) *relay.Relay {
@@ -29,6 +33,7 @@ func (h *Handler) relay(sess *session.Session, way *way, trip *hops.Trip, client
 		Attempt:    way.attempted,
 		Track:      trackerOf(trip),
 		Local:      h.from,
+		Hangup:     hangups.Add,
 		Limits:     h.limits,
 		KeepAlive:  h.keepAlive,
 		PaceUp:     sess.Limits().PaceUp,
@@ -98,6 +103,8 @@ func ended(reason relay.Reason, connect time.Duration, err error) session.End {
 	switch {
 	case reason == reasonLoop:
 		end.Status = session.StatusLoop
+	case !end.Connected && (reason == relay.ClientReset || reason == relay.ClientFIN):
+		end.Status, end.Err = session.StatusClientGone, nil // an error would say that Next was interrupted
 	case errors.Is(err, upstream.ErrNone):
 		end.Status, end.Reason = session.StatusNoUpstream, reasonNoUpstream
 	case reason == relay.ConnectTimeout:

@@ -28,6 +28,7 @@ const (
 	StatusDenied         = 403
 	StatusNoRoute        = 404
 	StatusLimited        = 429
+	StatusClientGone     = 499 // as nginx's HTTP module has it
 	StatusInternal       = 500
 	StatusNoUpstream     = 502
 	StatusConnectTimeout = 504
