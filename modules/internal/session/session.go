@@ -202,7 +202,7 @@ func (s *Session) SetUpstream(label string, addr net.Addr, count *Count) {
 	if s.ended {
 		return
 	}
-	if count != s.counted {
+	if !count.Is(s.counted) {
 		s.uncountLocked()
 		if count != nil {
 			s.counted = count.Begin()
@@ -215,6 +215,32 @@ func (s *Session) SetUpstream(label string, addr net.Addr, count *Count) {
 		s.up.total, s.down.total = s.scope.metrics.traffic(s.Listener, label)
 	}
 	s.upstream = addr
+}
+
+// Reserve counts the session among those of an upstream if fewer than most live, in place of the one that it was counted at, and reports
+// whether it is counted there now. SetUpstream then finds it counted. A session that has ended is not.
+func (s *Session) Reserve(count *Count, most int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.ended:
+		return false
+	case count.Is(s.counted):
+		return true
+	}
+	counted, ok := count.BeginBelow(most)
+	if ok {
+		s.uncountLocked()
+		s.counted = counted
+	}
+	return ok
+}
+
+// Uncount counts the session at no upstream, until SetUpstream or Reserve: while it waits for one.
+func (s *Session) Uncount() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.uncountLocked()
 }
 
 func (s *Session) uncountLocked() {

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/portgate/caddy-portgate/modules/internal/state"
 )
 
 func TestBeginIsOncePerConnection(t *testing.T) {
@@ -240,4 +242,32 @@ func TestDurationCountsWhatWasBefore(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A place that is reserved is the session's until it ends or has another one, and there are no more than there may be.
+func TestReserve(t *testing.T) {
+	t.Parallel()
+	var all state.Tallies[string]
+	a, b := all.Hold("a"), all.Hold("b")
+	sc, _, _ := newScope(t, 0, 0)
+	one, two := begin(t, sc), begin(t, sc)
+	if !one.Reserve(a, 1) || !one.Reserve(a, 1) || two.Reserve(a, 1) || !two.Reserve(a, 2) {
+		t.Fatal("wrong")
+	}
+	one.SetUpstream("a", nil, a)
+	if n := a.Living().Load(); n != 2 {
+		t.Errorf("%d live", n)
+	}
+	if !one.Reserve(b, 1) || two.Reserve(b, 1) {
+		t.Error("wrong")
+	}
+	two.Uncount()
+	if a, b := a.Living().Load(), b.Living().Load(); a != 0 || b != 1 {
+		t.Errorf("%d and %d live", a, b)
+	}
+	one.End(End{})
+	two.End(End{})
+	if one.Reserve(a, 1) || a.Living().Load() != 0 || b.Living().Load() != 0 {
+		t.Error("a session that has ended is counted")
+	}
 }

@@ -2,6 +2,7 @@ package state
 
 import (
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -91,6 +92,74 @@ func TestTallyConcurrently(t *testing.T) {
 	}
 	lasting.End()
 	lasting.Release()
+	if got := counts(&all); len(got) != 0 {
+		t.Errorf("left: %v", got)
+	}
+}
+
+// However many begin at once, with whatever limits, no more live than the highest limit says, and each that ends is told of once.
+func TestTallyBelow(t *testing.T) {
+	t.Parallel()
+	var all Tallies[string]
+	c := all.Hold("a")
+	var ended, begun, most atomic.Int64
+	stop := c.Watch(func(living int64) {
+		if living < 0 {
+			t.Errorf("%d live", living)
+		}
+		ended.Add(1)
+	})
+	other := c.Watch(func(int64) {})
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			for range 5000 {
+				one, ok := c.BeginBelow(int64(2 + i%2*3))
+				if !ok {
+					continue
+				}
+				begun.Add(1)
+				for now := one.Living().Load(); now > most.Load(); now = one.Living().Load() {
+					most.Store(now)
+				}
+				one.End()
+			}
+		})
+	}
+	wg.Wait()
+	if most.Load() > 5 || begun.Load() == 0 || ended.Load() != begun.Load() || c.Living().Load() != 0 {
+		t.Errorf("%d at once, %d begun, %d ended, %d left", most.Load(), begun.Load(), ended.Load(), c.Living().Load())
+	}
+	stop()
+	other()
+	c.Begin().End()
+	if ended.Load() != begun.Load() || c.ends.Load() != nil {
+		t.Error("watched on")
+	}
+	c.Release()
+}
+
+// A limit holds for sessions of a config that was replaced long before.
+func TestTallyBelowOfALateSession(t *testing.T) {
+	t.Parallel()
+	var all Tallies[string]
+	old := all.Hold("a")
+	old.Release()
+	now := all.Hold("a")
+	one, ok := old.BeginBelow(1)
+	if !ok || one != now || !one.Is(old) {
+		t.Fatal("not counted where others look")
+	}
+	if _, ok := old.BeginBelow(1); ok || now.Living().Load() != 1 || old.Living().Load() != 0 {
+		t.Errorf("counted %d now and %d before", now.Living().Load(), old.Living().Load())
+	}
+	one.End()
+	now.Release()
+	late, ok := old.BeginBelow(1)
+	if !ok || counts(&all)["a"] != 1 {
+		t.Errorf("counted %v", counts(&all))
+	}
+	late.End()
 	if got := counts(&all); len(got) != 0 {
 		t.Errorf("left: %v", got)
 	}
