@@ -113,38 +113,6 @@ func TestFileBehindLinks(t *testing.T) {
 	mustBecome(t, f, one, two)
 }
 
-func TestDirectories(t *testing.T) {
-	t.Parallel()
-	dir, err := filepath.EvalSymlinks(t.TempDir())
-	must(t, err)
-	must(t, os.MkdirAll(filepath.Join(dir, "a", "b"), 0o700))
-	must(t, os.Mkdir(filepath.Join(dir, "c"), 0o700))
-	write(t, filepath.Join(dir, "a", "b", "list"), one)
-	must(t, os.Symlink(filepath.Join(dir, "a"), filepath.Join(dir, "c", "absolute")))
-	must(t, os.Symlink("../a/b/list", filepath.Join(dir, "c", "relative")))
-	must(t, os.Symlink("loop", filepath.Join(dir, "c", "loop")))
-	for path, want := range map[string]string{
-		"a/b/list":          "a/b",
-		"a/b/none":          "a/b",
-		"none/x/list":       "none/x",
-		"c/relative":        "c a/b",
-		"c/absolute/b/list": "c a/b",
-	} {
-		var got []string
-		for _, watched := range directories(filepath.Join(dir, path)) {
-			rel, err := filepath.Rel(dir, watched)
-			must(t, err)
-			got = append(got, rel)
-		}
-		if strings.Join(got, " ") != want {
-			t.Errorf("%s: %v, want %s", path, got, want)
-		}
-	}
-	if n := len(directories(filepath.Join(dir, "c", "loop"))); n == 0 || n > maxLinks {
-		t.Errorf("a link to itself: %d directories", n)
-	}
-}
-
 // What can't be a list leaves the last good content in use, however it came there, and the next good one is taken.
 func TestFileKeepsItsLastGoodContent(t *testing.T) {
 	t.Parallel()
@@ -307,14 +275,4 @@ func TestFileRewrittenUnderLoad(t *testing.T) {
 	if n := wrong.Load(); n > 0 {
 		t.Errorf("%d wrong answers", n)
 	}
-}
-
-// Without a watcher, and where it misses something, the file is looked at every few seconds.
-func TestFileIsPolled(t *testing.T) {
-	t.Parallel()
-	path := tempFile(t, one)
-	f := open(t, path)
-	must(t, f.watcher.Close())
-	write(t, path, two)
-	mustBecome(t, f, two, one)
 }

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/portgate/caddy-portgate/modules/acl/ipset"
+	"github.com/portgate/caddy-portgate/modules/internal/filewatch"
 )
 
 // growthPause is the least time between two looks at what was appended to a file.
@@ -51,7 +52,7 @@ func (g *growth) continuedBy(data []byte) bool {
 // less often, so that at most a third of a processor is spent with that.
 func (f *file) grow(opened *os.File, info os.FileInfo) {
 	g, start := &f.growth, time.Now()
-	if !f.grows || !g.known || info.Size() <= g.size || info.Size() > f.most || start.Before(g.next) || same(info, g.tried) {
+	if !f.grows || !g.known || info.Size() <= g.size || info.Size() > f.most || start.Before(g.next) || filewatch.Same(info, g.tried) {
 		return
 	}
 	data, err := readLines(opened, info.Size())

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/portgate/caddy-portgate/modules/acl/ipset"
+	"github.com/portgate/caddy-portgate/modules/internal/filewatch"
 )
 
 // written is a file that its writer keeps open, and the list that is read from it.
@@ -29,7 +30,7 @@ func keepOpen(t *testing.T, content string, f func(t *testing.T, w *written)) {
 		list, err := loadFile("file "+t.Name(), path, listFormat(ipset.MaskHostBits))
 		must(t, err)
 		defer list.forget()
-		if open, known := openForWriting(writer); !open || !known {
+		if open, known := filewatch.OpenForWriting(writer); !open || !known {
 			t.Fatal("the system does not tell that the file is open for writing")
 		}
 		f(t, &written{writer, list})

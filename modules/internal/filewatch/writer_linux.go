@@ -1,4 +1,4 @@
-package acl
+package filewatch
 
 import (
 	"errors"
@@ -8,10 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openForWriting tells whether anybody has the file open for writing. A read lease (fcntl(2)) is given only where nobody
+// OpenForWriting tells whether anybody has the file open for writing. A read lease (fcntl(2)) is given only where nobody
 // has, to the owner of the file and to processes with CAP_LEASE; it is given back at once. known is false where the
 // system does not tell.
-func openForWriting(f *os.File) (open, known bool) {
+func OpenForWriting(f *os.File) (open, known bool) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return false, false
