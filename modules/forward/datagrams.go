@@ -17,9 +17,9 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/throttle"
 )
 
-// datagrams prepares what moves a session of datagrams. header is for upstreams. first is the session's way to them, and begin begins another one.
+// datagrams prepares what moves a session of datagrams. Upstreams are told who the client is. first is the session's way to them, and begin begins another one.
 func (h *Handler) datagrams(
-	sess *session.Session, client net.Conn, header []byte, trip *hops.Trip, first *way, begin func(*roster) *way,
+	sess *session.Session, client net.Conn, told told, trip *hops.Trip, first *way, begin func(*roster) *way,
 ) *relay.PacketRelay {
 	line, counts := h.succession.of(client)
 	next := &datagramUpstreams{h: h, sess: sess, begin: begin, way: first, roster: first.roster}
@@ -44,8 +44,10 @@ func (h *Handler) datagrams(
 			sess.End(ended(result.Reason, result.Connect, result.Err))
 		},
 	}
-	if header != nil {
-		cfg.Preface = &relay.Preface{Header: header, Each: !h.preface.first}
+	if told.byVersion == nil {
+		cfg.Preface = told.prefaceOf(h.preface)
+	} else {
+		cfg.PrefaceOf = func() *relay.Preface { return told.prefaceOf(next.current.Load().preface) }
 	}
 	if counts != nil {
 		cfg.Dropped = func(why relay.Drop) { counts.Dropped[dropReasons[why]].Add(1) }
@@ -84,8 +86,9 @@ type datagramUpstreams struct {
 
 // datagramUpstream is an upstream as configured, and where its address comes from.
 type datagramUpstream struct {
-	name   string
-	source upstream.Source
+	name    string
+	source  upstream.Source
+	preface preface // where not all upstreams have the same
 }
 
 // attempted notes how an attempt to reach the upstream went.

@@ -103,6 +103,10 @@ type Handler struct {
 	// not expect the header takes it for what the client sends. Default: none, upstreams see the address of this machine.
 	ProxyProtocol string `json:"proxy_protocol,omitempty"`
 
+	// TLS has the bytes of sessions go to upstreams in TLS. Refused where a listen address is of UDP. A session takes two goroutines then, and
+	// neither splice nor the event loops. Default: none, bytes go to upstreams as they are.
+	TLS *TLS `json:"tls,omitempty"`
+
 	// DrainTimeout ends the TCP sessions of a config that was replaced so long ago. Default: 0, they
 	// may go on as long as they like. UDP sessions go on where the new config has an identical handler for
 	// their listen address, and end at once where it has not.
@@ -117,6 +121,7 @@ type Handler struct {
 	maxReplies     int
 	maxReplyRatio  float64
 	preface        preface
+	special        special
 
 	keepAlive    time.Duration
 	stale        time.Duration
@@ -226,13 +231,13 @@ func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
 	if h.needsConnection() {
 		begin = func(r *roster) *way { return h.way(sess, accepted, r).expandedBy(cx) }
 	}
-	header := h.preface.header(sess, cx, netip.AddrPort{})
+	told := h.tell(sess, cx, netip.AddrPort{})
 	if gate.Datagrams(sess.Network) {
-		h.datagrams(sess, detach(cx), header, trip, begin(now), begin).Run()
+		h.datagrams(sess, detach(cx), told, trip, begin(now), begin).Run()
 		return nil
 	}
 	conn, prefetched := unwrap(cx)
-	h.relay(sess, begin(now), trip, conn, header, prefetched).Run()
+	h.relay(sess, begin(now), trip, conn, told, prefetched).Run()
 	return nil
 }
 
@@ -244,11 +249,11 @@ func (h *Handler) Serve(a *session.Arrival) (next bool) {
 		refuse(sess, conn, session.StatusLoop, session.ReasonLoop)
 		return false
 	}
-	first, header := h.way(sess, conn, now), h.preface.header(sess, conn, a.Local)
+	first, told := h.way(sess, conn, now), h.tell(sess, conn, a.Local)
 	if gate.Datagrams(sess.Network) {
-		start(h.datagrams(sess, conn, header, trip, first, func(r *roster) *way { return h.way(sess, conn, r) }), first)
+		start(h.datagrams(sess, conn, told, trip, first, func(r *roster) *way { return h.way(sess, conn, r) }), first)
 	} else {
-		start(h.relay(sess, first, trip, conn, header, nil), first)
+		start(h.relay(sess, first, trip, conn, told, nil), first)
 	}
 	return false
 }

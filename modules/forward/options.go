@@ -86,6 +86,9 @@ func (h *Handler) applyDefaults() error {
 	if err := h.applyProxyProtocol(); err != nil {
 		return err
 	}
+	if err := h.applyMeans(); err != nil {
+		return err
+	}
 	h.keepAlive, h.stale = defaultKeepAlive, defaultStale
 	override(&h.stale, h.Stale)
 	override(&h.keepAlive, h.KeepAlive)
@@ -171,6 +174,8 @@ func override(limit *time.Duration, option *caddy.Duration) {
 //			priority <tier>
 //			backup
 //			zone     <name>
+//			proxy_protocol v1|v2 [each|first]|off
+//			tls [off] { ... }
 //		}
 //		lb_policy          round_robin|least_conn|random|random_choose <n>|first|ip_hash|hash <placeholder>
 //		connect_timeout    <duration>
@@ -187,6 +192,13 @@ func override(limit *time.Duration, option *caddy.Duration) {
 //		max_reply_ratio    <ratio>
 //		source             <address>...
 //		proxy_protocol     v1|v2 [each|first]
+//		tls {
+//			server_name          <name>
+//			ca                   <file>...
+//			client_certificate   <certificate> <key>
+//			insecure_skip_verify
+//			alpn                 <protocol>...
+//		}
 //		drain_timeout      <duration>
 //		grace_period       <duration>
 //	}
@@ -245,6 +257,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 			_, err := parsePreface(h.ProxyProtocol)
 			return err
 		}},
+		tlsOption(func() **TLS { return &h.TLS }),
 		duration("drain_timeout", &h.DrainTimeout),
 		duration("grace_period", &h.GracePeriod),
 	)

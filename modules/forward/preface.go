@@ -42,6 +42,18 @@ func parsePreface(option string) (p preface, err error) {
 	return p, nil
 }
 
+// parseOwnPreface reads the option of an upstream, which may say that it is told nothing.
+func parseOwnPreface(option string) (preface, error) {
+	if option == "off" {
+		return preface{}, nil
+	}
+	p, err := parsePreface(option)
+	if err != nil && p.version == 0 {
+		return p, fmt.Errorf("%q: expected v1, v2 or off", option)
+	}
+	return p, err
+}
+
 func (h *Handler) applyProxyProtocol() (err error) {
 	if h.ProxyProtocol == "" {
 		return nil
@@ -54,12 +66,27 @@ func (h *Handler) applyProxyProtocol() (err error) {
 
 // checkProxyProtocol refuses version 1 where datagrams are accepted, and an option for datagrams where only streams are.
 func (h *Handler) checkProxyProtocol(listen []caddy.NetworkAddress) error {
+	if err := h.preface.check(h.ProxyProtocol, listen); err != nil {
+		return err
+	}
+	for i := range h.Upstreams {
+		t := &h.Upstreams[i]
+		own, _ := parseOwnPreface(t.ProxyProtocol)
+		if err := own.check(t.ProxyProtocol, listen); err != nil {
+			return fmt.Errorf("upstream: %q: %w", t.Address, err)
+		}
+	}
+	return nil
+}
+
+// check does it for one option.
+func (p preface) check(option string, listen []caddy.NetworkAddress) error {
 	at := slices.IndexFunc(listen, func(addr caddy.NetworkAddress) bool { return gate.Datagrams(addr.Network) })
 	switch {
-	case h.preface.version == 1 && at >= 0:
-		return fmt.Errorf("proxy_protocol: %q: expected v2, as the listen address %q needs: version 1 is for TCP alone", h.ProxyProtocol, listen[at].String())
-	case h.preface.given && at < 0 && len(listen) > 0:
-		return fmt.Errorf("proxy_protocol: %q: expected a listen address of UDP, but there is only %q", h.ProxyProtocol, listen[0].String())
+	case p.version == 1 && at >= 0:
+		return fmt.Errorf("proxy_protocol: %q: expected v2, as the listen address %q needs: version 1 is for TCP alone", option, listen[at].String())
+	case p.given && at < 0 && len(listen) > 0:
+		return fmt.Errorf("proxy_protocol: %q: expected a listen address of UDP, but there is only %q", option, listen[0].String())
 	}
 	return nil
 }

@@ -22,6 +22,8 @@ type roster struct {
 
 	orders     *orders       // that were made at run time, and that the upstreams are judged by
 	configured map[int]given // what the config says of those that orders have changed
+	means  []means                 // nil where nothing is special about any upstream
+	held   []interface{ Release() error }
 }
 
 // newRoster returns a roster that holds what it needs, until end. The upstreams are as the config has them, or whoever discovers them: what
@@ -39,6 +41,10 @@ func (h *Handler) newRoster(upstreams []upstream.Upstream) (r *roster, err error
 	r.pool = upstream.NewPool(upstreams)
 	r.pool.Balance, r.pool.Failures, r.pool.Shut = h.balance, h.watch.failures(), atRunTime.shut
 	if r.known, err = holdNames(r.pool); err != nil {
+		r.end()
+		return nil, err
+	}
+	if err := r.holdMeans(&h.special, upstreams); err != nil {
 		r.end()
 		return nil, err
 	}
@@ -63,6 +69,9 @@ func (r *roster) end() {
 		r.pool.Release()
 		_ = r.known.Release()
 	}
+	for _, held := range r.held {
+		_ = held.Release()
+	}
 }
 
 // mayLoop reports whether an upstream may be on this machine. Where none is, sessions need not be tracked.
@@ -86,7 +95,11 @@ func (r *roster) upstreamOf(walk *upstream.Walk) *datagramUpstream {
 		return &r.named[walk.Position()]
 	}
 	name, _ := walk.Current()
-	return &datagramUpstream{name, walk.Source()}
+	u := &datagramUpstream{name: name, source: walk.Source()}
+	if position := walk.Position(); position >= 0 {
+		u.preface = r.named[position].preface
+	}
+	return u
 }
 
 // rosters has the roster that new sessions of a handler begin with.

@@ -20,15 +20,15 @@ import (
 // hangups notices clients that leave before they have an upstream, where no event loop does.
 var hangups hangup.Watch
 
-// relay prepares what moves the session's bytes. Upstreams get header, and then what was prefetched.
-func (h *Handler) relay(sess *session.Session, way *way, trip *hops.Trip, client net.Conn, header, prefetched []byte) *relay.Relay {
+// relay prepares what moves the session's bytes. Upstreams are told who the client is, and then get what was prefetched.
+func (h *Handler) relay(sess *session.Session, way *way, trip *hops.Trip, client net.Conn, told told, prefetched []byte) *relay.Relay {
 	countLoops()
 	taken := descriptors.Of(client)
 	cfg := relay.Config{
 		Client:     client,
 		Unwrap:     listeners.Unwrap,
 		Prefetched: prefetched,
-		Preface:    header,
+		Preface:    told.all,
 		Next:       way.next,
 		Attempt:    way.attempted,
 		Track:      trackerOf(trip),
@@ -47,6 +47,9 @@ func (h *Handler) relay(sess *session.Session, way *way, trip *hops.Trip, client
 	}
 	if !way.roster.pool.Fixed() { // else no upstream has two addresses
 		cfg.Another, cfg.Spare = way.Another, spare{h.uncounted.reserve}
+	}
+	if way.roster.means != nil {
+		cfg.Way, cfg.Wraps = func() relay.Way { return way.how(told) }, h.special.tls
 	}
 	r := relay.New(cfg)
 	sess.SetMover(mover{r})

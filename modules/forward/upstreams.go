@@ -32,6 +32,13 @@ type Target struct {
 
 	// Zone is where it is. Upstreams of the zone that the app portgate names come first within a tier. Default: none.
 	Zone string `json:"zone,omitempty"`
+
+	// ProxyProtocol is what the option of the same name is for other upstreams: `v1`, `v2`, `v2 each`, `v2 first`, or `off` for no
+	// header. Default: the handler's.
+	ProxyProtocol string `json:"proxy_protocol,omitempty"`
+
+	// TLS is how TLS is spoken with this upstream. Options that it does not have are those of the handler's. Default: the handler's.
+	TLS *TLS `json:"tls,omitempty"`
 }
 
 // UnmarshalJSON decodes the options and refuses unknown ones.
@@ -94,6 +101,12 @@ func (h *Handler) upstreamOption(add func(names []string) error) caddyfile.Optio
 				}
 				return nil
 			}),
+			{Name: "proxy_protocol", Min: 1, Max: 2, Set: func(args []string) error {
+				last().ProxyProtocol = strings.Join(args, " ")
+				_, err := parseOwnPreface(last().ProxyProtocol)
+				return err
+			}},
+			tlsOption(func() **TLS { return &last().TLS }),
 		},
 	}
 }

@@ -79,6 +79,10 @@ type PacketConfig struct {
 	// Preface is what the upstream is told of the client. It may be nil.
 	Preface *Preface
 
+	// PrefaceOf returns it for the upstream whose address Next has returned last, in place of Preface. Event loops call it: it must not
+	// block. Nil: all upstreams are told the same.
+	PrefaceOf func() *Preface
+
 	// Next returns the address to send to: a *net.UDPAddr. It may block: no event loop calls it. ctx ends when the relay is
 	// closed. Where the address can't be used, Next is called again with the error, until it returns an error itself. That
 	// ends a session that never had an upstream.

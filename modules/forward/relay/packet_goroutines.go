@@ -56,6 +56,7 @@ func (r *PacketRelay) runGoroutines() {
 	}
 	g.touch(g.age() &^ towardsClient) // the client's first datagram is answered later
 	g.sending.addresses = ownAddresses.Load()
+	g.cfg.choosePreface()
 	if g.use(conn) {
 		g.connect = g.age()
 		g.schedule()
@@ -199,6 +200,7 @@ func (g *goroutinePackets) hold(b []byte) {
 // resend sends to a new upstream what the former one has refused, and what has waited. It is called with g.sending locked.
 func (g *goroutinePackets) resend(conn *packetSocket) {
 	g.sending.preface = prefaceState{}
+	g.cfg.choosePreface()
 	g.dropRefused(g.sending.held.resend(g.age(), g.sendHeld(conn)))
 	for _, b := range g.sending.waiting.take() {
 		g.passUp(b)

@@ -191,6 +191,7 @@ func (s *loopPackets) open(addr *net.UDPAddr) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fd, s.trouble, s.moved, s.addresses, s.preface = fd, troubleNone, false, ownAddresses.Load(), prefaceState{}
+	s.cfg.choosePreface()
 	s.resend()
 	for _, b := range s.waiting.take() {
 		s.passUp(b)

@@ -13,6 +13,13 @@ type Preface struct {
 	Each bool
 }
 
+// choosePreface is called for the socket to another upstream, with the lock held that sends.
+func (c *PacketConfig) choosePreface() {
+	if c.PrefaceOf != nil {
+		c.Preface = c.PrefaceOf()
+	}
+}
+
 // prefaceState is what is known of the Preface of a socket to an upstream.
 type prefaceState struct {
 	known bool // the upstream has it

@@ -177,3 +177,37 @@ func TestPrefaceOfPacketsThatWereLostOnTheWay(t *testing.T) {
 		t.Errorf("sent %q, want %q", sent, want)
 	}
 }
+
+// Each upstream is told what is meant for it, also of what another one has refused.
+func TestPrefaceOfEachPacketsUpstream(t *testing.T) {
+	overPackets(t, packetPairs, func(t *testing.T, p packetPair) {
+		for _, headers := range [][2]string{{"first ", "second "}, {"first ", ""}, {"", "second "}} {
+			dead, up, other := p.newPort(t).addr, p.listen(t), p.listen(t)
+			var chosen atomic.Int32
+			s := p.start(t, func(_ context.Context, failed error) (net.Addr, error) {
+				if failed == nil {
+					return dead, nil
+				}
+				chosen.Store(1)
+				return up.LocalAddr(), nil
+			}, func(c *PacketConfig) {
+				c.PrefaceOf = func() *Preface {
+					if header := headers[chosen.Load()]; header != "" {
+						return &Preface{Header: []byte(header), Each: true}
+					}
+					return nil
+				}
+			})
+			s.upstream = up
+			s.sendUp([]byte("A"))
+			s.wantUp([]byte(headers[1] + "A"))
+			s.upAs("more", headers[1]+"more")
+			direct := p.start(t, always(other.LocalAddr()), func(c *PacketConfig) {
+				c.PrefaceOf = func() *Preface { return &Preface{Header: []byte("only ")} }
+			})
+			direct.upstream = other
+			direct.upAs("one", "only one")
+			direct.upAs("two", "two")
+		}
+	})
+}

@@ -1,0 +1,188 @@
+package forward
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/portgate/caddy-portgate/modules/forward/relay"
+	"github.com/portgate/caddy-portgate/modules/forward/upstream"
+	"github.com/portgate/caddy-portgate/modules/internal/session"
+)
+
+// special is what is special about how a handler's upstreams are connected to, as configured. The zero value is nothing.
+type special struct {
+	any      bool
+	tls      bool               // with one of them TLS is spoken
+	told     bool               // not all of them get the same header
+	versions [3]bool            // of the headers that they get
+	common   options            // of those that have none of their own
+	own      map[string]options // by the name of the upstream
+}
+
+// options are those of one upstream.
+type options struct {
+	preface preface
+	tls     *TLS // nil: none
+}
+
+// means is how an upstream is connected to.
+type means struct {
+	preface preface
+	tls     *encryption // nil: none
+}
+
+// applyMeans reads the options of the handler and those of single upstreams, which go before them.
+func (h *Handler) applyMeans() error {
+	if err := h.TLS.check(); err != nil {
+		return fmt.Errorf("tls: %w", err)
+	}
+	s := special{common: options{h.preface, h.TLS.over(nil)}, own: make(map[string]options)}
+	s.add(s.common)
+	for i := range h.Upstreams {
+		t := &h.Upstreams[i]
+		if err := t.TLS.check(); err != nil {
+			return fmt.Errorf("upstream: %q: tls: %w", t.Address, err)
+		}
+		if t.TLS == nil && t.ProxyProtocol == "" {
+			continue
+		}
+		own := options{h.preface, t.TLS.over(h.TLS)}
+		if t.ProxyProtocol != "" {
+			var err error
+			if own.preface, err = parseOwnPreface(t.ProxyProtocol); err != nil {
+				return fmt.Errorf("upstream: %q: proxy_protocol: %w", t.Address, err)
+			}
+			s.told = s.told || own.preface != h.preface
+		}
+		s.add(own)
+		s.own[caddy.NewReplacer().ReplaceKnown(t.Address, "")] = own
+	}
+	s.any = s.tls || s.told
+	h.special = s
+	return nil
+}
+
+func (s *special) add(o options) {
+	s.tls = s.tls || o.tls != nil
+	s.versions[o.preface.version] = true
+}
+
+// of returns the options of an upstream.
+func (s *special) of(name string) options {
+	if own, has := s.own[name]; has {
+		return own
+	}
+	return s.common
+}
+
+// holdMeans finds out how the upstreams are connected to, and holds what that needs.
+func (r *roster) holdMeans(s *special, upstreams []upstream.Upstream) error {
+	if !s.any {
+		return nil
+	}
+	r.means = make([]means, len(upstreams))
+	speaking := encryptions{files: make(map[identityFiles]*identity), alike: make(map[alikeTLS]*encryption)}
+	for i := range upstreams {
+		u, m := &upstreams[i], &r.means[i]
+		o := s.of(u.Name)
+		m.preface, r.named[i].preface = o.preface, o.preface
+		if o.tls == nil {
+			continue
+		}
+		var err error
+		if m.tls, err = speaking.with(u, o.tls, r); err != nil {
+			return fmt.Errorf("tls: %w", err)
+		}
+	}
+	return nil
+}
+
+// encryptions are those of a roster: upstreams that are alike share one.
+type encryptions struct {
+	files map[identityFiles]*identity
+	alike map[alikeTLS]*encryption
+}
+
+// alikeTLS are upstreams with which TLS is spoken in the same way.
+type alikeTLS struct {
+	options    *TLS
+	serverName string
+}
+
+// with returns what speaks TLS with an upstream of a roster.
+func (all *encryptions) with(u *upstream.Upstream, t *TLS, r *roster) (*encryption, error) {
+	name, err := t.serverName(u)
+	if err != nil {
+		return nil, err
+	}
+	key := alikeTLS{t, name}
+	if e := all.alike[key]; e != nil {
+		return e, nil
+	}
+	paths := t.identityFiles()
+	if _, known := all.files[paths]; !known && paths != (identityFiles{}) {
+		ref, err := holdIdentity(paths)
+		if err != nil {
+			return nil, err
+		}
+		r.held = append(r.held, ref)
+		all.files[paths] = ref.Value()
+	}
+	e := newEncryption(t, name, all.files[paths])
+	all.alike[key] = e
+	return e, nil
+}
+
+// told is what upstreams of a session are told about the client in a header.
+type told struct {
+	all       []byte     // the same for all of them
+	byVersion *[3][]byte // or not
+}
+
+// tell makes the headers of a session, see [preface.header].
+func (h *Handler) tell(sess *session.Session, conn net.Conn, to netip.AddrPort) (t told) {
+	if !h.special.told {
+		t.all = h.preface.header(sess, conn, to)
+		return t
+	}
+	t.byVersion = new([3][]byte)
+	for version, used := range h.special.versions {
+		if used {
+			t.byVersion[version] = preface{version: byte(version)}.header(sess, conn, to)
+		}
+	}
+	return t
+}
+
+// to returns the header for an upstream.
+func (t told) to(p preface) []byte {
+	if t.byVersion != nil {
+		return t.byVersion[p.version]
+	}
+	return t.all
+}
+
+// how implements Way of a relay of streams.
+func (w *way) how(told told) (how relay.Way) {
+	position := w.Position()
+	if position < 0 {
+		return how
+	}
+	m := &w.roster.means[position]
+	how.Preface = told.to(m.preface)
+	if m.tls != nil {
+		how.Wrap = m.tls.wrap
+	}
+	return how
+}
+
+// prefaceOf returns what an upstream of a session of datagrams is told, nil where that is nothing.
+func (t told) prefaceOf(p preface) *relay.Preface {
+	if header := t.to(p); header != nil {
+		return &relay.Preface{Header: header, Each: !p.first}
+	}
+	return nil
+}
