@@ -270,6 +270,9 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 	if err := h.checkTiers(); err != nil {
 		return d.WrapErr(err)
 	}
+	if err := h.applyMeans(); err != nil {
+		return d.WrapErr(err)
+	}
 	return nil
 }
 

@@ -22,8 +22,8 @@ type roster struct {
 
 	orders     *orders       // that were made at run time, and that the upstreams are judged by
 	configured map[int]given // what the config says of those that orders have changed
-	means  []means                 // nil where nothing is special about any upstream
-	held   []interface{ Release() error }
+	means      []means       // nil where nothing is special about any upstream
+	held       []interface{ Release() error }
 }
 
 // newRoster returns a roster that holds what it needs, until end. The upstreams are as the config has them, or whoever discovers them: what
