@@ -21,12 +21,16 @@ type detour struct {
 	looked []uint64    // the upstreams that were looked at, a bit for each; nil before another one is chosen
 	rest   []int       // those that are out, in the order in which they are looked at; nil before
 	passed []candidate // those that are tried last, because they have failed for others
+	busy   []uint64    // the upstreams that had no room when they were chosen, a bit for each; nil where all had
 	errs   error       // what became of those that were tried
 }
 
 // take notes that an upstream was looked at.
 func (c *choice) take(position int) {
 	c.seen, c.last, c.pending = c.seen+1, int32(position), 0
+	if c.detour != nil && c.detour.looked != nil {
+		c.detour.looked[position/64] |= 1 << (position % 64)
+	}
 }
 
 // detoured returns the detour, which begins now if it has not begun.
@@ -68,28 +72,42 @@ func set(bits []uint64, position, n int) []uint64 {
 	return bits
 }
 
-// choose returns the next upstream to look at, -1 where breakers are open in all that are left. There must be one that the walk has not looked at.
+// What choose returns where it has no upstream to go on to.
+const (
+	allOpen = -1 // breakers are open in all that are left
+	allFull = -2 // all that are left and in have as many sessions as they may
+	hasNone = -3 // one was passed over, because it has as many as it may
+)
+
+// choose returns the next upstream to look at, in which the session has a place then, or one of the constants above. There must be one that the
+// walk has not looked at.
 func (p *Pool) choose(w *Walk) int {
 	c := &w.choice
 	if c.pending > 0 {
 		return int(c.pending) - 1
 	}
+	position := p.pick(w)
+	if p.limited {
+		position = p.reserve(w, position)
+	}
+	c.pending = max(int32(position)+1, 0)
+	return position
+}
+
+func (p *Pool) pick(w *Walk) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	choose := p.another
-	if c.seen == 0 {
-		choose = p.firstOf
+	if w.choice.seen == 0 {
+		return p.firstOf(w)
 	}
-	position := choose(w)
-	c.pending = int32(position) + 1
-	return position
+	return p.another(w)
 }
 
 // firstOf returns the upstream that a session goes to.
 func (p *Pool) firstOf(w *Walk) int {
 	v := p.viewFor(w.situation())
 	if v.none {
-		return -1
+		return allOpen
 	}
 	t, key := &v.tiers[0], w.Key
 	if p.Balance.Keyed() && !w.Keyed {
@@ -121,8 +139,10 @@ func (p *Pool) another(w *Walk) int {
 	d := c.detoured()
 	if d.looked == nil {
 		d.looked = make([]uint64, (len(p.upstreams)+63)/64)
+		if c.seen > 0 {
+			d.looked[c.last/64] |= 1 << (c.last % 64)
+		}
 	}
-	d.looked[c.last/64] |= 1 << (c.last % 64)
 	if d.rest == nil {
 		v := p.viewFor(w.situation())
 		m := p.anotherOf(v.tiers[c.tier:c.tier+1], w)
@@ -133,11 +153,14 @@ func (p *Pool) another(w *Walk) int {
 			c.spared = has(v.spared, m.position)
 			return m.position
 		}
+		if p.limited && !v.none && v.anyLeft(d) {
+			return allFull
+		}
 		d.rest = p.others(c, v)
 	}
 	c.spared = false
 	if len(d.rest) == 0 {
-		return -1
+		return allOpen
 	}
 	next := d.rest[0]
 	d.rest = d.rest[1:]
@@ -177,6 +200,9 @@ func (p *Pool) anotherOf(tiers []tier, w *Walk) *member {
 // another returns a member that a walk has not looked at, nil if there is none. It is the same as a pick among those, at leisure.
 func (g *group) another(p *Pool, w *Walk) *member {
 	skip := w.choice.detour.has
+	if p.limited {
+		skip = func(position int) bool { return w.choice.detour.has(position) || p.hasNoRoom(w, position) }
+	}
 	if w.Keyed && p.Balance.Keyed() {
 		return g.highest(w.Key>>(64-slotBits), skip)
 	}
@@ -197,6 +223,10 @@ func (g *group) another(p *Pool, w *Walk) *member {
 	}
 	next %= len(left)
 	switch p.Balance.Method {
+	case RoundRobin:
+		if w.choice.seen == 0 { // else the one behind a full one would get its sessions, too
+			return nextOf(left)
+		}
 	case First:
 		return left[0]
 	case LeastConn, RandomChoose:

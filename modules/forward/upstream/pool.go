@@ -32,6 +32,8 @@ type Upstream struct {
 	Near bool
 	// Living counts its living sessions, which others may count as well. Nil: it has none.
 	Living *atomic.Int64
+	// MaxSessions is how many sessions it may have at once, by Living. Where it has as many, [Walk.Reserve] gets no place. Zero: no limit.
+	MaxSessions int64
 
 	position int
 	fixed    *fixed // nil where there is something to look up
@@ -70,6 +72,7 @@ type Pool struct {
 	dynamic   bool
 	literal   bool
 	unix      bool
+	limited   bool
 
 	mu      sync.Mutex // held for a pick: it is never held while something blocks
 	current []int64    // of smooth weighted round robin, by upstream
@@ -94,6 +97,7 @@ func NewPool(upstreams []Upstream) *Pool {
 		}
 		p.dynamic = p.dynamic || u.Dynamic
 		p.literal = p.literal && u.fixed != nil
+		p.limited = p.limited || u.MaxSessions > 0
 		p.unix = p.unix || u.Addr.Network == "unix"
 	}
 	return p

@@ -33,11 +33,15 @@ type Walk struct {
 	hurries bool // does not wait for names
 	fresh   bool // no address of the current upstream was tried yet
 	refused bool // a breaker has not admitted the session
+	full    bool // see Full
 	tried   int32
 
 	// Trials are how breakers admit the session. Nil: none has to.
 	Trials *Trials
 
+	// Reserve reserves a place for the session at an upstream with a limit, in place of the one that it had, unless it has that one. It reports false
+	// where the upstream has max sessions already. It must not block. It is needed where a pool is [Pool.Limited].
+	Reserve func(position int, max int64) bool
 	// Expand replaces the placeholders of an upstream's name.
 	Expand func(string) string
 	// Unresolved is called where an upstream has no address that could be tried. It may be nil.
@@ -97,6 +101,9 @@ func (w *Walk) Next(ctx context.Context, failed error) (net.Addr, error) {
 	for {
 		w.leaveShut()
 		w.find(ctx)
+		if w.full {
+			return nil, w.errFull()
+		}
 		w.findNew(ctx)
 		if len(w.addrs) == 0 {
 			return nil, w.err()
@@ -120,7 +127,7 @@ func (w *Walk) err() error {
 func (w *Walk) Ready() bool {
 	w.hurries = true
 	defer func() { w.hurries = false }()
-	return w.find(context.Background()) && (len(w.addrs) > 0 || len(w.named) == 0) // else findNew waits
+	return w.find(context.Background()) && (len(w.addrs) > 0 || w.full || len(w.named) == 0) // else findNew waits
 }
 
 // Another returns one more address of the upstream that is being tried, nil if it has none. It does not block. failed is what became of
@@ -157,7 +164,8 @@ func (w *Walk) take() net.Addr {
 
 // find goes on until there is an address to try, or no upstream left. A walk that hurries does not wait: find then reports false.
 func (w *Walk) find(ctx context.Context) (ready bool) {
-	for len(w.addrs) == 0 && int(w.tried) <= w.Retries && w.left() {
+	w.full = false
+	for len(w.addrs) == 0 && !w.full && int(w.tried) <= w.Retries && w.left() {
 		if !w.advance(ctx) {
 			return false
 		}
@@ -179,7 +187,7 @@ func (w *Walk) findNew(ctx context.Context) {
 		addrs = slices.DeleteFunc(addrs, func(addr net.Addr) bool {
 			return slices.ContainsFunc(before.addrs, func(old net.Addr) bool { return keyOf(old) == keyOf(addr) })
 		})
-		if len(addrs) > 0 {
+		if len(addrs) > 0 && w.hold(before.upstream) {
 			w.current, w.source, w.addrs, w.last = before.upstream, source, addrs, nil
 		}
 	}
@@ -194,7 +202,7 @@ func (w *Walk) advance(ctx context.Context) bool {
 		d := w.choice.detour
 		next := d.passed[0]
 		d.passed = d.passed[1:]
-		if w.pool.shut(next.upstream) {
+		if w.pool.shut(next.upstream) || !w.hold(next.upstream) {
 			return true
 		}
 		w.current, w.source, w.addrs, w.last = next.upstream, next.source, next.addrs, nil
@@ -202,8 +210,14 @@ func (w *Walk) advance(ctx context.Context) bool {
 		return true
 	}
 	position := w.pool.choose(w)
-	if position < 0 { // the breakers of those that are left are open
+	switch position {
+	case allOpen:
 		w.choice.seen, w.refused = int32(w.pool.usable), true
+		return true
+	case allFull:
+		w.full = true
+		return true
+	case hasNone:
 		return true
 	}
 	u := &w.pool.upstreams[position]
