@@ -22,7 +22,7 @@ func (w *Walk) Again(ctx context.Context) (net.Addr, error) {
 	if i := slices.IndexFunc(addrs, same); i >= 0 {
 		addrs = slices.Concat(addrs[i:i+1], addrs[:i], addrs[i+1:])
 	} else {
-		in, out := w.pool.Failures.split(addrs)
+		in, out := w.pool.split(addrs)
 		addrs = slices.Concat(in, out)
 	}
 	w.choice = choice{tier: int16(w.current.Priority)}

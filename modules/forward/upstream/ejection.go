@@ -37,3 +37,14 @@ func (p *Pool) eject(all []judgment) (spared []uint64) {
 	}
 	return spared
 }
+
+// spare decides that none of those that fail is ejected.
+func (p *Pool) spare(all []judgment) (spared []uint64) {
+	for i := range all {
+		if all[i].standing == standsFailing && !p.upstreams[i].Drained {
+			spared = set(spared, i, len(all))
+			all[i].standing = standsIn
+		}
+	}
+	return spared
+}

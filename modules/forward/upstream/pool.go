@@ -49,6 +49,8 @@ func (u *Upstream) named() bool { return u.fixed == nil && !u.Dynamic }
 type Pool struct {
 	// Failures remembers which addresses have failed. Nil: nothing is remembered.
 	Failures *Failures
+	// Health is what checks have found out about addresses. Nil: none is checked.
+	Health *Health
 	// MaxEjected is the share of the upstreams that may get sessions, by number and in all tiers, of which Failures takes no more out. Zero, or 1: it
 	// takes out all but the last one.
 	MaxEjected float64

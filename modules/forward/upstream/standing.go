@@ -11,6 +11,7 @@ type standing uint8
 const (
 	standsIn      standing = iota // it gets sessions
 	standsFailing                 // sessions have failed there: it is tried last, as far as it may be ejected
+	standsDown                    // checks say that it does not work: it is tried last
 	standsClosed                  // its breaker is open: it is never tried
 )
 
@@ -18,24 +19,28 @@ const (
 type facts struct {
 	failing  map[key]time.Time // since when
 	closed   map[key]struct{}
+	health   *Health   // says which are down
 	returned *returned // nil where nothing has come back lately
 }
 
-func (f *facts) none() bool { return len(f.failing)+len(f.closed) == 0 && f.returned == nil }
+func (f *facts) none() bool {
+	return len(f.failing)+len(f.closed) == 0 && f.health.quiet() && f.returned == nil
+}
 
 // quiet reports whether there are none. It costs as good as nothing.
 func (p *Pool) quiet() bool {
-	return p.Failures.quiet() && p.Breakers.quiet() && (!p.startsSlowly() || p.Returns.quiet())
+	return p.Failures.quiet() && p.Health.quiet() && p.Breakers.quiet() && (!p.startsSlowly() || p.Returns.quiet())
 }
 
 // changes grows with each change of the facts.
 func (p *Pool) changes() uint64 {
-	return p.Failures.changes() + p.Breakers.changes() + p.Returns.changes()
+	return p.Failures.changes() + p.Health.changes() + p.Breakers.changes() + p.Returns.changes()
 }
 
 // look gathers the facts. until is for how long they are right; zero: until there is a change.
 func (p *Pool) look(now time.Time) (f facts, until time.Time) {
 	f.failing, until = p.Failures.look(now)
+	f.health = p.Health
 	closed, end := p.Breakers.look(now)
 	f.closed, until = closed, sooner(until, end)
 	if p.startsSlowly() {
@@ -118,10 +123,20 @@ func (f *facts) address(addr net.Addr, scale int64) judgment {
 	if since, failing := f.failing[k]; failing {
 		j.standing, j.since = standsFailing, since
 	}
+	if f.health.down(addr) {
+		j.standing = standsDown
+	}
 	if _, closed := f.closed[k]; closed {
 		j.standing = standsClosed
 	}
 	return j
+}
+
+// split divides addresses into those that are in and those that are tried last.
+func (p *Pool) split(addrs []net.Addr) (in, last []net.Addr) {
+	up, down := p.Health.split(addrs)
+	in, last = p.Failures.split(up)
+	return in, append(last, down...)
 }
 
 // addrsOf returns the addresses of an upstream as far as they are known.

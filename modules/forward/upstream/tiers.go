@@ -203,13 +203,17 @@ func (p *Pool) viewOf(all []judgment) *view {
 		spared := p.eject(all)
 		v = p.newView(all, p.last, p.base)
 		v.spared = spared
-	case number[standsFailing] == 0:
+	case number[standsFailing]+number[standsDown] == 0:
 		return &view{tiers: p.base.tiers, none: true, closed: closed}
+	case number[standsFailing] > 0 && number[standsDown] > 0: // the last ones that checks find up are not ejected
+		spared := p.spare(all)
+		v = p.newView(all, p.last, p.base)
+		v.spared = spared
 	case closed == nil:
 		return &view{tiers: p.base.tiers, allOut: true}
 	default: // what may be tried at all is tried
 		for i := range all {
-			if all[i].standing == standsFailing {
+			if all[i].standing != standsClosed {
 				all[i].standing = standsIn
 			}
 		}

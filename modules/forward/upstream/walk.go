@@ -257,9 +257,9 @@ func (w *Walk) split(addrs []net.Addr) (in, out []net.Addr) {
 	left := w.pool.Breakers.admitting(addrs)
 	w.refused = w.refused || len(left) < len(addrs)
 	if w.choice.spared {
-		return left, nil
+		return w.pool.Health.split(left)
 	}
-	return w.pool.Failures.split(left)
+	return w.pool.split(left)
 }
 
 // situation is what the addresses of upstreams depend on.
