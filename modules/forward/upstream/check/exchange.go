@@ -1,0 +1,204 @@
+package check
+
+import (
+	"bytes"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	"github.com/miekg/dns"
+)
+
+// exchange is one check of one address: what is sent, and who judges the reply.
+type exchange struct {
+	addr    net.Addr // *net.TCPAddr, *net.UDPAddr or *net.UnixAddr
+	source  netip.Addr
+	tls     *tls.Config
+	request []byte
+	// judge looks at all that has come of a stream so far, or at a datagram. ended: nothing will follow. It reports whether that is enough,
+	// and what is wrong with it. Nil: to be connected is enough.
+	judge func(reply []byte, ended bool) (done bool, err error)
+	// over is called once with the result, unless the exchange was cancelled before.
+	over      func(err error)
+	cancelled atomic.Bool // perhaps before it has begun
+
+	loopState
+}
+
+// errTimeout is the result of a check that did not end in time.
+var errTimeout = errors.New("no answer in time")
+
+// maxReply is how much of a stream is looked at.
+const maxReply = 16 << 10
+
+// turns counts checks, for sources that take turns.
+var turns atomic.Uint32
+
+// exchange returns a check of an address.
+func (p *prober) exchange(addr net.Addr) *exchange {
+	x := &exchange{addr: addr, request: p.sent, tls: p.tls}
+	if ap, ok := addr.(interface{ AddrPort() netip.AddrPort }); ok && p.Sources != "" {
+		sources := p.v4
+		if ap.AddrPort().Addr().Unmap().Is6() {
+			sources = p.v6
+		}
+		if len(sources) > 0 {
+			x.source = sources[int(turns.Add(1)%uint32(len(sources)))]
+		}
+	}
+	switch p.Kind {
+	case Send:
+		x.judge = p.judgeText
+	case UDP:
+		x.judge = p.judgeDatagram
+	case HTTP:
+		x.request, x.judge = p.httpRequest(addr), p.judgeHTTP
+	case DNS:
+		p.ask(x)
+	}
+	if x.tls != nil && x.tls.ServerName == "" {
+		x.tls = x.tls.Clone()
+		x.tls.ServerName = hostOf(addr)
+	}
+	return x
+}
+
+// silent reports whether no reply at all passes.
+func (p *prober) silent() bool { return p.Kind == UDP && p.expect == nil }
+
+func hostOf(addr net.Addr) string {
+	if ap, ok := addr.(interface{ AddrPort() netip.AddrPort }); ok {
+		return ap.AddrPort().Addr().Unmap().WithZone("").String()
+	}
+	return "localhost"
+}
+
+func (p *prober) judgeText(reply []byte, ended bool) (done bool, err error) {
+	switch {
+	case len(reply) > 0 && p.expect.Match(reply):
+		return true, nil
+	case ended && len(reply) == 0:
+		return true, fmt.Errorf("it has sent nothing, expected %q", p.Expect)
+	case ended || len(reply) >= maxReply:
+		return true, fmt.Errorf("it has sent %s, expected %q", shortened(reply), p.Expect)
+	}
+	return false, nil
+}
+
+func (p *prober) judgeDatagram(reply []byte, _ bool) (done bool, err error) {
+	if p.expect == nil || p.expect.MatchString(latin1(reply)) {
+		return true, nil
+	}
+	return true, fmt.Errorf("it has sent %s, expected %q", shortened(reply), p.Expect)
+}
+
+// latin1 returns a text that has a character for each byte, so that \xff in a regular expression stands for that byte.
+func latin1(b []byte) string {
+	var text strings.Builder
+	for _, c := range b {
+		text.WriteRune(rune(c))
+	}
+	return text.String()
+}
+
+// shortened is what an error quotes of a reply.
+func shortened(reply []byte) string {
+	if len(reply) > 64 {
+		return strconv.Quote(string(reply[:64])) + "..."
+	}
+	return strconv.Quote(string(reply))
+}
+
+func (p *prober) httpRequest(addr net.Addr) []byte {
+	host := p.Host
+	if host == "" {
+		if host = addr.String(); addr.Network() == "unix" {
+			host = "localhost"
+		}
+	}
+	return []byte("GET " + p.Text + " HTTP/1.1\r\nHost: " + host + "\r\nUser-Agent: Portgate\r\nAccept: */*\r\nConnection: close\r\n\r\n")
+}
+
+func (p *prober) judgeHTTP(reply []byte, ended bool) (done bool, err error) {
+	line, _, whole := bytes.Cut(reply, []byte("\n"))
+	if !whole && !ended && len(reply) < maxReply {
+		return false, nil
+	}
+	if ended && len(reply) == 0 {
+		return true, errors.New("it has sent nothing, expected an HTTP response")
+	}
+	fields := bytes.Fields(line)
+	if !whole || len(fields) < 2 || !bytes.HasPrefix(fields[0], []byte("HTTP/")) {
+		return true, fmt.Errorf("it has sent %s, expected an HTTP response", shortened(line))
+	}
+	status, err := strconv.Atoi(string(fields[1]))
+	if err != nil || status < p.from || status > p.to {
+		expected := p.Status
+		if expected == "" {
+			expected = "200-399"
+		}
+		return true, fmt.Errorf("status %s, expected %s", shortened(fields[1]), expected)
+	}
+	return true, nil
+}
+
+// ask has the exchange ask for the addresses of a name.
+func (p *prober) ask(x *exchange) {
+	var question dns.Msg
+	question.SetQuestion(dns.Fqdn(p.Text), dns.TypeA)
+	packed, err := question.Pack()
+	if err != nil { // such a name is refused before
+		x.judge = func([]byte, bool) (bool, error) { return true, err }
+		return
+	}
+	stream := x.addr.Network() != "udp"
+	if stream {
+		packed = append(binary.BigEndian.AppendUint16(nil, uint16(len(packed))), packed...)
+	}
+	x.request = packed
+	x.judge = func(reply []byte, ended bool) (bool, error) { return judgeDNS(&question, reply, stream, ended) }
+}
+
+func judgeDNS(question *dns.Msg, reply []byte, stream, ended bool) (done bool, err error) {
+	if stream {
+		if len(reply) < 2 || len(reply)-2 < int(binary.BigEndian.Uint16(reply)) {
+			if ended || len(reply) >= maxReply {
+				return true, errors.New("it has closed the connection, expected an answer")
+			}
+			return false, nil
+		}
+		reply = reply[2 : 2+int(binary.BigEndian.Uint16(reply))]
+	}
+	var answer dns.Msg
+	err = answer.Unpack(reply)
+	if len(reply) < 12 || answer.Id != question.Id || !answer.Response || len(answer.Question) == 1 && !sameQuestion(answer.Question[0], question.Question[0]) {
+		if stream {
+			return true, errors.New("it has sent something else than an answer")
+		}
+		return false, nil // somebody else's: the answer may still come
+	}
+	switch {
+	case answer.Rcode != dns.RcodeSuccess:
+		return true, fmt.Errorf("it has answered %s, expected NOERROR", rcode(answer.Rcode))
+	case err != nil && !answer.Truncated:
+		return true, fmt.Errorf("its answer can't be read: %w", err)
+	}
+	return true, nil
+}
+
+func sameQuestion(a, b dns.Question) bool {
+	return strings.EqualFold(a.Name, b.Name) && a.Qtype == b.Qtype && a.Qclass == b.Qclass
+}
+
+func rcode(code int) string {
+	if name, known := dns.RcodeToString[code]; known {
+		return name
+	}
+	return strconv.Itoa(code)
+}

@@ -1,0 +1,279 @@
+package check
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// loop makes exchanges in one goroutine, with an epoll instance that Go's poller watches. A dialer of package net takes a goroutine, a timer and
+// some registrations for each, which is several times the work.
+type loop struct {
+	epoll  int
+	file   *os.File // keeps it open
+	poller syscall.RawConn
+	ended  chan struct{}
+
+	mu     sync.Mutex
+	last   uint64 // number of the last exchange
+	open   map[uint64]*exchange
+	closed bool
+
+	found  int
+	events [128]unix.EpollEvent
+	buffer [maxReply]byte
+}
+
+// loopState is what a loop has of an exchange. loop.mu guards it.
+type loopState struct {
+	number    uint64
+	fd        int
+	connected bool
+	reply     []byte // of a stream, where more has to come
+}
+
+func newLoop() (*loop, error) {
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	_ = unix.SetNonblock(epoll, true) // lets os.NewFile put it into the poller
+	l := &loop{epoll: epoll, file: os.NewFile(uintptr(epoll), "epoll"), ended: make(chan struct{}), open: make(map[uint64]*exchange)}
+	if l.poller, err = l.file.SyscallConn(); err != nil {
+		_ = l.file.Close()
+		return nil, err
+	}
+	go l.run()
+	return l, nil
+}
+
+// serves reports whether the loop can make an exchange.
+func (*loop) serves(x *exchange) bool { return x.tls == nil }
+
+// begin begins an exchange. It does not block, and may call over before it returns.
+func (l *loop) begin(x *exchange) {
+	l.mu.Lock()
+	if l.closed || x.cancelled.Load() {
+		l.mu.Unlock()
+		return
+	}
+	done, err := l.connect(x)
+	l.mu.Unlock()
+	if done || err != nil {
+		x.over(err)
+	}
+}
+
+// connect opens a socket. It reports whether the exchange is over. It is called with l.mu locked, as all that follows.
+func (l *loop) connect(x *exchange) (done bool, err error) {
+	to, family, kind := sockaddrOf(x.addr)
+	fd, err := unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false, os.NewSyscallError("socket", err)
+	}
+	if family != unix.AF_UNIX && kind == unix.SOCK_STREAM {
+		// Closing resets the connection, so that neither side keeps it for a minute (TIME_WAIT).
+		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		if x.judge == nil {
+			// The system then holds back the last step of the handshake. The reset comes before it, so that the server never accepts this
+			// connection, and does not log that it was useless (tcp_rcv_synsent_state_process in net/ipv4/tcp_input.c).
+			_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0)
+		}
+	}
+	if x.source.IsValid() && family != unix.AF_UNIX {
+		_ = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+		if err := unix.Bind(fd, sockaddrAt(netip.AddrPortFrom(x.source, 0))); err != nil {
+			_ = unix.Close(fd)
+			return false, os.NewSyscallError("bind", err)
+		}
+	}
+	err = unix.Connect(fd, to)
+	if x.judge == nil && err == unix.EINPROGRESS {
+		err = unix.Connect(fd, to) // one on this machine has answered by now
+	}
+	if x.judge == nil && err == nil || err != nil && err != unix.EINPROGRESS && err != unix.EALREADY {
+		_ = unix.Close(fd)
+		return true, os.NewSyscallError("connect", err)
+	}
+	l.last++
+	x.number, x.fd, x.connected, x.reply = l.last, fd, false, nil
+	event := unix.EpollEvent{
+		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET, Fd: int32(x.number), Pad: int32(x.number >> 32),
+	}
+	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
+		_ = unix.Close(fd)
+		return false, os.NewSyscallError("epoll_ctl", err)
+	}
+	l.open[x.number] = x
+	return false, nil
+}
+
+func sockaddrOf(addr net.Addr) (to unix.Sockaddr, family, kind int) {
+	kind = unix.SOCK_STREAM
+	switch a := addr.(type) {
+	case *net.UnixAddr:
+		return &unix.SockaddrUnix{Name: a.Name}, unix.AF_UNIX, kind
+	case *net.UDPAddr:
+		to, kind = sockaddrAt(a.AddrPort()), unix.SOCK_DGRAM
+	case *net.TCPAddr:
+		to = sockaddrAt(a.AddrPort())
+	}
+	if _, six := to.(*unix.SockaddrInet6); six {
+		return to, unix.AF_INET6, kind
+	}
+	return to, unix.AF_INET, kind
+}
+
+func sockaddrAt(addr netip.AddrPort) unix.Sockaddr {
+	ip := addr.Addr().Unmap()
+	if ip.Is4() {
+		return &unix.SockaddrInet4{Port: int(addr.Port()), Addr: ip.As4()}
+	}
+	six := &unix.SockaddrInet6{Port: int(addr.Port()), Addr: ip.As16()}
+	if zone := ip.Zone(); zone != "" {
+		if link, err := net.InterfaceByName(zone); err == nil {
+			six.ZoneId = uint32(link.Index)
+		}
+	}
+	return six
+}
+
+// cancel ends an exchange whose result nobody waits for any more.
+func (l *loop) cancel(x *exchange) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.forget(x)
+}
+
+// forget reports false where the exchange is over already.
+func (l *loop) forget(x *exchange) bool {
+	if x.number == 0 || l.open[x.number] != x {
+		return false
+	}
+	delete(l.open, x.number)
+	_ = unix.Close(x.fd)
+	x.reply = nil
+	return true
+}
+
+// result is an exchange that is over.
+type result struct {
+	*exchange
+	err error
+}
+
+// run moves exchanges on whenever something has happened to their sockets.
+func (l *loop) run() {
+	defer close(l.ended)
+	var results []result
+	poll := func(uintptr) bool {
+		n, err := unix.EpollWait(l.epoll, l.events[:], 0)
+		l.found = n
+		return err != nil || n > 0
+	}
+	for {
+		if err := l.poller.Read(poll); err != nil {
+			return // closed
+		}
+		results = results[:0]
+		l.mu.Lock()
+		for i := range max(l.found, 0) {
+			event := &l.events[i]
+			x := l.open[uint64(uint32(event.Fd))|uint64(uint32(event.Pad))<<32]
+			if x == nil {
+				continue // it was cancelled meanwhile
+			}
+			if done, err := l.move(x, event.Events); done {
+				l.forget(x)
+				results = append(results, result{x, err})
+			}
+		}
+		l.mu.Unlock()
+		for _, r := range results {
+			r.over(r.err)
+		}
+	}
+}
+
+// move goes on with an exchange. It reports whether it is over.
+func (l *loop) move(x *exchange, events uint32) (done bool, err error) {
+	if events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 && !x.connected {
+		if errno, _ := unix.GetsockoptInt(x.fd, unix.SOL_SOCKET, unix.SO_ERROR); errno != 0 {
+			return true, os.NewSyscallError("connect", syscall.Errno(errno))
+		}
+	}
+	if !x.connected {
+		if events&(unix.EPOLLOUT|unix.EPOLLIN|unix.EPOLLHUP) == 0 {
+			return false, nil
+		}
+		if x.judge == nil {
+			return true, nil
+		}
+		x.connected = true
+		if err := l.send(x); err != nil {
+			return true, err
+		}
+	}
+	return l.receive(x)
+}
+
+// send sends the request, which the buffer of a new socket has room for. A datagram may be empty.
+func (*loop) send(x *exchange) error {
+	if _, datagrams := x.addr.(*net.UDPAddr); len(x.request) == 0 && !datagrams {
+		return nil
+	}
+	_, err := unix.SendmsgN(x.fd, x.request, nil, nil, unix.MSG_NOSIGNAL)
+	return os.NewSyscallError("send", err)
+}
+
+func (l *loop) receive(x *exchange) (done bool, err error) {
+	_, datagrams := x.addr.(*net.UDPAddr)
+	for {
+		n, _, err := unix.Recvfrom(x.fd, l.buffer[:], 0)
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			return false, nil
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.ECONNRESET) && len(x.reply) > 0:
+			n = 0 // what has come before says more
+		case err != nil:
+			return true, os.NewSyscallError("receive", err)
+		}
+		reply := l.buffer[:n]
+		if !datagrams {
+			if len(x.reply) > 0 {
+				x.reply = append(x.reply, reply...)
+				reply = x.reply
+			}
+			if done, err = x.judge(reply, n == 0); !done && len(x.reply) == 0 {
+				x.reply = append(x.reply, reply...)
+			}
+			if n == 0 {
+				done = true
+			}
+		} else {
+			done, err = x.judge(reply, false)
+		}
+		if done {
+			return true, err
+		}
+	}
+}
+
+// close ends the loop and all exchanges, without results.
+func (l *loop) close() {
+	l.mu.Lock()
+	l.closed = true
+	for _, x := range l.open {
+		l.forget(x)
+	}
+	l.mu.Unlock()
+	_ = l.file.Close()
+	<-l.ended
+}
