@@ -121,6 +121,9 @@ type Config struct {
 	// loops call it: it must not block. It may be nil.
 	Attempt func(addr net.Addr, took time.Duration, err error)
 
+	// First learns of the first byte of the upstream. It may be nil.
+	First *First
+
 	// Track learns which sockets are opened to upstreams. It may be nil.
 	Track Tracker
 
@@ -193,6 +196,7 @@ type Relay struct {
 	keepAlive time.Duration
 	name      fmt.Stringer
 	onDone    func(Result)
+	first     *firstByte // nil where nobody wants to know. An event loop drops it when it was told
 
 	up, down atomic.Int64
 	spliced  atomic.Int64
@@ -205,6 +209,9 @@ func New(cfg Config) *Relay {
 		limits: cfg.Limits, keepAlive: cfg.KeepAlive, name: cfg.Name, onDone: cfg.Done,
 	}
 	*r.cfg = cfg
+	if cfg.First != nil {
+		r.first = &firstByte{First: *cfg.First}
+	}
 	return r
 }
 
@@ -291,6 +298,7 @@ func (l *Limits) expires(lastActive time.Duration, connected, halfClosed bool) (
 }
 
 func (r *Relay) done(reason Reason, err error) {
+	r.tellFirst(r.age(), reason)
 	if r.onDone != nil {
 		r.onDone(Result{Reason: reason, Err: err, Connect: r.connect, Stats: r.Stats()})
 	}

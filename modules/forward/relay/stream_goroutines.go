@@ -277,6 +277,7 @@ func (g *goroutineStream) schedule() {
 	g.state.Lock()
 	defer g.state.Unlock()
 	age, _ := g.expires()
+	age = min(age, g.lateAt())
 	if age == never || g.state.over {
 		return
 	}
@@ -295,6 +296,7 @@ func (g *goroutineStream) expires() (time.Duration, Reason) {
 
 // expire is called by the timer. Bytes that move do not reset the timer: expire looks when the last one was moved.
 func (g *goroutineStream) expire() {
+	g.tellLate(g.age())
 	g.state.Lock()
 	age, reason := g.expires()
 	g.state.Unlock()
@@ -310,6 +312,7 @@ func (g *goroutineStream) fin(reason Reason) {
 	g.state.Lock()
 	first := g.state.firstFIN == ""
 	if first {
+		g.givesUp(reason, g.age())
 		g.state.firstFIN = reason
 		g.touch(g.age())
 	}

@@ -271,6 +271,7 @@ func (s *loopStream) passFIN(src, dst *half) {
 		if src == &s.client {
 			s.firstFIN = ClientFIN
 		}
+		s.givesUp(s.firstFIN, s.age())
 		s.touch(s.age())
 		s.setTimer()
 	}
@@ -320,6 +321,7 @@ func (s *loopStream) checkLimits() {
 		s.checkAttempts()
 		return
 	case phaseOpen:
+		s.tellLate(s.age())
 		s.guard()
 	}
 	s.setTimer()
@@ -331,6 +333,9 @@ func (s *loopStream) checkLimits() {
 // setTimer sets the timer for the next time limit.
 func (s *loopStream) setTimer() {
 	age, _ := s.expires(s.phase == phaseOpen, s.firstFIN != "")
+	if s.first != nil && s.phase == phaseOpen {
+		age = min(age, s.lateAt())
+	}
 	due := later(s.opened, age)
 	if s.phase == phaseConnecting {
 		due = min(due, s.attemptsDue())

@@ -26,6 +26,10 @@ func (s *loopStream) copy(src, dst *half, moved *atomic.Int64) int {
 		s.readEnded(src, errno)
 		return 0
 	}
+	if s.first != nil && src == &s.upstream {
+		s.tellFirst(s.age(), "")
+		s.first = nil // may keep much memory alive
+	}
 	if n < len(buf) && !src.ending && !src.partial {
 		src.readable = false // the socket is empty; epoll reports what comes next
 	}
@@ -86,6 +90,9 @@ func (s *loopStream) sent(dst *half, moved *atomic.Int64, n int) {
 	moved.Add(int64(n))
 	s.touch(s.age())
 	s.charge(dst, n)
+	if s.first != nil && dst == &s.upstream {
+		s.setTimer() // a byte may be late from now on
+	}
 }
 
 // flush sends what waits for dst. It reports false while there is more.

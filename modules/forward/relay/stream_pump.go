@@ -103,6 +103,9 @@ func (p *pump) sent(n int) {
 	if n > 0 {
 		p.moved.Add(int64(n))
 		p.engine.touch(p.engine.age())
+		if p.engine.awaitsFirst() && p == &p.engine.up {
+			p.engine.schedule() // a byte may be late from now on
+		}
 	}
 	if p.pacer == nil {
 		return
@@ -120,12 +123,20 @@ func (p *pump) sent(n int) {
 	}
 }
 
+// came notes that the source has sent n bytes.
+func (p *pump) came(n int) {
+	if n > 0 && p.engine.awaitsFirst() && p == &p.engine.down {
+		p.engine.tellFirst(p.engine.age(), "")
+	}
+}
+
 // copyWrapped copies from a source that can only be read as a net.Conn. It holds a buffer all the time.
 func (p *pump) copyWrapped() error {
 	buf := borrow()
 	defer giveBack(buf)
 	for {
 		n, err := p.src.conn.Read(buf[:])
+		p.came(n)
 		if werr := p.write(buf[:n]); werr != nil {
 			return werr
 		}
@@ -142,6 +153,7 @@ func (p *pump) copyRaw() error {
 		if err != nil || n == 0 {
 			return err
 		}
+		p.came(n)
 		err = p.write(buf[:n])
 		giveBack(buf)
 		if err != nil {
