@@ -3,6 +3,8 @@ package gate
 import (
 	"slices"
 	"strings"
+
+	"github.com/portgate/caddy-portgate/caddyfile"
 )
 
 // networks of Caddy, beside those of this package, that can be listened on.
@@ -33,7 +35,7 @@ func Unknown(network string) (expected string, unknown bool) {
 	}
 	best := len(network)
 	for _, name := range known {
-		if d := distance(network, name); d < best {
+		if d := caddyfile.Distance(network, name); d < best {
 			expected, best = name, d
 		}
 	}
@@ -44,30 +46,4 @@ func Unknown(network string) (expected string, unknown bool) {
 		return "one of " + Names(), true
 	}
 	return "", false
-}
-
-// distance is how many letters have to be added, taken away, replaced or swapped with the next one to make b of a (optimal string
-// alignment).
-func distance(a, b string) int {
-	rows := make([][]int, len(a)+1)
-	for i := range rows {
-		rows[i] = make([]int, len(b)+1)
-		rows[i][0] = i
-	}
-	for j := range rows[0] {
-		rows[0][j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		for j := 1; j <= len(b); j++ {
-			replaced := rows[i-1][j-1]
-			if a[i-1] != b[j-1] {
-				replaced++
-			}
-			rows[i][j] = min(rows[i-1][j]+1, rows[i][j-1]+1, replaced)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
-			}
-		}
-	}
-	return rows[len(a)][len(b)]
 }
