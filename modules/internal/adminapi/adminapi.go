@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -43,6 +45,42 @@ func Decode(r *http.Request, v any) error {
 func Answer(w http.ResponseWriter, v any) error {
 	w.Header().Set("Content-Type", "application/json")
 	return json.NewEncoder(w).Encode(v)
+}
+
+// AnswerEach writes a list as JSON, each element when it comes, so that a long one is never in memory as a whole.
+func AnswerEach[T any](w http.ResponseWriter, all iter.Seq[T]) error {
+	w.Header().Set("Content-Type", "application/json")
+	encoder, before := json.NewEncoder(w), "["
+	for one := range all {
+		if _, err := io.WriteString(w, before); err != nil {
+			return err
+		}
+		if err := encoder.Encode(one); err != nil {
+			return err
+		}
+		before = ","
+	}
+	if before == "[" {
+		before = "[]\n"
+	} else {
+		before = "]\n"
+	}
+	_, err := io.WriteString(w, before)
+	return err
+}
+
+// Parameters returns an error with the status 400 unless the query has no other parameters than these.
+func Parameters(query url.Values, known ...string) error {
+	for _, name := range slices.Sorted(maps.Keys(query)) {
+		if slices.Contains(known, name) {
+			continue
+		}
+		if len(known) == 0 {
+			return Error(http.StatusBadRequest, "unknown parameter %q: expected none", name)
+		}
+		return Error(http.StatusBadRequest, "unknown parameter %q: expected one of %s", name, strings.Join(known, ", "))
+	}
+	return nil
 }
 
 // Error returns an error with an HTTP status.

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
@@ -94,5 +95,53 @@ func TestAnswer(t *testing.T) {
 	w := httptest.NewRecorder()
 	if err := Answer(w, []int{1}); err != nil || w.Body.String() != "[1]\n" || w.Header().Get("Content-Type") != "application/json" {
 		t.Errorf("%v: %q, %v", err, w.Body, w.Header())
+	}
+}
+
+// failing is a client that has gone after some bytes.
+type failing struct {
+	*httptest.ResponseRecorder
+	left int
+}
+
+func (f *failing) Write(b []byte) (int, error) {
+	if f.left -= len(b); f.left < 0 {
+		return 0, errors.ErrUnsupported
+	}
+	return f.ResponseRecorder.Write(b)
+}
+
+func (f *failing) WriteString(s string) (int, error) { return f.Write([]byte(s)) }
+
+func TestAnswerEach(t *testing.T) {
+	t.Parallel()
+	for want, all := range map[string][]int{"[]\n": nil, "[1\n]\n": {1}, "[1\n,2\n,3\n]\n": {1, 2, 3}} {
+		w := httptest.NewRecorder()
+		if err := AnswerEach(w, slices.Values(all)); err != nil || w.Body.String() != want || w.Header().Get("Content-Type") != "application/json" {
+			t.Errorf("%v: %q, %v", err, w.Body, w.Header())
+		}
+		for left := range len(want) {
+			if err := AnswerEach(&failing{httptest.NewRecorder(), left}, slices.Values(all)); err == nil {
+				t.Errorf("%q: no error where the client has gone after %d bytes", want, left)
+			}
+		}
+	}
+}
+
+func TestParameters(t *testing.T) {
+	t.Parallel()
+	query := url.Values{"name": {"a"}, "limit": {"1"}}
+	if err := Parameters(query, "name", "limit", "after"); err != nil {
+		t.Error(err)
+	}
+	for want, known := range map[string][]string{
+		`unknown parameter "limit": expected none`:               nil,
+		`unknown parameter "limit": expected one of name, after`: {"name", "after"},
+		`unknown parameter "name": expected one of limit, after`: {"limit", "after"},
+	} {
+		var api caddy.APIError
+		if err := Parameters(query, known...); status(err) != http.StatusBadRequest || !errors.As(err, &api) || api.Err.Error() != want {
+			t.Errorf("%v, want %q", err, want)
+		}
 	}
 }

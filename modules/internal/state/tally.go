@@ -59,6 +59,16 @@ func (t *Tallies[K]) Held(key K) bool {
 	return c != nil && c.held.Load() > 0
 }
 
+// Living is what lives of a key.
+func (t *Tallies[K]) Living(key K) int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c := t.all[key]; c != nil {
+		return c.living.Load()
+	}
+	return 0
+}
+
 // Release is called once for each Hold.
 func (c *Tally[K]) Release() {
 	if c.held.Add(-1) == 0 {

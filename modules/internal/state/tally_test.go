@@ -20,12 +20,15 @@ func TestTallyOutlivesConfigs(t *testing.T) {
 	session := first.Begin()
 	second := all.Hold("a") // of the next config
 	first.Release()
+	if !all.Held("a") || all.Held("b") || all.Living("a") != 1 || all.Living("b") != 0 {
+		t.Errorf("held %v and %v, %d and %d live", all.Held("a"), all.Held("b"), all.Living("a"), all.Living("b"))
+	}
 	if second != first || second.Living().Load() != 1 {
 		t.Fatalf("%d live for the next config", second.Living().Load())
 	}
 	second.Release() // a config without it
-	if got := counts(&all); got["a"] != 1 {
-		t.Fatalf("counted %v while a session lives", got)
+	if got := counts(&all); got["a"] != 1 || all.Held("a") {
+		t.Fatalf("counted %v while a session lives, held %v", got, all.Held("a"))
 	}
 	third := all.Hold("a")
 	if third.Living().Load() != 1 {
