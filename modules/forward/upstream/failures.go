@@ -86,6 +86,14 @@ type record struct {
 	at     time.Time     // when it was taken out, or came back
 	length time.Duration // for how long it is out, or was last
 	trial  time.Time     // when a session began to try it again; zero: none does
+
+	failedAt time.Time // when the last attempt has failed
+	lost     int       // attempts that have failed since it was in, while it is out
+}
+
+// proven reports whether an address of datagrams has refused none for so long that it is taken for working.
+func (r *record) proven(now time.Time) bool {
+	return !r.trial.IsZero() && keyOf(r.addr).datagrams && now.Sub(r.trial) >= proveFor
 }
 
 // until is when it may be tried again.
@@ -96,6 +104,9 @@ func (r *record) until() time.Time { return r.at.Add(r.length) }
 func (f *Failures) Failed(name string, addr net.Addr, err error) (takenOut bool) {
 	return f.report(func(now time.Time) Change {
 		r := f.record(name, addr, err)
+		if r != nil {
+			r.failedAt = now
+		}
 		switch {
 		case r == nil || r.out && now.Before(r.until()):
 			return Change{} // began before it was taken out, or where all are out
@@ -152,6 +163,7 @@ func (f *Failures) takeOut(r *record, fails int, now time.Time, err error) Chang
 		r.since = now
 	}
 	r.out, r.at, r.length, r.trial, r.fails = true, now, length, time.Time{}, nil
+	r.lost += fails
 	f.version.Add(1)
 	return Change{Name: r.name, Addr: r.addr, Out: true, Fails: fails, For: length, Err: err}
 }
@@ -159,7 +171,7 @@ func (f *Failures) takeOut(r *record, fails int, now time.Time, err error) Chang
 func (f *Failures) back(r *record, now time.Time) Change {
 	f.version.Add(1)
 	change := Change{Name: r.name, Addr: r.addr, For: now.Sub(r.at)}
-	r.out, r.at, r.trial = false, now, time.Time{}
+	r.out, r.at, r.trial, r.lost = false, now, time.Time{}, 0
 	return change
 }
 
@@ -231,7 +243,7 @@ func (f *Failures) out(addr net.Addr, peek bool) (out bool) {
 		case now.Before(r.until()):
 			out = true
 		case r.trial.IsZero():
-		case keyOf(addr).datagrams && now.Sub(r.trial) >= proveFor:
+		case r.proven(now):
 			return f.back(r, r.trial) // nothing was refused since then
 		case now.Sub(r.trial) < f.policy.FailDuration:
 			out = true // another session tries it
