@@ -133,6 +133,7 @@ type Handler struct {
 	uncounted    uncounted
 
 	at      *placement.Finding
+	shownAs *shownAs
 	rosters rosters
 	watch   watch
 	from    *relay.Local
@@ -193,7 +194,7 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	if err := h.watch.begin(ctx, h.scope, h.policy); err != nil {
 		return err
 	}
-	h.at = at
+	h.at, h.shownAs = at, placed.shown
 	handlers.add(h)
 	if err := h.give(upstreams); err != nil {
 		return err

@@ -15,12 +15,14 @@ type placed struct {
 	listen []caddy.NetworkAddress
 	ports  []portRange
 	unix   bool // one of the addresses is a unix socket
+	shown  *shownAs
 }
 
 // place looks at the listen addresses, and refuses those that the options don't go with.
 func (h *Handler) place(ctx caddy.Context, at *placement.Finding, upstreams []upstream.Upstream) (p placed, err error) {
 	p.listen = at.Listens()
 	withSite := append(placement.SiteListens(ctx), p.listen...)
+	p.shown = newShownAs(at, withSite)
 	p.unix = slices.ContainsFunc(withSite, caddy.NetworkAddress.IsUnixNetwork)
 	if err := h.checkReplyLimits(withSite); err != nil {
 		return p, err
