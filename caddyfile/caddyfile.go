@@ -25,6 +25,9 @@ type Option struct {
 
 	// Block lists the options of a block that may follow the values. It is parsed after the call of Set.
 	Block []Option
+
+	// Unmarshal parses the option in place of all that, from its name to the end of its block: where a module has a say in its syntax.
+	Unmarshal func(d *caddyfile.Dispenser) error
 }
 
 // Flag is an option without values, which sets what to points to.
@@ -64,6 +67,12 @@ func readBlock(d *caddyfile.Dispenser, options []Option) error {
 			return d.Errf("%s: given twice", option.Name)
 		}
 		given[option.Name] = true
+		if option.Unmarshal != nil {
+			if err := option.Unmarshal(d); err != nil {
+				return WithoutPasswords(err)
+			}
+			continue
+		}
 		if err := option.apply(d.RemainingArgs()); err != nil {
 			return d.WrapErr(WithoutPasswords(err))
 		}

@@ -360,8 +360,8 @@ func TestStorageOfARejectedConfig(t *testing.T) {
 	t.Parallel()
 	d := openList(t, store(t))
 	running, rejected := store(t), store(t)
-	d.storage.use(running)
-	d.storage.use(rejected)()
+	d.storage.Use(running)
+	d.storage.Use(rejected)()
 	must(t, d.add(newTestEntry("192.0.2.1/32", 0)))
 	if !running.Exists(t.Context(), d.journal.entriesKey()) || rejected.Exists(t.Context(), d.journal.entriesKey()) {
 		t.Error("the entry is not where the running config looks for it after a restart")

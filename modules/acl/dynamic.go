@@ -67,7 +67,7 @@ func openAt(c clock, name string, storage certmagic.Storage) (*dynamic, error) {
 	d.init("list " + name)
 	d.damaged = degraded.New("list_damaged")
 	d.journal.name = listsFolder + "/" + name
-	d.storage.use(storage)
+	d.storage.Use(storage)
 	removeLeftovers(storage, listsFolder, d.journal.name)
 	stored, damages, err := d.read(storage)
 	if err != nil {

@@ -77,7 +77,7 @@ func newFeed(key sourceKey, storage certmagic.Storage, client *http.Client) *fee
 		ready: make(chan struct{}), done: make(chan struct{}), uncopied: degraded.New("list_copy"),
 	}
 	f.init(key.name())
-	f.storage.use(storage)
+	f.storage.Use(storage)
 	return f
 }
 
@@ -86,7 +86,7 @@ func newFeed(key sourceKey, storage certmagic.Storage, client *http.Client) *fee
 func (f *feed) begin() {
 	ctx, cancel := context.WithCancel(context.Background())
 	f.stop = cancel
-	removeLeftovers(f.storage.youngest(), feedsFolder)
+	removeLeftovers(f.storage.Value(), feedsFolder)
 	wait, restored := f.restore(ctx)
 	if restored {
 		f.opened()
@@ -219,7 +219,7 @@ func (f *feed) save(ctx context.Context, body []byte) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
-	return f.storage.youngest().Store(ctx, f.key(), append(append(head, '\n'), body...))
+	return f.storage.Value().Store(ctx, f.key(), append(append(head, '\n'), body...))
 }
 
 // noteKey is where the storage has what is known beside the copy.
@@ -236,7 +236,7 @@ func (f *feed) note(ctx context.Context, note feedNote) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
-	if err := f.storage.youngest().Store(ctx, f.noteKey(), value); err != nil {
+	if err := f.storage.Value().Store(ctx, f.noteKey(), value); err != nil {
 		f.log().Debug("storing when a list was asked for", zap.Error(err))
 	}
 }
@@ -245,7 +245,7 @@ func (f *feed) note(ctx context.Context, note feedNote) {
 func (f *feed) restore(ctx context.Context) (wait time.Duration, ok bool) {
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
-	value, err := f.storage.youngest().Load(ctx, f.key())
+	value, err := f.storage.Value().Load(ctx, f.key())
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, false
 	}
@@ -263,7 +263,7 @@ func (f *feed) restore(ctx context.Context) (wait time.Duration, ok bool) {
 		return 0, false
 	}
 	var note feedNote
-	if value, err := f.storage.youngest().Load(ctx, f.noteKey()); err == nil {
+	if value, err := f.storage.Value().Load(ctx, f.noteKey()); err == nil {
 		_ = json.Unmarshal(value, &note) // as if there were none
 	}
 	if note.Checked.Before(have.Fetched) {

@@ -408,18 +408,18 @@ func TestTheStorageOfANewConfig(t *testing.T) {
 	fill(t, d, 1000)
 	must(t, d.add(newTestEntry("192.0.2.1/32", 0)))
 	m.reset()
-	d.storage.use(&sameStorage{m})
+	d.storage.Use(&sameStorage{m})
 	must(t, d.add(newTestEntry("192.0.2.2/32", 0)))
 	if written, _ := m.reset(); written > segmentLen {
 		t.Errorf("an edit after a reload wrote %d bytes", written)
 	}
-	d.storage.use(other)
+	d.storage.Use(other)
 	must(t, d.add(newTestEntry("192.0.2.3/32", 0)))
 	must(t, d.add(newTestEntry("192.0.2.4/32", 0)))
 	if again := openList(t, other.copy()); again.set.Load().Len() != 1004 || again.contains(addr("203.0.113.1")) {
 		t.Errorf("%d entries in the other storage, want 1004", again.set.Load().Len())
 	}
-	d.storage.use(m)
+	d.storage.Use(m)
 	must(t, d.add(newTestEntry("192.0.2.5/32", 0)))
 	if again := openList(t, m.copy()); again.set.Load().Len() != 1005 {
 		t.Errorf("%d entries in the storage of before, want 1005", again.set.Load().Len())

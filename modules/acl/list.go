@@ -2,7 +2,6 @@ package acl
 
 import (
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -169,31 +168,9 @@ func (l *list) forget() {
 	collectors.forget(l)
 }
 
-// storages are those of the configs that use a list. The youngest one is in use: that of the running config, once a younger
-// one was rejected. The one that the list was opened with stays, for what is still to be stored when nobody uses it.
-type storages struct {
-	mu  sync.Mutex
-	all []*certmagic.Storage
-}
-
-// use adds the storage of one more config. The function that is returned removes it.
-func (s *storages) use(storage certmagic.Storage) (gone func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	one := &storage
-	s.all = append(s.all, one)
-	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.all = slices.DeleteFunc(s.all, func(other *certmagic.Storage) bool { return other == one })
-	}
-}
-
-func (s *storages) youngest() certmagic.Storage {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return *s.all[len(s.all)-1]
-}
+// storages are those of the configs that use a list. The one that the list was opened with stays, for what is still to be stored when
+// nobody uses it.
+type storages = state.Youngest[certmagic.Storage]
 
 // source is where the content of a list comes from. It is shared by all handlers of all configs that name it, so that it
 // is loaded once.

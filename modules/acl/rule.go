@@ -348,7 +348,7 @@ func (rs *rules) load(ctx caddy.Context, s *spec, onDamaged string) (*list, erro
 		if err != nil {
 			return nil, err
 		}
-		rs.release = append(rs.release, withoutError(ref.Value().storage.use(ctx.Storage())), ref.Release, withoutError(ref.Value().wait))
+		rs.release = append(rs.release, withoutError(ref.Value().storage.Use(ctx.Storage())), ref.Release, withoutError(ref.Value().wait))
 		if text := ref.Value().damages(); text != "" && onDamaged == damagedRefuse {
 			return nil, fmt.Errorf("%s: expected a list that can be read, because of on_damaged refuse", text)
 		}
@@ -359,7 +359,7 @@ func (rs *rules) load(ctx caddy.Context, s *spec, onDamaged string) (*list, erro
 			return nil, err
 		}
 		if f, ok := ref.Value().(*feed); ok {
-			rs.release = append(rs.release, withoutError(f.storage.use(ctx.Storage())))
+			rs.release = append(rs.release, withoutError(f.storage.Use(ctx.Storage())))
 			rs.awaited = append(rs.awaited, awaited{s.label(s.action()), f})
 		}
 		rs.release = append(rs.release, ref.Release)

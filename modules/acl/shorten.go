@@ -20,7 +20,7 @@ func (d *dynamic) shorten() error {
 
 func (d *dynamic) shortenIfLong() error {
 	d.saving.Lock()
-	storage := d.storage.youngest()
+	storage := d.storage.Value()
 	if !d.isLong(storage) {
 		d.saving.Unlock()
 		return nil

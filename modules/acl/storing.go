@@ -168,7 +168,7 @@ func (d *dynamic) storeRest() error {
 
 // store brings all edits into the storage that there are now. It is called with saving held, as are those below.
 func (d *dynamic) store() error {
-	storage := d.storage.youngest()
+	storage := d.storage.Value()
 	err := d.locked(storage, lockTimeout, func() error {
 		if d.journal.broken || !d.journal.isIn(storage) {
 			return errBehind
@@ -263,7 +263,7 @@ func (d *dynamic) catchUp() error {
 func (d *dynamic) look() {
 	d.saving.Lock()
 	defer d.saving.Unlock()
-	storage := d.storage.youngest()
+	storage := d.storage.Value()
 	if !d.journal.isIn(storage) {
 		return // the next edit moves the list there
 	}

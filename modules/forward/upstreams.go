@@ -113,7 +113,7 @@ func (h *Handler) upstreamOption(add func(names []string) error) caddyfile.Optio
 
 // parseUpstreams reads the upstreams, those of To first. Placeholders that only a connection can fill in are read for each session.
 func (h *Handler) parseUpstreams(zone string) ([]upstream.Upstream, error) {
-	if len(h.To)+len(h.Upstreams) == 0 {
+	if len(h.To)+len(h.Upstreams)+len(h.Dynamic) == 0 {
 		return nil, fmt.Errorf("to: %w", errNoUpstream)
 	}
 	upstreams := make([]upstream.Upstream, len(h.To)+len(h.Upstreams))
@@ -136,6 +136,9 @@ func (h *Handler) parseUpstreams(zone string) ([]upstream.Upstream, error) {
 			return nil, fmt.Errorf("upstream: %q: %w", t.Address, err)
 		}
 	}
+	if len(h.Dynamic) > 0 {
+		return upstreams, nil // tiers may get their upstreams from there
+	}
 	return upstreams, upstream.CheckTiers(upstreams)
 }
 
@@ -157,6 +160,9 @@ func (h *Handler) checkTiers() error {
 		if err := t.set(&upstreams[len(h.To)+i], ""); err != nil {
 			return fmt.Errorf("upstream: %q: %w", t.Address, err)
 		}
+	}
+	if len(h.Dynamic) > 0 {
+		return nil
 	}
 	return upstream.CheckTiers(upstreams)
 }

@@ -16,9 +16,10 @@ type Keeper struct {
 	known     bool      // there is an answer
 	confirmed time.Time // when it was last given
 	failure   error     // why the last one failed; nil where it did not
-	aside     *Kept     // what is used if the source does not answer at first
+	sought    bool      // what an earlier process knew
 	expired   bool      // the answer is older than the grace period, and the source fails
-	over      *time.Timer
+	late      *time.Timer // calls restore
+	over      *time.Timer // calls expire
 	first     chan struct{} // closed when there is an answer
 	followers []*Follower
 
@@ -31,7 +32,8 @@ type Keeper struct {
 type KeeperConfig struct {
 	// GracePeriod is how long the last good answer is used while the source fails.
 	GracePeriod time.Duration
-	// Stored returns what was known before the process began, and reports false where that is nothing.
+	// Stored returns what was known before the process began, and reports false where that is nothing. It is called once, if the source does not
+	// answer at first.
 	Stored func() (Kept, bool)
 	// Good is called with each good answer, and whether it has other upstreams than the last one.
 	Good func(kept Kept, changed bool)
@@ -70,12 +72,7 @@ const restoreAfter = time.Second
 func Keep(source Source, cfg KeeperConfig) *Keeper {
 	ctx, cancel := context.WithCancel(context.Background())
 	k := &Keeper{cfg: cfg, stop: cancel, done: make(chan struct{}), first: make(chan struct{})}
-	if cfg.Stored != nil {
-		if kept, ok := cfg.Stored(); ok {
-			k.aside = &kept
-			time.AfterFunc(restoreAfter, k.restore)
-		}
-	}
+	k.late = time.AfterFunc(restoreAfter, k.restore)
 	go func() {
 		defer close(k.done)
 		source.Run(ctx, sink{k, ctx})
@@ -91,7 +88,8 @@ func (k *Keeper) Close() {
 	defer k.telling.Unlock()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.aside, k.followers = nil, nil
+	k.sought, k.followers = true, nil
+	k.late.Stop()
 	if k.over != nil {
 		k.over.Stop()
 		k.over = nil
@@ -174,7 +172,7 @@ func (k *Keeper) take(kept Kept) {
 	if changed || k.answer.Bad != kept.Bad {
 		k.answer = kept.Answer
 	}
-	k.confirmed, k.failure, k.aside, k.expired = kept.Confirmed, nil, nil, false
+	k.confirmed, k.failure, k.expired = kept.Confirmed, nil, false
 	if k.over != nil {
 		k.over.Stop()
 		k.over = nil
@@ -245,17 +243,22 @@ func (k *Keeper) restore() {
 	k.telling.Lock()
 	defer k.telling.Unlock()
 	k.mu.Lock()
-	kept := k.aside
-	k.aside = nil
-	if kept == nil || k.known {
-		k.mu.Unlock()
+	seek := !k.known && !k.sought && k.cfg.Stored != nil
+	k.sought = true
+	k.mu.Unlock()
+	if !seek {
 		return
 	}
+	kept, ok := k.cfg.Stored() // nothing else becomes known meanwhile
+	if !ok {
+		return
+	}
+	k.mu.Lock()
 	k.answer, k.confirmed = kept.Answer, kept.Confirmed
 	k.knowLocked()
 	k.mu.Unlock()
 	if k.cfg.Restored != nil {
-		k.cfg.Restored(*kept)
+		k.cfg.Restored(kept)
 	}
 	k.tell()
 }
