@@ -26,7 +26,7 @@ func (h *Handler) datagrams(
 	cfg := relay.PacketConfig{
 		Client: client,
 		Next:   next.next,
-		Named:  !first.roster.pool.Fixed(),
+		Named:  !first.roster.pool.Fixed() || first.awaits != nil,
 		Attempt: func(addr net.Addr, _ time.Duration, err error) {
 			next.current.Load().attempted(h, sess, addr, err)
 		},
@@ -112,6 +112,12 @@ func (u *datagramUpstreams) next(ctx context.Context, failed error) (net.Addr, e
 }
 
 func (u *datagramUpstreams) goOn(ctx context.Context, failed error) (addr net.Addr, err error) {
+	if u.way.awaits != nil {
+		if err := u.way.await(ctx); err != nil {
+			return nil, err
+		}
+		u.roster = u.way.roster
+	}
 	hadUpstream, moved := trouble(failed)
 	if moved {
 		addr, err = u.way.Again(ctx)

@@ -2,6 +2,7 @@
 package forward
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"time"
@@ -37,6 +38,10 @@ type Handler struct {
 
 	// Upstreams lists upstreams with options of their own. They come behind those of To.
 	Upstreams []Target `json:"upstreams,omitempty"`
+
+	// Dynamic lists sources of further upstreams, which may change without a reload. Those that the config has come first; one that it has is
+	// not taken from a source a second time. As long as nothing is known of any source, and there are no others, sessions wait for an upstream, for up to ConnectTimeout.
+	Dynamic []json.RawMessage `json:"dynamic,omitempty" caddy:"namespace=layer4.upstreams inline_key=source"`
 
 	// LBPolicy says how the upstream of a session is chosen among those of a tier: `round_robin` (in turn, by weight), `least_conn` (the
 	// one with the fewest living sessions for its weight), `random` (by weight), `random_choose <n>` (of n that are drawn, the one with
@@ -135,6 +140,7 @@ type Handler struct {
 	at      *placement.Finding
 	shownAs *shownAs
 	rosters rosters
+	dynamic dynamic
 	watch   watch
 	from    *relay.Local
 	ports   []portRange // of the listen addresses; nil where no upstream is a range
@@ -196,7 +202,10 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	}
 	h.at, h.shownAs = at, placed.shown
 	handlers.add(h)
-	if err := h.give(upstreams); err != nil {
+	if err := h.dynamic.begin(ctx, h, upstreams, options.Zone, placed.listen); err != nil {
+		return err
+	}
+	if err := h.dynamic.start(h, upstreams); err != nil {
 		return err
 	}
 	if err := h.succession.begin(at, at.Canonical(), placed.listen); err != nil {
@@ -276,6 +285,7 @@ func start(r interface {
 // the new config has an identical handler.
 func (h *Handler) Cleanup() error {
 	handlers.remove(h)
+	h.dynamic.end()
 	h.listensUnix.end()
 	h.succession.end()
 	h.rosters.end()

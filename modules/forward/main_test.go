@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	_ "github.com/caddyserver/caddy/v2/modules/filestorage"
 	_ "github.com/caddyserver/caddy/v2/modules/logging"
 	"github.com/mholt/caddy-l4/layer4"
 	"go.uber.org/goleak"
@@ -24,26 +25,35 @@ import (
 // A config runs throughout, as in a process that is not being stopped. Its access log is kept in memory.
 func TestMain(m *testing.M) {
 	os.Setenv("PORTGATE_TEST_HOST", "127.0.0.1")
+	var err error
+	if storageRoot, err = os.MkdirTemp("", "forward"); err != nil {
+		panic(err)
+	}
 	if err := load(nil); err != nil {
 		panic(err)
 	}
 	code := m.Run()
 	// The event loops stay, once there are some.
-	err := goleak.Find(goleak.IgnoreAnyFunction("github.com/portgate/caddy-portgate/modules/forward/relay.(*loop).run"),
+	err = goleak.Find(goleak.IgnoreAnyFunction("github.com/portgate/caddy-portgate/modules/forward/relay.(*loop).run"),
 		goleak.IgnoreAnyFunction("github.com/portgate/caddy-portgate/modules/forward/relay.followAddresses"))
 	if err != nil && code == 0 {
 		fmt.Println(err)
 		code = 1
 	}
+	os.RemoveAll(storageRoot)
 	os.Exit(code)
 }
+
+// storageRoot is where the storage of all configs is.
+var storageRoot string
 
 type object map[string]any
 
 // load makes Caddy run a config with these apps. Tests that use it are not parallel: there is one running config.
 func load(apps object) error {
 	config, err := json.Marshal(object{
-		"admin": object{"disabled": true, "config": object{"persist": false}},
+		"storage": object{"module": "file_system", "root": storageRoot},
+		"admin":   object{"disabled": true, "config": object{"persist": false}},
 		"logging": object{"logs": object{
 			"default":  object{"writer": object{"output": "discard"}},
 			"sessions": object{"include": []string{"layer4.log.access"}, "writer": object{"output": "test_memory"}, "encoder": object{"format": "json"}},

@@ -177,6 +177,11 @@ func override(limit *time.Duration, option *caddy.Duration) {
 //			proxy_protocol v1|v2 [each|first]|off
 //			tls [off] { ... }
 //		}
+//		dynamic            srv <name> | a <name> <port> | file <path> | url <url> {
+//			refresh      <duration>
+//			resolvers    <address>...
+//			grace_period <duration>
+//		}
 //		lb_policy          round_robin|least_conn|random|random_choose <n>|first|ip_hash|hash <placeholder>
 //		connect_timeout    <duration>
 //		idle_timeout       <duration>
@@ -212,6 +217,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 	err := caddyfile.Unmarshal(d, upstreams,
 		caddyfile.Option{Name: "to", Min: 1, Max: -1, Repeat: true, Set: upstreams},
 		h.upstreamOption(add),
+		h.dynamicOption(),
 		caddyfile.Option{Name: "lb_policy", Min: 1, Max: 2, Set: func(args []string) error {
 			h.LBPolicy = strings.Join(args, " ")
 			_, err := upstream.ParseBalance(h.LBPolicy)
@@ -264,7 +270,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 	if err != nil {
 		return err
 	}
-	if len(h.To)+len(h.Upstreams) == 0 {
+	if len(h.To)+len(h.Upstreams)+len(h.Dynamic) == 0 {
 		return d.Errf("to: %w", errNoUpstream)
 	}
 	if err := h.checkTiers(); err != nil {

@@ -3,6 +3,7 @@ package forward
 import (
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -99,7 +100,16 @@ func TestPresetsStayAsTheyAre(t *testing.T) {
 	}
 }
 
-const optionNames = "to, upstreams, lb_policy, connect_timeout, idle_timeout, half_close_timeout, max_lifetime, timeouts, retries, max_fails, fail_duration, stale, keepalive, max_replies, max_reply_ratio, source, proxy_protocol, drain_timeout, grace_period"
+// optionNames are those of the handler, in their order.
+var optionNames = func() string {
+	var names []string
+	for _, field := range reflect.VisibleFields(reflect.TypeFor[Handler]()) {
+		if name, _, _ := strings.Cut(field.Tag.Get("json"), ","); name != "" {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, ", ")
+}()
 
 func TestJSONErrors(t *testing.T) {
 	t.Parallel()

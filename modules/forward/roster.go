@@ -76,7 +76,7 @@ func (r *roster) end() {
 
 // mayLoop reports whether an upstream may be on this machine. Where none is, sessions need not be tracked.
 func (r *roster) mayLoop() bool {
-	return !r.pool.Fixed() || r.local.AnyLocal(r.pool.EachIP) || r.pool.AnyUnix() && hops.ListensUnix()
+	return !r.pool.Fixed() || r.pool.Len() == 0 || r.local.AnyLocal(r.pool.EachIP) || r.pool.AnyUnix() && hops.ListensUnix()
 }
 
 // count says which upstream a session has now, and counts it there.

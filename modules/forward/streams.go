@@ -45,7 +45,7 @@ func (h *Handler) relay(sess *session.Session, way *way, trip *hops.Trip, client
 			sess.End(ended(result.Reason, result.Connect, result.Err))
 		},
 	}
-	if !way.roster.pool.Fixed() { // else no upstream has two addresses
+	if !way.roster.pool.Fixed() || way.awaits != nil { // else no upstream has two addresses
 		cfg.Another, cfg.Spare = way.Another, spare{h.uncounted.reserve}
 	}
 	if way.roster.means != nil {

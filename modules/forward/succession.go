@@ -41,6 +41,13 @@ func (l *line) add(s *session.Session) bool {
 	return true
 }
 
+func (l *line) has(s *session.Session) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, ok := l.sessions[s]
+	return ok
+}
+
 func (l *line) remove(s *session.Session) {
 	l.mu.Lock()
 	delete(l.sessions, s)
@@ -117,6 +124,19 @@ func (s *succession) of(client net.Conn) (*line, *listeners.Datagrams) {
 		}
 	}
 	return s.own, nil
+}
+
+// has reports whether a session belongs to one of the lines.
+func (s *succession) has(sess *session.Session) bool {
+	if s.alike == nil {
+		return false
+	}
+	for _, ref := range s.alike.Value().refs {
+		if ref.Value().has(sess) {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *succession) end() {

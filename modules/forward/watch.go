@@ -88,7 +88,7 @@ func (e ejectedNow) Collect(to chan<- prometheus.Metric) {
 func (w *watch) begin(ctx caddy.Context, scope *session.Scope, policy upstream.Policy) (err error) {
 	registry := ctx.GetMetricsRegistry()
 	if err := registered.In(registry, func() error {
-		return meter.Register(registry, fails, ejections, ejected, lookups, localErrors, allOut, living)
+		return meter.Register(registry, fails, ejections, ejected, lookups, localErrors, allOut, living, ofSources)
 	}); err != nil {
 		return err
 	}

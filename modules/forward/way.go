@@ -19,12 +19,13 @@ type way struct {
 	h      *Handler
 	sess   *session.Session
 	roster *roster
-	given  net.Addr // by next
+	given  net.Addr        // by next
+	awaits <-chan struct{} // closed when there is an upstream at all; nil where there is
 }
 
 // way begins a session's way through the upstreams of a roster. accepted is its connection as the listener gave it.
 func (h *Handler) way(sess *session.Session, accepted net.Conn, roster *roster) *way {
-	w := &way{h: h, sess: sess, roster: roster}
+	w := &way{h: h, sess: sess, roster: roster, awaits: h.awaits(roster)}
 	roster.pool.Begin(&w.Walk)
 	w.Retries = h.retries
 	if !roster.pool.Fixed() {
@@ -51,8 +52,16 @@ func (w *way) expandedBy(cx *layer4.Connection) *way {
 	return w
 }
 
+// Ready reports whether next will return without waiting. It is called before the first next.
+func (w *way) Ready() bool { return w.awaits == nil && w.Walk.Ready() }
+
 // next implements Next of a relay of streams.
 func (w *way) next(ctx context.Context, failed error) (net.Addr, error) {
+	if w.awaits != nil {
+		if err := w.await(ctx); err != nil {
+			return nil, err
+		}
+	}
 	addr, err := w.Next(ctx, failed)
 	w.given = addr
 	if failed == nil {

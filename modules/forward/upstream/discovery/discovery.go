@@ -25,6 +25,8 @@ type Source interface {
 type Sink interface {
 	// Answer takes a complete answer. The source must not change it afterwards.
 	Answer(Answer)
+	// Same says that the last answer holds still.
+	Same()
 	// Failed says that the source could not answer. What it has answered last stays in use for a while.
 	Failed(error)
 }

@@ -13,13 +13,14 @@ type Keeper struct {
 
 	mu        sync.Mutex
 	answer    Answer
-	known     bool      // there is an answer
-	confirmed time.Time // when it was last given
-	failure   error     // why the last one failed; nil where it did not
-	sought    bool      // what an earlier process knew
-	expired   bool      // the answer is older than the grace period, and the source fails
-	late      *time.Timer // calls restore
-	over      *time.Timer // calls expire
+	known     bool          // there is an answer
+	given     bool          // by the source, in this process
+	confirmed time.Time     // when it was last given
+	failure   error         // why the last one failed; nil where it did not
+	sought    bool          // what an earlier process knew
+	expired   bool          // the answer is older than the grace period, and the source fails
+	late      *time.Timer   // calls restore
+	over      *time.Timer   // calls expire
 	first     chan struct{} // closed when there is an answer
 	followers []*Follower
 
@@ -164,6 +165,16 @@ func (s sink) Answer(a Answer) {
 	s.take(Kept{a, time.Now()})
 }
 
+// Same implements [Sink].
+func (s sink) Same() {
+	s.mu.Lock()
+	kept, given := Kept{s.answer, time.Now()}, s.given
+	s.mu.Unlock()
+	if s.ctx.Err() == nil && given {
+		s.take(kept)
+	}
+}
+
 func (k *Keeper) take(kept Kept) {
 	k.telling.Lock()
 	defer k.telling.Unlock()
@@ -172,7 +183,7 @@ func (k *Keeper) take(kept Kept) {
 	if changed || k.answer.Bad != kept.Bad {
 		k.answer = kept.Answer
 	}
-	k.confirmed, k.failure, k.expired = kept.Confirmed, nil, false
+	k.confirmed, k.failure, k.expired, k.given = kept.Confirmed, nil, false, true
 	if k.over != nil {
 		k.over.Stop()
 		k.over = nil

@@ -23,6 +23,8 @@ func (s scripted) Run(ctx context.Context, to Sink) {
 				to.Answer(step)
 			case error:
 				to.Failed(step)
+			case nil:
+				to.Same()
 			}
 		}
 	}
@@ -153,6 +155,35 @@ func TestKeeperGracePeriod(t *testing.T) {
 		if !k.State().Expired || got.expired != 1 {
 			t.Errorf("%+v after an hour", got)
 		}
+	})
+}
+
+// A source may say that nothing has changed, once it has answered.
+func TestKeeperSame(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		k, report, got := keep(t, time.Hour, &Kept{answer("old:1"), time.Now()})
+		defer k.Close()
+		report(nil)
+		report(errAway)
+		report(nil) // what an earlier process knew is not the source's answer
+		if k.State().Err == nil {
+			t.Error("a failure is over without an answer")
+		}
+		report(answer("a:1"))
+		time.Sleep(time.Hour)
+		report(nil)
+		report(errAway)
+		time.Sleep(59 * time.Minute)
+		synctest.Wait()
+		if state := k.State(); state.Expired || state.Err == nil {
+			t.Errorf("59 minutes after it was confirmed: %+v", state)
+		}
+		report(nil)
+		if state := k.State(); state.Err != nil {
+			t.Errorf("it answers again: %v", state.Err)
+		}
+		want(t, k, got, told{changes: 2, restored: 1, good: 3, failed: 2}, "a:1")
 	})
 }
 

@@ -243,6 +243,7 @@ func TestParseServer(t *testing.T) {
 type reports chan any
 
 func (r reports) Answer(a Answer)  { r <- a }
+func (r reports) Same()            {}
 func (r reports) Failed(err error) { r <- err }
 
 // next runs a source until it has said something.
