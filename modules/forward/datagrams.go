@@ -22,12 +22,14 @@ func (h *Handler) datagrams(
 	sess *session.Session, client net.Conn, told told, trip *hops.Trip, first *way, begin func(*roster) *way,
 ) *relay.PacketRelay {
 	line, counts := h.succession.of(client)
-	next := &datagramUpstreams{h: h, sess: sess, begin: begin, way: first, roster: first.roster}
+	next := &datagramUpstreams{h: h, sess: sess, begin: begin, way: first, roster: first.roster, trials: h.guard.watched().Begin()}
+	first.Trials = next.trials
 	cfg := relay.PacketConfig{
 		Client: client,
 		Next:   next.next,
 		Named:  !first.roster.pool.Fixed() || first.awaits != nil,
-		Attempt: func(addr net.Addr, _ time.Duration, err error) {
+		Attempt: func(addr net.Addr, took time.Duration, err error) {
+			next.tried(addr, took, err)
 			next.current.Load().attempted(h, sess, addr, err)
 		},
 		Track:         trackerOf(trip),
@@ -41,7 +43,8 @@ func (h *Handler) datagrams(
 		Done: func(result relay.PacketResult) {
 			line.remove(sess)
 			trip.End()
-			sess.End(ended(result.Reason, result.Connect, result.Err))
+			next.trials.Over()
+			end(sess, result.Reason, result.Connect, result.Err)
 		},
 	}
 	if told.byVersion == nil {
@@ -73,9 +76,10 @@ var dropReasons = map[relay.Drop]listeners.DropReason{
 // datagramUpstreams picks the upstreams of one session. When all of them have refused datagrams it begins again: they may
 // have come back, or have another address by now. Where something else than a refusal is wrong, it looks the same one up again.
 type datagramUpstreams struct {
-	h     *Handler
-	sess  *session.Session
-	begin func(*roster) *way
+	h      *Handler
+	sess   *session.Session
+	begin  func(*roster) *way
+	trials *upstream.Trials // nil where there is no breaker
 
 	way      *way // nil where roster and position say all that matters of it, as for most sessions
 	roster   *roster
@@ -99,9 +103,20 @@ func (u *datagramUpstream) attempted(h *Handler, sess *session.Session, addr net
 	h.watch.attempted(sess, u.name, addr, err)
 }
 
+// tried has the breaker hear of an attempt. The first reply is the first byte.
+func (u *datagramUpstreams) tried(addr net.Addr, took time.Duration, err error) {
+	if err != nil {
+		u.trials.Failed(addr, took, err)
+		return
+	}
+	u.trials.Connected(addr, took)
+	u.trials.Answered(took)
+}
+
 func (u *datagramUpstreams) next(ctx context.Context, failed error) (net.Addr, error) {
 	if u.way == nil {
 		u.way = u.begin(u.roster)
+		u.way.Trials = u.trials
 		u.way.Resume(u.position)
 	}
 	addr, err := u.goOn(ctx, failed)
@@ -129,7 +144,7 @@ func (u *datagramUpstreams) goOn(ctx context.Context, failed error) (addr net.Ad
 	}
 	if err != nil && hadUpstream {
 		u.way = u.begin(u.h.rosters.now.Load())
-		u.roster, u.way.Renew = u.way.roster, true
+		u.roster, u.way.Renew, u.way.Trials = u.way.roster, true, u.trials
 		addr, err = u.way.Next(ctx, nil)
 		u.h.watch.chosen(u.sess, &u.way.Walk)
 	}

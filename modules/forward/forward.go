@@ -80,6 +80,18 @@ type Handler struct {
 	// that fails, too, the time is doubled, up to 5m. More than 0. Default: 10s.
 	FailDuration *caddy.Duration `json:"fail_duration,omitempty"`
 
+	// MaxEjected is the share of the upstreams that get no sessions at most because they have failed MaxFails times: by number, of those of all tiers
+	// whose weight is not 0, rounded down. The last one that is left is never taken out. From `1%` to `100%`. Default: `50%`.
+	MaxEjected string `json:"max_ejected,omitempty"`
+
+	// Breaker keeps sessions from an upstream at which too many are slow or fail. All handlers with the same options share what they find
+	// out. Default: none.
+	Breaker *Breaker `json:"breaker,omitempty"`
+
+	// SlowStart is how long the share of an upstream grows that comes back: from a tenth to all of it. The policies `first`, `ip_hash` and `hash` have no
+	// shares. Default: 0, it has all of it at once.
+	SlowStart *caddy.Duration `json:"slow_start,omitempty"`
+
 	// Stale is how long the last good answer for a name is used while the name can't be looked up. 0: never; then a session waits
 	// for a lookup unless there was one within the last second. That name servers say there is no such name counts after 30s, or after
 	// Stale if that is shorter. Default: 24h.
@@ -127,6 +139,7 @@ type Handler struct {
 	maxReplyRatio  float64
 	preface        preface
 	special        special
+	guard          guard
 
 	keepAlive    time.Duration
 	stale        time.Duration
@@ -198,6 +211,9 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	}
 	h.uncounted.maxSessions, h.uncounted.reserve = options.MaxSessions, options.ReserveDescriptors
 	if err := h.watch.begin(ctx, h.scope, h.policy); err != nil {
+		return err
+	}
+	if err := h.guard.begin(ctx); err != nil {
 		return err
 	}
 	h.at, h.shownAs = at, placed.shown
@@ -289,6 +305,7 @@ func (h *Handler) Cleanup() error {
 	h.listensUnix.end()
 	h.succession.end()
 	h.rosters.end()
+	h.guard.end()
 	h.watch.end()
 	if h.scope != nil {
 		h.scope.Replaced()

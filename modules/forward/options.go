@@ -89,6 +89,9 @@ func (h *Handler) applyDefaults() error {
 	if err := h.applyMeans(); err != nil {
 		return err
 	}
+	if err := h.applyGuard(); err != nil {
+		return err
+	}
 	h.keepAlive, h.stale = defaultKeepAlive, defaultStale
 	override(&h.stale, h.Stale)
 	override(&h.keepAlive, h.KeepAlive)
@@ -191,6 +194,14 @@ func override(limit *time.Duration, option *caddy.Duration) {
 //		retries            <count>
 //		max_fails          <count>
 //		fail_duration      <duration>
+//		max_ejected        <percent>%
+//		breaker            slow <ratio> <duration>|errors <ratio>|failures <count> {
+//			window       <duration>
+//			min_sessions <count>
+//			open         <duration>
+//			half_open    <count>
+//		}
+//		slow_start         <duration>
 //		stale              <duration>
 //		keepalive          <duration>
 //		max_replies        <count>
@@ -214,11 +225,11 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 		h.To = append(h.To, args...)
 		return add(args)
 	}
-	err := caddyfile.Unmarshal(d, upstreams,
-		caddyfile.Option{Name: "to", Min: 1, Max: -1, Repeat: true, Set: upstreams},
+	options := slices.Concat([]caddyfile.Option{
+		{Name: "to", Min: 1, Max: -1, Repeat: true, Set: upstreams},
 		h.upstreamOption(add),
 		h.dynamicOption(),
-		caddyfile.Option{Name: "lb_policy", Min: 1, Max: 2, Set: func(args []string) error {
+		{Name: "lb_policy", Min: 1, Max: 2, Set: func(args []string) error {
 			h.LBPolicy = strings.Join(args, " ")
 			_, err := upstream.ParseBalance(h.LBPolicy)
 			return err
@@ -242,6 +253,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 			return err
 		}),
 		positive("fail_duration", &h.FailDuration),
+	}, h.guardOptions(), []caddyfile.Option{
 		duration("stale", &h.Stale),
 		duration("keepalive", &h.KeepAlive),
 		value("max_replies", func(arg string) error {
@@ -254,11 +266,11 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 			h.MaxReplyRatio = &ratio
 			return err
 		}),
-		caddyfile.Option{Name: "source", Min: 1, Max: -1, Repeat: true, Set: func(args []string) error {
+		{Name: "source", Min: 1, Max: -1, Repeat: true, Set: func(args []string) error {
 			h.Source = append(h.Source, args...)
 			return checkSourceArgs(args)
 		}},
-		caddyfile.Option{Name: "proxy_protocol", Min: 1, Max: 2, Set: func(args []string) error {
+		{Name: "proxy_protocol", Min: 1, Max: 2, Set: func(args []string) error {
 			h.ProxyProtocol = strings.Join(args, " ")
 			_, err := parsePreface(h.ProxyProtocol)
 			return err
@@ -266,8 +278,8 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 		tlsOption(func() **TLS { return &h.TLS }),
 		duration("drain_timeout", &h.DrainTimeout),
 		duration("grace_period", &h.GracePeriod),
-	)
-	if err != nil {
+	})
+	if err := caddyfile.Unmarshal(d, upstreams, options...); err != nil {
 		return err
 	}
 	if len(h.To)+len(h.Upstreams)+len(h.Dynamic) == 0 {

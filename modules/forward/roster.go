@@ -40,6 +40,7 @@ func (h *Handler) newRoster(upstreams []upstream.Upstream) (r *roster, err error
 	}
 	r.pool = upstream.NewPool(upstreams)
 	r.pool.Balance, r.pool.Failures, r.pool.Shut = h.balance, h.watch.failures(), atRunTime.shut
+	h.guard.set(r.pool)
 	if r.known, err = holdNames(r.pool); err != nil {
 		r.end()
 		return nil, err

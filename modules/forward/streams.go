@@ -24,6 +24,7 @@ var hangups hangup.Watch
 func (h *Handler) relay(sess *session.Session, way *way, trip *hops.Trip, client net.Conn, told told, prefetched []byte) *relay.Relay {
 	countLoops()
 	taken := descriptors.Of(client)
+	way.Trials = h.guard.watched().Begin()
 	cfg := relay.Config{
 		Client:     client,
 		Unwrap:     listeners.Unwrap,
@@ -31,6 +32,7 @@ func (h *Handler) relay(sess *session.Session, way *way, trip *hops.Trip, client
 		Preface:    told.all,
 		Next:       way.next,
 		Attempt:    way.attempted,
+		First:      h.guard.firstOf(way.Trials),
 		Track:      trackerOf(trip),
 		Local:      h.from,
 		Hangup:     hangups.Add,
@@ -42,7 +44,7 @@ func (h *Handler) relay(sess *session.Session, way *way, trip *hops.Trip, client
 		Done: func(result relay.Result) {
 			taken.Release()
 			trip.End()
-			sess.End(ended(result.Reason, result.Connect, result.Err))
+			end(sess, result.Reason, result.Connect, result.Err)
 		},
 	}
 	if !way.roster.pool.Fixed() || way.awaits != nil { // else no upstream has two addresses
@@ -90,8 +92,20 @@ func (m mover) Moved() (up, down int64) {
 	return stats.BytesUp, stats.BytesDown
 }
 
-// reasonNoUpstream is the reason of sessions of which no upstream was tried, because all were drained.
-const reasonNoUpstream = "no_upstream"
+// The reasons of sessions for which no upstream was tried.
+const (
+	reasonNoUpstream  = "no_upstream"  // all are drained
+	reasonBreakerOpen = "breaker_open" // the breakers of all that are left are open
+)
+
+// end ends a session as its relay did.
+func end(sess *session.Session, reason relay.Reason, connect time.Duration, err error) {
+	end := ended(reason, connect, err)
+	if end.Reason == reasonNoUpstream || end.Reason == reasonBreakerOpen {
+		refusals.WithLabelValues(sess.Listener, end.Reason).Inc()
+	}
+	sess.End(end)
+}
 
 // ended says how a session ended, from how its relay did. A relay that was closed while it connected has neither an error nor
 // a connect time.
@@ -110,6 +124,8 @@ func ended(reason relay.Reason, connect time.Duration, err error) session.End {
 		end.Status, end.Err = session.StatusClientGone, nil // an error would say that Next was interrupted
 	case errors.Is(err, upstream.ErrNone):
 		end.Status, end.Reason = session.StatusNoUpstream, reasonNoUpstream
+	case errors.Is(err, upstream.ErrBreakerOpen):
+		end.Status, end.Reason = session.StatusNoUpstream, reasonBreakerOpen
 	case reason == relay.ConnectTimeout:
 		end.Status = session.StatusConnectTimeout
 	case !end.Connected:

@@ -178,4 +178,5 @@ func report(c upstream.Change) {
 		return
 	}
 	log.Info("upstream is back", zap.Duration("was_out", c.For))
+	returns.Address(c.Addr)
 }

@@ -76,7 +76,9 @@ func (w *way) attempted(addr net.Addr, took time.Duration, err error) {
 	name, _ := w.Current()
 	if err != nil {
 		w.sess.DialFailed(name, took)
+		w.Trials.Failed(addr, took, err)
 	} else {
+		w.Trials.Connected(addr, took)
 		if addr != w.given {
 			w.roster.count(w.sess, &w.Walk, addr) // another one was faster
 		}
