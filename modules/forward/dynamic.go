@@ -242,6 +242,7 @@ func (w *way) await(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	next := w.h.way(w.sess, nil, w.h.rosters.now.Load())
+	next.Trials = w.Trials
 	if w.Expand != nil {
 		next.Expand, next.Key, next.Keyed = w.Expand, w.Key, w.Keyed
 	}

@@ -136,6 +136,9 @@ func (a *allOrders) change(name string, to func(order) order) (set order, change
 	if now != nil {
 		next = maps.Clone(*now)
 	}
+	if before.shut() && !set.shut() {
+		returns.Upstream(name)
+	}
 	set.at = time.Now()
 	next[name] = set
 	if set.none() {
