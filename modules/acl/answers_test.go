@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/portgate/caddy-portgate/modules/internal/fetch"
 )
 
 // fetchOnce opens a feed at a real server, and closes it.
@@ -56,9 +58,9 @@ func TestFeedRedirects(t *testing.T) {
 	from, secureFrom := httptest.NewServer(answer), httptest.NewTLSServer(answer)
 	t.Cleanup(from.Close)
 	t.Cleanup(secureFrom.Close)
-	transport := feedTransport()
+	client := fetch.NewClient()
+	transport := client.Transport.(*http.Transport)
 	transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
-	client := &http.Client{Transport: transport, CheckRedirect: feedClient.CheckRedirect}
 	for location, want := range map[string]string{
 		from.URL + "/hops/5":         "",
 		from.URL + "/hops/6":         "expected at most 5 redirects",

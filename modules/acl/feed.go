@@ -17,6 +17,7 @@ import (
 
 	"github.com/portgate/caddy-portgate/modules/acl/ipset"
 	"github.com/portgate/caddy-portgate/modules/internal/degraded"
+	"github.com/portgate/caddy-portgate/modules/internal/fetch"
 )
 
 const (
@@ -27,9 +28,8 @@ const (
 	// firstRetry is the pause after a failure; it doubles with each further one, up to the interval.
 	firstRetry = 5 * time.Second
 	// jitter is the part of a pause that is left to chance, so that many gateways don't ask at the same moment.
-	jitter = 0.2
-	// maxRetryAfter bounds the pause that a server asks for, so that a mistake of it does not end the feed.
-	maxRetryAfter = 24 * time.Hour
+	jitter        = 0.2
+	maxRetryAfter = fetch.MaxRetryAfter
 	// minNoted is the interval from which it is stored when a feed was found unchanged. With a shorter one, it does no harm
 	// to ask again after a restart.
 	minNoted = time.Minute
@@ -164,12 +164,12 @@ func (f *feed) pause(failures int) time.Duration {
 // askedFor is the pause that the server has asked for. One that is asked too often and does not say more is left alone for
 // the interval.
 func (f *feed) askedFor(err error) time.Duration {
-	var answer *answerError
+	var answer *fetch.StatusError
 	if !errors.As(err, &answer) {
 		return 0
 	}
-	asked := answer.retryAfter
-	if asked == 0 && answer.status == http.StatusTooManyRequests {
+	asked := answer.RetryAfter
+	if asked == 0 && answer.Status == http.StatusTooManyRequests {
 		asked = f.interval
 	}
 	return min(asked, maxRetryAfter)

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/certmagic"
+
+	"github.com/portgate/caddy-portgate/modules/internal/fetch"
 )
 
 // pipes is a network without a system: what waits for it waits in the time of a bubble.
@@ -53,9 +55,10 @@ func inBubble(t *testing.T, answer http.HandlerFunc, f func(t *testing.T, client
 		network := &pipes{make(chan net.Conn), make(chan struct{})}
 		server := &http.Server{Handler: answer}
 		go func() { _ = server.Serve(network) }()
-		transport := feedTransport()
+		client := fetch.NewClient()
+		transport := client.Transport.(*http.Transport)
 		transport.DialContext, transport.Proxy = network.dial, nil
-		f(t, &http.Client{Transport: transport, CheckRedirect: checkRedirect})
+		f(t, client)
 		must(t, server.Close())
 		time.Sleep(time.Hour) // until what it was about to send is sent
 	})

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -406,5 +408,65 @@ func TestFileUpstreams(t *testing.T) {
 			}
 			return err
 		})
+	}
+}
+
+// A server that has not changed its list is asked only whether it has, and a server that fails leaves the list.
+func TestURLUpstreams(t *testing.T) {
+	t.Parallel()
+	a, b := named(t, "127.0.0.1:0", "a"), named(t, "127.0.0.1:0", "b")
+	var list atomic.Value
+	var sent, unchanged, failed atomic.Int32
+	list.Store(a)
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		now := list.Load().(string)
+		switch tag := fmt.Sprintf("%q", now); {
+		case now == "":
+			failed.Add(1)
+			w.WriteHeader(http.StatusInternalServerError)
+		case r.Header.Get("If-None-Match") == tag:
+			unchanged.Add(1)
+			w.WriteHeader(http.StatusNotModified)
+		default:
+			sent.Add(1)
+			w.Header().Set("ETag", tag)
+			_, _ = io.WriteString(w, now)
+		}
+	}))
+	t.Cleanup(web.Close)
+	h, _, _ := provision(t, fmt.Sprintf(`{"dynamic": [{"source": "url", "url": "%s/list?key=secret", "refresh": "1s"}]}`, web.URL))
+	until := func(is func() bool) {
+		t.Helper()
+		eventually(t, func() error {
+			if !is() {
+				return fmt.Errorf("%d sent, %d unchanged, %d failed", sent.Load(), unchanged.Load(), failed.Load())
+			}
+			return nil
+		})
+	}
+	answers := func() string {
+		conn, accepted := connect(t)
+		handle(t, h, accepted)
+		got := make([]byte, 1)
+		_, _ = io.ReadFull(conn, got)
+		finish(t, conn)
+		return string(got)
+	}
+	if got := answers(); got != "a" {
+		t.Errorf("got %q", got)
+	}
+	until(func() bool { return unchanged.Load() >= 1 })
+	list.Store("")
+	until(func() bool { return failed.Load() >= 2 })
+	if got := answers(); got != "a" {
+		t.Errorf("the server fails: %q", got)
+	}
+	list.Store(`["` + b + `", "unix//run/db.sock"]`)
+	until(func() bool { return answers() == "b" })
+	if n := sent.Load(); n != 2 {
+		t.Errorf("sent %d times", n)
+	}
+	if name := h.dynamic.sources[0].ref.Value().name; name != "url "+web.URL+"/list" {
+		t.Errorf("called %s", name)
 	}
 }

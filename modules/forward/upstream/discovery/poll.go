@@ -2,6 +2,7 @@ package discovery
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"time"
 )
@@ -17,9 +18,12 @@ const (
 	jitter = 0.1
 )
 
+// ErrSame says that the last answer holds still.
+var ErrSame = errors.New("nothing has changed")
+
 // Poll asks for answers until ctx ends. After an answer it pauses for the time that ask returns, which is between [MinRefresh] and refresh;
 // zero: for refresh. After a failure it pauses for a second, and twice as long with each further one, up to refresh, or for the time that ask
-// returns, up to an hour.
+// returns, up to an hour. [ErrSame] is no failure.
 func Poll(ctx context.Context, to Sink, refresh time.Duration, ask func(context.Context) (Answer, time.Duration, error)) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -28,10 +32,14 @@ func Poll(ctx context.Context, to Sink, refresh time.Duration, ask func(context.
 		if ctx.Err() != nil {
 			return
 		}
-		if err != nil {
+		switch {
+		case errors.Is(err, ErrSame):
+			failures = 0
+			to.Same()
+		case err != nil:
 			failures++
 			to.Failed(err)
-		} else {
+		default:
 			failures = 0
 			to.Answer(answer)
 		}
