@@ -2,6 +2,7 @@ package forward
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"testing"
@@ -162,4 +163,43 @@ func TestConcurrentReloadsCountOnce(t *testing.T) {
 		finish(t, client)
 	}
 	expectLiving(t, "after all", []string{upstream}, 0)
+}
+
+// The series of an upstream that a handler does not have any more go, though its config goes on: when the last of its sessions has ended, and half
+// a minute is over. Those of an upstream that stays go on.
+func TestSeriesOfUpstreamsThatGo(t *testing.T) {
+	t.Parallel()
+	stays, goes := named(t, "127.0.0.1:0", "S"), named(t, "127.0.0.1:0", "G")
+	h := forwardTo(t, stays, goes)
+	k := kind{"detachable", detachable}
+	var clients []*net.TCPConn
+	for range 2 {
+		client := k.client(t, h)
+		_, _ = io.ReadFull(client, make([]byte, 1))
+		clients = append(clients, client)
+	}
+	upstreams, now := h.rosters.now.Load().given(), valuesOf(t, goes)
+	if len(now) == 0 || upstreams[0].Name != stays {
+		t.Fatalf("series %v of %s", now, upstreams[0].Name)
+	}
+	if err := h.give(upstreams[:1]); err != nil {
+		t.Fatal(err)
+	}
+	expectLiving(t, "without the upstream", []string{stays, goes}, 1, 1)
+	for _, client := range clients {
+		finish(t, client)
+	}
+	expectLiving(t, "after the sessions", []string{stays, goes}, 0, -1)
+	eventually(t, func() error {
+		if left := valuesOf(t, goes); len(left) > 0 {
+			return fmt.Errorf("left: %v", left)
+		}
+		return nil
+	})
+	if len(valuesOf(t, stays)) == 0 {
+		t.Error("the series of the upstream that stays have gone")
+	}
+	client := k.client(t, h)
+	read(t, client, "S")
+	finish(t, client)
 }

@@ -210,7 +210,7 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 		return err
 	}
 	h.uncounted.maxSessions, h.uncounted.reserve = options.MaxSessions, options.ReserveDescriptors
-	if err := h.watch.begin(ctx, h.scope, h.policy); err != nil {
+	if err := h.watch.begin(ctx, h.policy); err != nil {
 		return err
 	}
 	if err := h.guard.begin(ctx); err != nil {

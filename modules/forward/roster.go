@@ -34,8 +34,8 @@ func (h *Handler) newRoster(upstreams []upstream.Upstream) (r *roster, err error
 	r.configured = r.orders.judge(upstreams)
 	for i := range upstreams {
 		u := &upstreams[i]
-		h.watch.series(u.Name) // begin at 0
 		r.counts[i] = counts.Hold(u.Name)
+		h.watch.series(u.Name) // begin at 0
 		r.named[i].name, u.Living = u.Name, r.counts[i].Living()
 	}
 	r.pool = upstream.NewPool(upstreams)

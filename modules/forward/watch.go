@@ -20,7 +20,6 @@ import (
 // watch is a handler's share in what is known of its upstreams.
 type watch struct {
 	memory *state.Ref[remembered] // nil where nothing is remembered
-	scope  *session.Scope         // holds the series
 	outs   outs
 }
 
@@ -59,7 +58,10 @@ func init() { meter.Forget("upstream", func(name string) { shown.Delete(name) })
 
 // series returns the counters of an upstream. They are looked up each time, because they may have gone since the config ended.
 func (w *watch) series(name string) (failed, takenOut prometheus.Counter) {
-	w.scope.Hold("upstream", name)
+	if !counts.Has(name) { // a session that has begun long ago tries it: the series go soon
+		meter.Hold("upstream", name)
+		defer meter.Release("upstream", name)
+	}
 	shown.LoadOrStore(name, nil)
 	return fails.WithLabelValues(name), ejections.WithLabelValues(name)
 }
@@ -85,14 +87,13 @@ func (e ejectedNow) Collect(to chan<- prometheus.Metric) {
 }
 
 // begin is called in Provision. After an error end releases what there is.
-func (w *watch) begin(ctx caddy.Context, scope *session.Scope, policy upstream.Policy) (err error) {
+func (w *watch) begin(ctx caddy.Context, policy upstream.Policy) (err error) {
 	registry := ctx.GetMetricsRegistry()
 	if err := registered.In(registry, func() error {
-		return meter.Register(registry, fails, ejections, ejected, lookups, localErrors, allOut, living, ofSources)
+		return meter.Register(registry, fails, ejections, ejected, lookups, localErrors, allOut, living, drained, ofSources)
 	}); err != nil {
 		return err
 	}
-	w.scope = scope
 	if policy.MaxFails > 0 {
 		w.memory, err = memories.Acquire(policy, func() (remembered, error) {
 			return remembered{upstream.NewFailures(policy, time.Now, report)}, nil

@@ -215,9 +215,10 @@ func TestSeriesOfSessionsThatOutliveTheirConfig(t *testing.T) {
 			t.Fatal(err)
 		}
 		var w watch
-		if err := w.begin(ctx, scope, upstream.Policy{MaxFails: 2, FailDuration: 48 * time.Hour}); err != nil {
+		if err := w.begin(ctx, upstream.Policy{MaxFails: 2, FailDuration: 48 * time.Hour}); err != nil {
 			t.Fatal(err)
 		}
+		count := counts.Hold(name)
 		w.series(name)
 		begin := func() (sess *session.Session, end func()) {
 			conn, peer := net.Pipe()
@@ -240,6 +241,7 @@ func TestSeriesOfSessionsThatOutliveTheirConfig(t *testing.T) {
 		}
 		expect("before a session", counted(0, 0, 0))
 		sess, end := begin()
+		sess.SetUpstream(name, nil, count)
 		w.unresolved(sess, name)
 		expect("in the config", counted(1, 0, 0))
 		kept, err := memories.Acquire(upstream.Policy{MaxFails: 2, FailDuration: 48 * time.Hour}, nil) // as the next config does
@@ -248,6 +250,7 @@ func TestSeriesOfSessionsThatOutliveTheirConfig(t *testing.T) {
 		}
 		unload()
 		w.end()
+		count.Release()
 		time.Sleep(10 * time.Minute)
 		for range 2 {
 			w.attempted(sess, name, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1}, errors.New("refused"))

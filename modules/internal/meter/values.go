@@ -186,6 +186,12 @@ func hasAny(labels prometheus.Labels, values map[labelValue]*departure) bool {
 	return false
 }
 
+// Hold holds one value of a label, until Release. It is for whoever counts by himself what needs the series; see [Values] for a set of them.
+func Hold(label, value string) { swept.hold(labelValue{label, value}) }
+
+// Release is called once for each Hold.
+func Release(label, value string) { swept.release(map[labelValue]struct{}{{label, value}: {}}) }
+
 // Values are the label values that somebody uses, such as a handler whose config or sessions live. Their series stay for as
 // long as he holds them. A series that is used while nobody holds all of its values may never go, so hold them first. The
 // zero value is ready to use.

@@ -195,7 +195,7 @@ type Count = state.Tally[string]
 
 // SetUpstream says which upstream is tried from now on: as it is configured, which makes a metrics label, and
 // its address, nil if there is none. The session is counted among those of the upstream, until it has another one or ends. count may
-// be nil.
+// be nil. Whoever has the counts keeps the series of the upstream for as long as one of them counts anything.
 func (s *Session) SetUpstream(label string, addr net.Addr, count *Count) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -211,7 +211,9 @@ func (s *Session) SetUpstream(label string, addr net.Addr, count *Count) {
 	if s.label != label || s.up.total == nil {
 		s.countLocked() // for the one before
 		s.label = label
-		s.scope.values.Hold("upstream", label)
+		if count == nil { // else its series stay as long as something is counted
+			s.scope.values.Hold("upstream", label)
+		}
 		s.up.total, s.down.total = s.scope.metrics.traffic(s.Listener, label)
 	}
 	s.upstream = addr

@@ -9,6 +9,10 @@ import (
 // Tallies count what lives, such as sessions, by keys. A tally is there as long as a config holds it or anything lives that it counts, so a
 // reload resets none, and neither does one that leaves a key out while its sessions go on. The zero value is ready to use.
 type Tallies[K comparable] struct {
+	// Begun is called when there is a tally of a key, and Over when there is none any more: in turns for each key. They are set before the first Hold,
+	// and must not use the tallies. Nil: nobody wants to know.
+	Begun, Over func(key K)
+
 	mu  sync.Mutex
 	all map[K]*Tally[K]
 }
@@ -40,6 +44,9 @@ func (t *Tallies[K]) add(c *Tally[K]) {
 		t.all = make(map[K]*Tally[K])
 	}
 	t.all[c.key] = c
+	if t.Begun != nil {
+		t.Begun(c.key)
+	}
 }
 
 // Each calls f with what lives of every key. f must not use the tallies.
@@ -49,6 +56,13 @@ func (t *Tallies[K]) Each(f func(key K, living int64)) {
 	for key, c := range t.all {
 		f(key, c.living.Load())
 	}
+}
+
+// Has reports whether there is a tally of a key.
+func (t *Tallies[K]) Has(key K) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.all[key] != nil
 }
 
 // Held reports whether a config holds the tally of a key.
@@ -188,5 +202,8 @@ func (c *Tally[K]) tidy() {
 	defer t.mu.Unlock()
 	if c.held.Load() == 0 && c.living.Load() == 0 && t.all[c.key] == c {
 		delete(t.all, c.key)
+		if t.Over != nil {
+			t.Over(c.key)
+		}
 	}
 }

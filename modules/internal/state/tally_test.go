@@ -167,3 +167,41 @@ func TestTallyBelowOfALateSession(t *testing.T) {
 		t.Errorf("left: %v", got)
 	}
 }
+
+// Whoever needs to know is told in turns that there is a tally of a key and that there is none, however configs and sessions come and go.
+func TestTalliesTell(t *testing.T) {
+	t.Parallel()
+	there := make(map[string]int) // guarded by the tallies
+	tell := func(by int) func(string) {
+		return func(key string) {
+			if there[key] += by; there[key] < 0 || there[key] > 1 {
+				t.Errorf("%s is there %d times", key, there[key])
+			}
+		}
+	}
+	all := Tallies[string]{Begun: tell(1), Over: tell(-1)}
+	lasting := all.Hold("b")
+	if there["b"] != 1 || there["a"] != 0 || !all.Has("b") || all.Has("a") {
+		t.Errorf("there are %v", there)
+	}
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 1000 {
+				c := all.Hold("a")
+				one := c.Begin()
+				c.Release()
+				one.End()
+				c.Begin().End()
+			}
+		})
+	}
+	wg.Wait()
+	if there["a"] != 0 || there["b"] != 1 {
+		t.Errorf("there are %v", there)
+	}
+	lasting.Release()
+	if there["b"] != 0 || all.Has("b") {
+		t.Errorf("left: %v", there)
+	}
+}
