@@ -123,6 +123,8 @@ func TestDrain(t *testing.T) {
 				t.Errorf("it is %+v", got)
 			}
 			answered := time.Now()
+			must(t, equal(p.Metrics(), "caddy_portgate_upstream_drained", 1, label("upstream", a)))
+			must(t, equal(p.Metrics(), "caddy_portgate_upstream_drained", 0, label("upstream", b)))
 			v.more(t, 50)
 			last := time.Unix(0, v.atA.Load())
 			if last.After(answered) {
