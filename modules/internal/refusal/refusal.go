@@ -160,6 +160,9 @@ func (h *Held) Close(string) { go h.release() }
 // LastActive is when the session began.
 func (h *Held) LastActive() time.Time { return h.session.Begun() }
 
+// Refuses implements session.Refusing.
+func (h *Held) Refuses() {}
+
 // Moved is always 0: what a refused client sends and gets does not count as traffic.
 func (h *Held) Moved() (up, down int64) { return 0, 0 }
 

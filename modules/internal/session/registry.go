@@ -93,6 +93,22 @@ func (r *registry) list() (all []*Session) {
 	return all
 }
 
+// find returns the living session with an ID, nil where there is none.
+func (r *registry) find(id ID) *Session {
+	sh := &r.shards[uint64(id)%uint64(len(r.shards))]
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	for s := range sh.sessions {
+		if s.ID == id {
+			return s
+		}
+	}
+	return nil
+}
+
+// Living returns the session with an ID that has begun and not ended, nil where there is none.
+func Living(id ID) *Session { return living.find(id) }
+
 // EachLiving calls f with the sessions that have begun and not ended.
 func EachLiving(f func(*Session)) { living.each(f) }
 

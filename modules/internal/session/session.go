@@ -37,6 +37,7 @@ const (
 
 // The reasons that do not come from the relay.
 const (
+	ReasonAdminClosed  = "admin_closed"
 	ReasonDenied       = "denied"
 	ReasonDrain        = "drain"
 	ReasonLimited      = "limited"
@@ -92,6 +93,8 @@ type Session struct {
 	up, down traffic
 	ended    bool // from then on nothing here changes
 	indexed  bool // guarded by the registry
+
+	connected microseconds // from when a handler took the connection until it had an upstream; 0 before, and where nobody tells
 
 	datagramsUp, datagramsDown int64 // as counted last
 }
@@ -279,7 +282,7 @@ func (s *Session) Dialed(took time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.ended {
-		s.dialed = took
+		s.dialed, s.connected = took, sinceInMicroseconds(s.Begun())
 	}
 }
 
@@ -391,9 +394,4 @@ func (s *Session) finish() bool {
 }
 
 // upstreamAddr returns the address that was connected to, or tried last.
-func (s *Session) upstreamAddr() string {
-	if s.upstream == nil {
-		return s.label
-	}
-	return s.upstream.String()
-}
+func (s *Session) upstreamAddr() string { return addressOr(s.upstream, s.label) }
