@@ -7,6 +7,7 @@ import (
 	_ "github.com/mholt/caddy-l4"
 
 	_ "github.com/portgate/caddy-portgate/modules/acl"
+	_ "github.com/portgate/caddy-portgate/modules/admin"
 	_ "github.com/portgate/caddy-portgate/modules/forward"
 	_ "github.com/portgate/caddy-portgate/modules/logging"
 	_ "github.com/portgate/caddy-portgate/modules/network"
