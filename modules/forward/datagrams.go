@@ -136,8 +136,11 @@ func (u *datagramUpstreams) goOn(ctx context.Context, failed error) (addr net.Ad
 	hadUpstream, moved := trouble(failed)
 	if moved {
 		addr, err = u.way.Again(ctx)
-	} else {
+	} else if hadUpstream {
 		addr, err = u.way.Next(ctx, failed)
+	} else {
+		addr, err = u.way.find(ctx, failed)
+		u.roster = u.way.roster
 	}
 	if failed == nil {
 		u.h.watch.chosen(u.sess, &u.way.Walk)

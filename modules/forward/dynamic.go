@@ -241,12 +241,8 @@ func (w *way) await(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	next := w.h.way(w.sess, nil, w.h.rosters.now.Load())
-	next.Trials = w.Trials
-	if w.Expand != nil {
-		next.Expand, next.Key, next.Keyed = w.Expand, w.Key, w.Keyed
-	}
-	*w = *next
+	w.awaits = nil
+	w.follow(w.h.rosters.now.Load())
 	return nil
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 	"github.com/portgate/caddy-portgate/modules/internal/placement"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
+	"github.com/portgate/caddy-portgate/modules/internal/state"
 )
 
 func init() {
@@ -70,6 +71,18 @@ type Handler struct {
 	// Retries is how many further upstreams are tried when one can't be reached, none twice.
 	// From 0 to 100. Default: 2.
 	Retries *int `json:"retries,omitempty"`
+
+	// LBTryDuration is how long a session goes on trying upstreams when none could be reached: all of them again from the start, also those that
+	// it has tried. An attempt that has begun in time is not cut short. 0: its client is reset. Default: 0.
+	LBTryDuration *caddy.Duration `json:"lb_try_duration,omitempty"`
+
+	// LBTryInterval is how long it waits before each further round. More than 0. It needs LBTryDuration. Default: 250ms.
+	LBTryInterval *caddy.Duration `json:"lb_try_interval,omitempty"`
+
+	// Queue has sessions wait while every upstream that is not out has as many as its MaxConnections. It needs one upstream at least that
+	// has such a limit. Handlers that are alike share a queue, and a config that has the same handler goes on with it. Default: none,
+	// sessions are refused then.
+	Queue *Queue `json:"queue,omitempty"`
 
 	// MaxFails is how many attempts to reach an upstream have to fail within FailDuration, until sessions try all others before
 	// it. For UDP an attempt has failed when the upstream refuses a datagram. What has failed is known to all handlers with
@@ -149,15 +162,19 @@ type Handler struct {
 	drainTimeout time.Duration
 	gracePeriod  time.Duration
 	uncounted    uncounted
+	tryDuration  time.Duration
+	tryInterval  time.Duration
 
-	at      *placement.Finding
-	shownAs *shownAs
-	rosters rosters
-	dynamic dynamic
-	watch   watch
-	from    *relay.Local
-	ports   []portRange // of the listen addresses; nil where no upstream is a range
-	scope   *session.Scope
+	at       *placement.Finding
+	shownAs  *shownAs
+	rosters  rosters
+	queue    *queue // nil where nobody waits
+	queueRef *state.Ref[*queue]
+	dynamic  dynamic
+	watch    watch
+	from     *relay.Local
+	ports    []portRange // of the listen addresses; nil where no upstream is a range
+	scope    *session.Scope
 
 	succession  succession
 	listensUnix listensUnix
@@ -218,6 +235,9 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	}
 	h.at, h.shownAs = at, placed.shown
 	handlers.add(h)
+	if err := h.beginQueue(at.Canonical(), upstreams); err != nil {
+		return err
+	}
 	if err := h.dynamic.begin(ctx, h, upstreams, options.Zone, placed.listen); err != nil {
 		return err
 	}
@@ -290,7 +310,7 @@ func start(r interface {
 	Start()
 }, way *way,
 ) {
-	if way.Ready() {
+	if way.ready() {
 		r.Start()
 	} else {
 		go r.Run()
@@ -306,6 +326,7 @@ func (h *Handler) Cleanup() error {
 	h.succession.end()
 	h.rosters.end()
 	h.guard.end()
+	_ = h.queueRef.Release()
 	h.watch.end()
 	if h.scope != nil {
 		h.scope.Replaced()

@@ -2,6 +2,7 @@ package forward
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -81,6 +82,9 @@ func (h *Handler) applyDefaults() error {
 		return err
 	}
 	if err := h.applyBalance(); err != nil {
+		return err
+	}
+	if err := h.applyWait(); err != nil {
 		return err
 	}
 	if err := h.applyProxyProtocol(); err != nil {
@@ -174,6 +178,7 @@ func override(limit *time.Duration, option *caddy.Duration) {
 //		to                 <upstream>...
 //		upstream           <address> {
 //			weight   <number>
+//			max_connections <count>
 //			priority <tier>
 //			backup
 //			zone     <name>
@@ -192,6 +197,9 @@ func override(limit *time.Duration, option *caddy.Duration) {
 //		max_lifetime       <duration>
 //		timeouts           strict
 //		retries            <count>
+//		lb_try_duration    <duration>
+//		lb_try_interval    <duration>
+//		queue              <count> <duration>
 //		max_fails          <count>
 //		fail_duration      <duration>
 //		max_ejected        <percent>%
@@ -253,7 +261,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 			return err
 		}),
 		positive("fail_duration", &h.FailDuration),
-	}, h.guardOptions(), []caddyfile.Option{
+	}, h.guardOptions(), h.waitOptions(), []caddyfile.Option{
 		duration("stale", &h.Stale),
 		duration("keepalive", &h.KeepAlive),
 		value("max_replies", func(arg string) error {
@@ -285,7 +293,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 	if len(h.To)+len(h.Upstreams)+len(h.Dynamic) == 0 {
 		return d.Errf("to: %w", errNoUpstream)
 	}
-	if err := h.checkTiers(); err != nil {
+	if err := errors.Join(h.checkTiers(), h.checkWait()); err != nil {
 		return d.WrapErr(err)
 	}
 	if err := h.applyMeans(); err != nil {

@@ -80,11 +80,11 @@ func (r *roster) mayLoop() bool {
 	return !r.pool.Fixed() || r.pool.Len() == 0 || r.local.AnyLocal(r.pool.EachIP) || r.pool.AnyUnix() && hops.ListensUnix()
 }
 
-// count says which upstream a session has now, and counts it there.
+// count says which upstream a session has now, and counts it there. One that has found no address is about to end, and counts nowhere.
 func (r *roster) count(sess *session.Session, walk *upstream.Walk, addr net.Addr) {
 	name, _ := walk.Current()
 	var count *session.Count
-	if position := walk.Position(); position >= 0 {
+	if position := walk.Position(); position >= 0 && addr != nil {
 		count = r.counts[position]
 	}
 	sess.SetUpstream(name, addr, count)
@@ -112,11 +112,13 @@ type rosters struct {
 
 // give has new sessions go to these upstreams, which the config has or which were discovered. After Cleanup it does nothing.
 func (h *Handler) give(upstreams []upstream.Upstream) error {
+	defer h.look()
 	return h.rosters.change(func(*roster) (*roster, error) { return h.newRoster(upstreams) })
 }
 
 // judge has new sessions go by what was set at run time. It does nothing where they do already.
 func (h *Handler) judge() error {
+	defer h.look()
 	return h.rosters.change(func(now *roster) (*roster, error) {
 		if now == nil || now.orders == atRunTime.now.Load() {
 			return now, nil

@@ -54,6 +54,9 @@ func (h *Handler) relay(sess *session.Session, way *way, trip *hops.Trip, client
 		cfg.Way, cfg.Wraps = func() relay.Way { return way.how(told) }, h.special.tls
 	}
 	r := relay.New(cfg)
+	if way.wait != nil {
+		way.wait.notice = r.ClientWaits
+	}
 	sess.SetMover(mover{r})
 	return r
 }
@@ -94,14 +97,15 @@ func (m mover) Moved() (up, down int64) {
 
 // The reasons of sessions for which no upstream was tried.
 const (
-	reasonNoUpstream  = "no_upstream"  // all are drained
+	reasonNoUpstream  = "no_upstream"  // all are drained, or full and there is no queue
 	reasonBreakerOpen = "breaker_open" // the breakers of all that are left are open
 )
 
 // end ends a session as its relay did.
 func end(sess *session.Session, reason relay.Reason, connect time.Duration, err error) {
 	end := ended(reason, connect, err)
-	if end.Reason == reasonNoUpstream || end.Reason == reasonBreakerOpen {
+	switch end.Reason {
+	case reasonNoUpstream, reasonBreakerOpen, reasonQueueFull, reasonQueueTimeout:
 		refusals.WithLabelValues(sess.Listener, end.Reason).Inc()
 	}
 	sess.End(end)
@@ -122,6 +126,12 @@ func ended(reason relay.Reason, connect time.Duration, err error) session.End {
 		end.Status = session.StatusLoop
 	case !end.Connected && (reason == relay.ClientReset || reason == relay.ClientFIN):
 		end.Status, end.Err = session.StatusClientGone, nil // an error would say that Next was interrupted
+	case errors.Is(err, upstream.ErrQueueFull):
+		end.Status, end.Reason = session.StatusBusy, reasonQueueFull
+	case errors.Is(err, upstream.ErrQueueTimeout):
+		end.Status, end.Reason = session.StatusBusy, reasonQueueTimeout
+	case errors.Is(err, upstream.ErrFull):
+		end.Status, end.Reason = session.StatusBusy, reasonNoUpstream
 	case errors.Is(err, upstream.ErrNone):
 		end.Status, end.Reason = session.StatusNoUpstream, reasonNoUpstream
 	case errors.Is(err, upstream.ErrBreakerOpen):

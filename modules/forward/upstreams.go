@@ -23,6 +23,10 @@ type Target struct {
 	// it has go on. From 0 to 65535. Default: 1.
 	Weight *int `json:"weight,omitempty"`
 
+	// MaxConnections is how many sessions it has at once: of all handlers and configs that name it in the same way, those that still connect to it
+	// included. It gets none while there are as many. From 0 to 1000000000. 0: no limit. Default: 0.
+	MaxConnections *int `json:"max_connections,omitempty"`
+
 	// Priority is its tier. The first one, 0, takes all sessions as long as 1.4 times the share of it that is not out reaches 1. What is
 	// missing goes to the next. Tiers are numbered without a gap. From 0 to 100. Default: 0.
 	Priority *int `json:"priority,omitempty"`
@@ -54,6 +58,12 @@ func (t *Target) set(u *upstream.Upstream, zone string) error {
 			return fmt.Errorf(`weight: "%d": expected a whole number from 0 to %d`, *t.Weight, upstream.MaxWeight)
 		}
 		u.Weight, u.Drained = *t.Weight, *t.Weight == 0
+	}
+	if t.MaxConnections != nil {
+		if *t.MaxConnections < 0 || *t.MaxConnections > upstream.MaxSessions {
+			return fmt.Errorf(`max_connections: "%d": expected a whole number from 0 to %d`, *t.MaxConnections, upstream.MaxSessions)
+		}
+		u.MaxSessions = int64(*t.MaxConnections)
 	}
 	if t.Backup {
 		u.Priority = 1
@@ -89,6 +99,7 @@ func (h *Handler) upstreamOption(add func(names []string) error) caddyfile.Optio
 		},
 		Block: []caddyfile.Option{
 			count("weight", upstream.MaxWeight, func(t *Target) **int { return &t.Weight }),
+			count("max_connections", upstream.MaxSessions, func(t *Target) **int { return &t.MaxConnections }),
 			count("priority", upstream.MaxPriority, func(t *Target) **int { return &t.Priority }),
 			{Name: "backup", Set: func([]string) error {
 				last().Backup = true

@@ -21,17 +21,17 @@ type way struct {
 	roster *roster
 	given  net.Addr        // by next
 	awaits <-chan struct{} // closed when there is an upstream at all; nil where there is
+	wait   *waiting        // nil where the session does not wait until one may have it
 }
 
 // way begins a session's way through the upstreams of a roster. accepted is its connection as the listener gave it.
 func (h *Handler) way(sess *session.Session, accepted net.Conn, roster *roster) *way {
-	w := &way{h: h, sess: sess, roster: roster, awaits: h.awaits(roster)}
-	roster.pool.Begin(&w.Walk)
-	w.Retries = h.retries
-	if !roster.pool.Fixed() {
-		w.Unresolved = func(name string, _ error) { h.watch.unresolved(sess, name) }
-		w.LookupTimeout, w.Stale = h.limits.Connect, h.stale
+	w := &way{h: h, sess: sess, awaits: h.awaits(roster)}
+	w.follow(roster)
+	if h.queue != nil || h.tryDuration > 0 {
+		w.wait = &waiting{way: w}
 	}
+	w.Retries = h.retries
 	w.Datagrams = gate.Datagrams(sess.Network)
 	if h.ports != nil {
 		w.Offset = offset(accepted, h.ports)
@@ -40,6 +40,19 @@ func (h *Handler) way(sess *session.Session, accepted net.Conn, roster *roster) 
 		w.Key, w.Keyed = upstream.HashIP(sess.Client.Addr()), true
 	}
 	return w
+}
+
+// follow has the way go through the upstreams of a roster, from the start.
+func (w *way) follow(roster *roster) {
+	w.roster = roster
+	w.Restart(roster.pool)
+	if !roster.pool.Fixed() && w.Unresolved == nil {
+		w.Unresolved = func(name string, _ error) { w.h.watch.unresolved(w.sess, name) }
+		w.LookupTimeout, w.Stale = w.h.limits.Connect, w.h.stale
+	}
+	if roster.pool.Limited() && w.Reserve == nil {
+		w.Reserve = func(position int, most int64) bool { return w.sess.Reserve(w.roster.counts[position], most) }
+	}
 }
 
 // expandedBy has the placeholders of a connection stand for what they are there.
@@ -52,17 +65,12 @@ func (w *way) expandedBy(cx *layer4.Connection) *way {
 	return w
 }
 
-// Ready reports whether next will return without waiting. It is called before the first next.
+// Ready is that of the walk, where there is an upstream at all.
 func (w *way) Ready() bool { return w.awaits == nil && w.Walk.Ready() }
 
 // next implements Next of a relay of streams.
 func (w *way) next(ctx context.Context, failed error) (net.Addr, error) {
-	if w.awaits != nil {
-		if err := w.await(ctx); err != nil {
-			return nil, err
-		}
-	}
-	addr, err := w.Next(ctx, failed)
+	addr, err := w.find(ctx, failed)
 	w.given = addr
 	if failed == nil {
 		w.h.watch.chosen(w.sess, &w.Walk)

@@ -26,7 +26,7 @@ func (w *Walk) Claim() bool {
 	return !w.full
 }
 
-// Restart begins the walk anew, in a pool that may be another one. What the caller has set stays.
+// Restart begins a walk, also one that has begun in this pool or in another one. What the caller has set stays.
 func (w *Walk) Restart(p *Pool) {
 	w.pool, w.choice, w.named, w.current, w.source, w.addrs, w.last = p, choice{}, nil, nil, Source{}, nil, nil
 	w.tried, w.fresh, w.refused, w.full = 0, false, false, false

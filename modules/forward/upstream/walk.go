@@ -66,9 +66,6 @@ type candidate struct {
 // Walk begins a session's way. The caller sets the exported fields.
 func (p *Pool) Walk() *Walk { return &Walk{pool: p} }
 
-// Begin is Walk for a walk that is part of something else. It must be zero.
-func (p *Pool) Begin(w *Walk) { w.pool = p }
-
 // Current returns the upstream that is being tried, and its address that Next gave last. There is none
 // where it could not be resolved.
 func (w *Walk) Current() (name string, addr net.Addr) {

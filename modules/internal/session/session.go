@@ -31,6 +31,7 @@ const (
 	StatusClientGone     = 499 // as nginx's HTTP module has it
 	StatusInternal       = 500
 	StatusNoUpstream     = 502
+	StatusBusy           = 503
 	StatusConnectTimeout = 504
 	StatusLoop           = 508
 )
