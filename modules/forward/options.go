@@ -255,13 +255,14 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 			h.Retries = &n
 			return err
 		}),
+	}, h.waitOptions(), []caddyfile.Option{
 		value("max_fails", func(arg string) error {
 			n, err := caddyfile.ParseCount(arg, 0, maxMaxFails)
 			h.MaxFails = &n
 			return err
 		}),
 		positive("fail_duration", &h.FailDuration),
-	}, h.guardOptions(), h.waitOptions(), []caddyfile.Option{
+	}, h.guardOptions(), []caddyfile.Option{
 		duration("stale", &h.Stale),
 		duration("keepalive", &h.KeepAlive),
 		value("max_replies", func(arg string) error {

@@ -37,6 +37,8 @@ var (
 // waitOptions are the options of a Caddyfile that have sessions wait.
 func (h *Handler) waitOptions() []caddyfile.Option {
 	return []caddyfile.Option{
+		duration("lb_try_duration", &h.LBTryDuration),
+		positive("lb_try_interval", &h.LBTryInterval),
 		{Name: "queue", Min: 2, Max: 2, Set: func(args []string) error {
 			n, err := caddyfile.ParseCount(args[0], 1, upstream.MaxQueue)
 			if err != nil {
@@ -49,8 +51,6 @@ func (h *Handler) waitOptions() []caddyfile.Option {
 			h.Queue = &Queue{n, d}
 			return err
 		}},
-		duration("lb_try_duration", &h.LBTryDuration),
-		positive("lb_try_interval", &h.LBTryInterval),
 	}
 }
 
