@@ -20,6 +20,7 @@
 //	stream_*              streams: stream_goroutines and what belongs to it, stream_loop and what belongs to it
 //	packet_*              datagrams, likewise
 //	loop_*                the event loop: rounds, fairness, messages, time limits
+//	keeper_*              connections that are kept ready
 //	sys_*                 system calls
 package relay
 
@@ -145,6 +146,7 @@ type Config struct {
 	Done func(Result)
 
 	wrap func(context.Context, net.Conn) (net.Conn, error) // of the Way
+	kept *Keeper
 }
 
 // Spare has descriptors for second attempts.

@@ -2,12 +2,8 @@ package relay
 
 import (
 	"context"
-	"errors"
 	"net"
-	"net/netip"
-	"os"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -59,7 +55,7 @@ func (r *Relay) runGoroutines() {
 
 // dial tries the addresses of Next until one answers or Next returns an error.
 func (g *goroutineStream) dial() (net.Conn, error) {
-	dialer := net.Dialer{Timeout: g.limits.Connect, KeepAlive: -1, KeepAliveConfig: keepAliveAfter(g.keepAlive)}
+	dialer := newDialer(g.limits.Connect, keepAliveAfter(g.keepAlive), g.cfg.Track, g.cfg.Local)
 	var failed error
 	for {
 		addr, err := g.cfg.Next(g.ctx, failed)
@@ -69,10 +65,10 @@ func (g *goroutineStream) dial() (net.Conn, error) {
 		g.cfg.chooseWay()
 		var won outcome
 		if g.cfg.Another == nil {
-			won = g.attempt(g.ctx, &dialer, addr)
+			won = g.attempt(g.ctx, dialer, addr, g.cfg.kept)
 			g.report(won)
 		} else {
-			won = g.race(&dialer, addr)
+			won = g.race(dialer, addr)
 		}
 		if failed = won.err; failed == nil {
 			g.untrack = won.untrack
@@ -82,174 +78,6 @@ func (g *goroutineStream) dial() (net.Conn, error) {
 			return won.conn, nil
 		}
 	}
-}
-
-// outcome is how a connection attempt went.
-type outcome struct {
-	addr    net.Addr
-	took    time.Duration
-	conn    net.Conn
-	untrack func()
-	err     error
-}
-
-func (g *goroutineStream) report(a outcome) {
-	if a.err == nil || !g.isCut() {
-		attemptFunc(g.cfg.Attempt).report(a.addr, a.took, a.err)
-	}
-}
-
-// race tries addr, and after raceDelay another address as well. It returns the attempt that is connected first, or the last one that
-// failed, and reports all but those that are given up.
-func (g *goroutineStream) race(dialer *net.Dialer, addr net.Addr) outcome {
-	ctx, giveUp := context.WithCancel(g.ctx)
-	defer giveUp()
-	over, underWay := make(chan outcome), 0
-	begin := func(addr net.Addr) {
-		if addr != nil {
-			underWay++
-			go func() { over <- g.attempt(ctx, dialer, addr) }()
-		}
-	}
-	begin(addr)
-	delay := time.NewTimer(raceDelay)
-	defer delay.Stop()
-	for {
-		select {
-		case <-delay.C:
-			if !g.cfg.takeSpare() {
-				delay.Reset(raceDelay)
-				continue
-			}
-			begin(g.cfg.Another(nil))
-			if underWay == 1 {
-				g.cfg.releaseSpare()
-			}
-		case a := <-over:
-			delay.Stop()
-			underWay--
-			g.report(a)
-			switch {
-			case underWay == 0:
-				return a
-			case a.err == nil:
-				giveUp()
-				(<-over).close()
-				g.cfg.releaseSpare()
-				return a
-			case !g.isCut():
-				begin(g.cfg.Another(a.err))
-			}
-			if underWay == 1 {
-				g.cfg.releaseSpare()
-			}
-		}
-	}
-}
-
-// close closes the connection of an attempt that another one was faster than.
-func (a outcome) close() {
-	if a.err == nil {
-		a.untrack()
-		_ = a.conn.Close()
-	}
-}
-
-// attempt makes one attempt.
-func (g *goroutineStream) attempt(ctx context.Context, dialer *net.Dialer, addr net.Addr) outcome {
-	began, a := time.Now(), outcome{addr: addr, untrack: func() {}}
-	a.conn, a.err = g.dialAddr(ctx, dialer, &a)
-	if a.err == nil && g.cfg.wrap != nil {
-		g.wrap(ctx, &a, began)
-	}
-	a.took = time.Since(began)
-	return a
-}
-
-// dialAddr dials the address of an attempt. Where the process has no descriptor left it waits for one, until the attempt times out:
-// other sessions end all the time.
-func (g *goroutineStream) dialAddr(ctx context.Context, dialer *net.Dialer, a *outcome) (net.Conn, error) {
-	pause := shortagePauseMin
-	for start := time.Now(); ; pause = min(pause*2, shortagePauseMax) {
-		conn, err := g.dialTracked(ctx, dialer, a)
-		if err == nil || !isShortage(err) || (dialer.Timeout > 0 && time.Since(start) > dialer.Timeout) {
-			return conn, err
-		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return nil, err
-		}
-	}
-}
-
-// dialTracked dials, and tells the Tracker.
-func (g *goroutineStream) dialTracked(ctx context.Context, dialer *net.Dialer, a *outcome) (net.Conn, error) {
-	var tracked TrackedSocket
-	var conn net.Conn
-	var err error
-	if _, unix := a.addr.(*net.UnixAddr); unix {
-		var name string
-		name, tracked = trackConnectingUnix(g.cfg.Track)
-		conn, err = dialUnix(ctx, dialer, a.addr, name)
-	} else {
-		tracked = trackConnecting(g.cfg.Track, a.addr)
-		conn, err = g.dialFrom(ctx, dialer, a.addr)
-		if tracked != nil && err == nil {
-			local, _ := addrPort(conn.LocalAddr())
-			tracked.Connected(local)
-		}
-	}
-	if tracked == nil {
-		return conn, err
-	}
-	if err != nil {
-		tracked.Closed()
-		return nil, err
-	}
-	a.untrack = sync.OnceFunc(tracked.Closed)
-	return conn, nil
-}
-
-// dialUnix dials from a socket that is bound to the name, if that can be.
-func dialUnix(ctx context.Context, dialer *net.Dialer, addr net.Addr, name string) (net.Conn, error) {
-	if name != "" {
-		named := *dialer
-		named.LocalAddr = &net.UnixAddr{Net: addr.Network(), Name: name}
-		conn, err := named.DialContext(ctx, addr.Network(), addr.String())
-		if failed := new(os.SyscallError); !errors.As(err, &failed) || failed.Syscall != "bind" {
-			return conn, err
-		}
-	}
-	return dialer.DialContext(ctx, addr.Network(), addr.String())
-}
-
-// dialFrom dials from a source address, if there are any.
-func (g *goroutineStream) dialFrom(ctx context.Context, dialer *net.Dialer, addr net.Addr) (conn net.Conn, err error) {
-	err = g.cfg.Local.connect(addr, func(source netip.Addr) (err error) {
-		d := dialer
-		if source.IsValid() {
-			from := *dialer
-			from.LocalAddr, from.Control = net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0)), controlSource
-			d = &from
-		}
-		conn, err = d.DialContext(ctx, addr.Network(), addr.String())
-		return localErrorOf(err, false, source)
-	})
-	return conn, err
-}
-
-// How long to wait before a descriptor is tried for again.
-const (
-	shortagePauseMin = 5 * time.Millisecond
-	shortagePauseMax = 100 * time.Millisecond
-)
-
-// isShortage reports whether err is due to a lack of descriptors or memory, or of room in the queue of a listening unix
-// socket (EAGAIN of connect(2)). Such errors pass.
-func isShortage(err error) bool {
-	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
-		errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.EAGAIN)
 }
 
 // attach makes conn the upstream. Where the relay was cut in the meantime it closes conn and reports false.
@@ -266,7 +94,10 @@ func (g *goroutineStream) attach(conn net.Conn) bool {
 	g.up.init(g, g.client, g.upstream, ClientFIN, ClientReset)
 	g.down.init(g, g.upstream, g.client, UpstreamFIN, UpstreamReset)
 	g.state.Unlock()
-	g.client.keepAlive(keepAliveAfter(g.keepAlive)) // the dialer has done the same for conn
+	g.client.keepAlive(keepAliveAfter(g.keepAlive)) // the dialer has done the same for conn, unless a Keeper has dialed it
+	if g.cfg.kept != nil {
+		g.upstream.keepAlive(keepAliveAfter(g.keepAlive))
+	}
 	g.touch(g.age())
 	g.schedule()
 	return true

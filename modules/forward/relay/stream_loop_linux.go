@@ -45,6 +45,7 @@ type half struct {
 	finished bool // we have sent it a FIN
 
 	keptAlive, stalled bool // see guard
+	kept               bool // a Keeper has connected it
 
 	bulk     bool // is read with splice
 	noSplice bool // the kernel can't splice it
@@ -119,7 +120,11 @@ func (s *loopStream) connectTo(addr net.Addr) {
 // tryConnect opens the socket and begins to connect. Where the process has no descriptor left it is tried again with
 // every tick of the wheel, until the attempt times out.
 func (s *loopStream) tryConnect() {
-	fd, tracked, err := s.openSocket(s.target)
+	fd, tracked, kept := s.cfg.kept.takeSocket(s.target, s.cfg.Track)
+	var err error
+	if !kept {
+		fd, tracked, err = s.openSocket(s.target)
+	}
 	switch {
 	case isShortage(err) && s.loop.now < s.connectBy:
 		s.loop.wheel.set(&s.timer, s.loop.now)
@@ -129,7 +134,7 @@ func (s *loopStream) tryConnect() {
 		return
 	}
 	s.tracked = tracked
-	s.upstream = half{stream: s, fd: fd, generation: generations.Add(1)}
+	s.upstream = half{stream: s, fd: fd, generation: generations.Add(1), kept: kept}
 	s.upstream.slot, err = s.loop.watch(fd, &s.upstream, streamEvents, s.upstream.generation)
 	if err != nil {
 		s.redial(err)
@@ -189,6 +194,12 @@ func (s *loopStream) serve() {
 }
 
 func (s *loopStream) connected() {
+	if s.upstream.kept && s.upstream.readable { // it has come to an end since the Keeper has looked
+		s.discard(&s.upstream)
+		s.cfg.kept = nil
+		s.tryConnect()
+		return
+	}
 	if s.upstream.ending { // the attempt has failed, or the upstream has sent a FIN already
 		if errno, _ := unix.GetsockoptInt(s.upstream.fd, unix.SOL_SOCKET, unix.SO_ERROR); errno != 0 {
 			s.redial(syscall.Errno(errno))

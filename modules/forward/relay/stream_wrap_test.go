@@ -40,6 +40,10 @@ func (l tlsListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	return shakeHands(conn)
+}
+
+func shakeHands(conn net.Conn) (net.Conn, error) {
 	_ = conn.SetDeadline(time.Now().Add(patience))
 	under := &underTLS{TCPConn: conn.(*net.TCPConn), in: bufio.NewReader(conn)}
 	clear := ""

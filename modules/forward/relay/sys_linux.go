@@ -16,6 +16,14 @@ func recvFD(fd int, buf []byte) (int, syscall.Errno) {
 	})
 }
 
+// recvFlags is recvFD with flags. It does not wait, whatever the socket is set to.
+func recvFlags(fd int, buf []byte, flags int) (int, syscall.Errno) {
+	return retried(func() (uintptr, uintptr, syscall.Errno) {
+		return syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd),
+			uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)), uintptr(flags|unix.MSG_DONTWAIT), 0, 0)
+	})
+}
+
 func sendFD(fd int, b []byte) (int, syscall.Errno) {
 	return retried(func() (uintptr, uintptr, syscall.Errno) {
 		return syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(fd),

@@ -15,6 +15,9 @@ type Way struct {
 	// ctx, which ends with [Limits.Connect]. Where it fails, the attempt has failed; it need not close conn. A wrapper that has a method
 	// NetConn tells by it what it wraps. Nil: bytes are sent as they are.
 	Wrap func(ctx context.Context, conn net.Conn) (net.Conn, error)
+
+	// Kept has connections that are connected already. Where it has one to the address that Next has returned, that is used. Nil: none.
+	Kept *Keeper
 }
 
 // chooseWay is called after Next.
@@ -23,7 +26,7 @@ func (c *Config) chooseWay() {
 		return
 	}
 	way := c.Way()
-	c.Preface, c.wrap = way.Preface, way.Wrap
+	c.Preface, c.wrap, c.kept = way.Preface, way.Wrap, way.Kept
 }
 
 // wrap sends the preface of an attempt that is connected, and wraps the connection.
@@ -40,7 +43,7 @@ func (g *goroutineStream) wrap(ctx context.Context, a *outcome, began time.Time)
 	}
 	a.untrack()
 	_ = a.conn.Close()
-	a.conn, a.err = nil, &net.OpError{Op: "handshake", Net: a.addr.Network(), Addr: a.addr, Err: err}
+	a.conn, a.untrack, a.err = nil, func() {}, &net.OpError{Op: "handshake", Net: a.addr.Network(), Addr: a.addr, Err: err}
 }
 
 // wrapBehind sends a preface in clear, and wraps what follows.
