@@ -137,6 +137,11 @@ type Handler struct {
 	// neither splice nor the event loops. Default: none, bytes go to upstreams as they are.
 	TLS *TLS `json:"tls,omitempty"`
 
+	// Preconnect has connections to upstreams kept ready, so that sessions of TCP need not wait for them. It is only for protocols in which the
+	// client speaks first: to a server that sends something before it is asked, none are kept. Refused where all listen addresses are of
+	// UDP, and for upstreams that are a range of ports or have a placeholder of the connection. Default: none.
+	Preconnect *Preconnect `json:"preconnect,omitempty"`
+
 	// DrainTimeout ends the TCP sessions of a config that was replaced so long ago. Default: 0, they
 	// may go on as long as they like. UDP sessions go on where the new config has an identical handler for
 	// their listen address, and end at once where it has not.

@@ -280,7 +280,7 @@ func sum(t *testing.T, ctx caddy.Context, name, upstream string) (total float64)
 		for _, metric := range family.GetMetric() {
 			for _, label := range metric.GetLabel() {
 				if label.GetName() == "upstream" && label.GetValue() == upstream {
-					total += metric.GetCounter().GetValue() + float64(metric.GetHistogram().GetSampleCount())
+					total += metric.GetCounter().GetValue() + metric.GetGauge().GetValue() + float64(metric.GetHistogram().GetSampleCount())
 				}
 			}
 		}

@@ -31,7 +31,8 @@ type options struct {
 // means is how an upstream is connected to.
 type means struct {
 	preface preface
-	tls     *encryption // nil: none
+	tls     *encryption   // nil: none
+	kept    *relay.Keeper // nil: none
 }
 
 // applyMeans reads the options of the handler and those of single upstreams, which go before them.
@@ -60,7 +61,10 @@ func (h *Handler) applyMeans() error {
 		s.add(own)
 		s.own[caddy.NewReplacer().ReplaceKnown(t.Address, "")] = own
 	}
-	s.any = s.tls || s.told
+	if err := h.Preconnect.check(); err != nil {
+		return fmt.Errorf("preconnect: %w", err)
+	}
+	s.any = s.tls || s.told || h.Preconnect != nil
 	h.special = s
 	return nil
 }
@@ -79,7 +83,8 @@ func (s *special) of(name string) options {
 }
 
 // holdMeans finds out how the upstreams are connected to, and holds what that needs.
-func (r *roster) holdMeans(s *special, upstreams []upstream.Upstream) error {
+func (r *roster) holdMeans(h *Handler, upstreams []upstream.Upstream) error {
+	s := &h.special
 	if !s.any {
 		return nil
 	}
@@ -89,14 +94,33 @@ func (r *roster) holdMeans(s *special, upstreams []upstream.Upstream) error {
 		u, m := &upstreams[i], &r.means[i]
 		o := s.of(u.Name)
 		m.preface, r.named[i].preface = o.preface, o.preface
-		if o.tls == nil {
-			continue
+		if o.tls != nil {
+			var err error
+			if m.tls, err = speaking.with(u, o.tls, r); err != nil {
+				return fmt.Errorf("tls: %w", err)
+			}
 		}
-		var err error
-		if m.tls, err = speaking.with(u, o.tls, r); err != nil {
-			return fmt.Errorf("tls: %w", err)
+		if err := r.keepTo(h, i, m); err != nil {
+			return fmt.Errorf("preconnect: %w", err)
 		}
 	}
+	return nil
+}
+
+// keepTo has connections to an upstream kept ready, if that may get sessions.
+func (r *roster) keepTo(h *Handler, position int, m *means) error {
+	if h.Preconnect == nil {
+		return nil
+	}
+	u := r.pool.At(position)
+	if err := checkKept(u); err != nil || u.Drained || u.Maint {
+		return err
+	}
+	ref, err := r.holdKeeper(h, position, m)
+	if err != nil {
+		return err
+	}
+	r.held, m.kept = append(r.held, ref), ref.Value().Keeper
 	return nil
 }
 
@@ -172,7 +196,7 @@ func (w *way) how(told told) (how relay.Way) {
 		return how
 	}
 	m := &w.roster.means[position]
-	how.Preface = told.to(m.preface)
+	how.Preface, how.Kept = told.to(m.preface), m.kept
 	if m.tls != nil {
 		how.Wrap = m.tls.wrap
 	}

@@ -223,6 +223,9 @@ func override(limit *time.Duration, option *caddy.Duration) {
 //			insecure_skip_verify
 //			alpn                 <protocol>...
 //		}
+//		preconnect         <count> {
+//			max_idle <duration>
+//		}
 //		drain_timeout      <duration>
 //		grace_period       <duration>
 //	}
@@ -285,6 +288,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 			return err
 		}},
 		tlsOption(func() **TLS { return &h.TLS }),
+		h.preconnectOption(),
 		duration("drain_timeout", &h.DrainTimeout),
 		duration("grace_period", &h.GracePeriod),
 	})

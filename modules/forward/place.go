@@ -33,6 +33,9 @@ func (h *Handler) place(ctx caddy.Context, at *placement.Finding, upstreams []up
 	if err := h.checkTLS(withSite); err != nil {
 		return p, err
 	}
+	if err := h.checkPreconnect(withSite); err != nil {
+		return p, err
+	}
 	for _, part := range h.parts(upstreams) {
 		ports, err := matchAddrs(part.of, p.listen)
 		if err == nil {

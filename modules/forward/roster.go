@@ -45,7 +45,7 @@ func (h *Handler) newRoster(upstreams []upstream.Upstream) (r *roster, err error
 		r.end()
 		return nil, err
 	}
-	if err := r.holdMeans(&h.special, upstreams); err != nil {
+	if err := r.holdMeans(h, upstreams); err != nil {
 		r.end()
 		return nil, err
 	}

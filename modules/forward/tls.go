@@ -209,9 +209,10 @@ const resumable = 16
 
 // encryption speaks TLS with one upstream.
 type encryption struct {
-	files *identity // nil where there are none
-	base  tls.Config
-	last  atomic.Pointer[configOf]
+	files   *identity // nil where there are none
+	base    tls.Config
+	written string // the options and the server name
+	last    atomic.Pointer[configOf]
 }
 
 // configOf is a config, and the content of files that it was made of.
@@ -222,7 +223,8 @@ type configOf struct {
 
 // newEncryption returns what speaks TLS with an upstream that has to be serverName. files may be nil.
 func newEncryption(t *TLS, serverName string, files *identity) *encryption {
-	return &encryption{files: files, base: tls.Config{ //nolint:gosec // Go's own default is TLS 1.2 and later
+	written, _ := json.Marshal(t)                                                             // strings and a bool
+	return &encryption{files: files, written: serverName + string(written), base: tls.Config{ //nolint:gosec // Go's own default is TLS 1.2 and later
 		ServerName: serverName, NextProtos: t.ALPN, InsecureSkipVerify: t.InsecureSkipVerify,
 	}}
 }

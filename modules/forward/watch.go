@@ -90,6 +90,9 @@ func (e ejectedNow) Collect(to chan<- prometheus.Metric) {
 func (w *watch) begin(ctx caddy.Context, policy upstream.Policy) (err error) {
 	registry := ctx.GetMetricsRegistry()
 	if err := registered.In(registry, func() error {
+		if err := meter.Register(registry, keptTotal, keptReady); err != nil {
+			return err
+		}
 		return meter.Register(registry, fails, ejections, ejected, lookups, localErrors, allOut, living, drained, ofSources, queued)
 	}); err != nil {
 		return err

@@ -22,6 +22,9 @@ const (
 	// keptRetryMin and keptRetryMax are the pauses after an address could not be connected to.
 	keptRetryMin = time.Second
 	keptRetryMax = 30 * time.Second
+	// keptYoung is how old a connection is before its end is taken for that of one that worked. What ends before, such as where the server lets
+	// nobody in or the connection leads back to the gateway, counts as one that could not be made.
+	keptYoung = time.Second
 	// keptQuiet is for how long nothing is kept to a server that has spoken first.
 	keptQuiet = 5 * time.Minute
 )
@@ -241,13 +244,18 @@ func (k *Keeper) report(fate Fate, addr net.Addr) {
 func (k *Keeper) drop(c *keptConn, addr net.Addr, fate Fate) {
 	k.discard(c)
 	k.report(fate, addr)
-	if fate != KeptSpoke {
+	young := fate == KeptClosed && time.Since(c.since) < keptYoung
+	if !young && fate != KeptSpoke {
 		return
 	}
 	k.mu.Lock()
 	p := k.placeOf(addr)
 	var others []*keptConn
-	if p != nil {
+	switch {
+	case p == nil:
+	case young:
+		p.failed()
+	default:
 		others, p.ready, p.quietBy = p.ready, nil, time.Now().Add(keptQuiet)
 	}
 	k.mu.Unlock()

@@ -82,6 +82,9 @@ func (k *Keeper) check(p *place) {
 		k.mu.Lock()
 		if fate == "" {
 			p.ready = append(p.ready, c)
+			if time.Since(c.since) >= keptYoung {
+				p.retry = 0
+			}
 		}
 	}
 }
@@ -107,12 +110,11 @@ func (k *Keeper) dial(p *place) {
 	var late bool
 	switch {
 	case err != nil:
-		p.retry = min(max(2*p.retry, keptRetryMin), keptRetryMax)
-		p.retryAt = time.Now().Add(p.retry)
+		p.failed()
 	case p.gone || time.Now().Before(p.quietBy):
 		late = true
 	default:
-		p.ready, p.retry = append(p.ready, c), 0
+		p.ready = append(p.ready, c)
 	}
 	k.mu.Unlock()
 	switch {
@@ -125,6 +127,14 @@ func (k *Keeper) dial(p *place) {
 		}
 	default:
 		k.look()
+	}
+}
+
+// failed has the next attempts wait: those that are under way at the same time count as one.
+func (p *place) failed() {
+	if now := time.Now(); now.After(p.retryAt) {
+		p.retry = min(max(2*p.retry, keptRetryMin), keptRetryMax)
+		p.retryAt = now.Add(p.retry)
 	}
 }
 

@@ -318,3 +318,82 @@ func BenchmarkHop(b *testing.B) {
 		})
 	}
 }
+
+// A socket that was connected before its session is one of the session's, from when that takes it: also what has come through it by then.
+func TestSocketThatWasKept(t *testing.T) {
+	for _, early := range []bool{true, false} {
+		listener := ap("127.0.0.1", 80)
+		var trips []*Trip
+		var sockets []*Socket
+		client, exceeded := ap("127.0.0.1", 10), -1
+		for n := range 20 {
+			kept := Keep().Connecting(listener)
+			next := ap("127.0.0.1", 1000+n)
+			kept.Connected(next)
+			sockets = append(sockets, kept)
+			trip, ok := Begin(conn{client: client, listener: listener}, false, func() { exceeded = n })
+			if !ok {
+				exceeded = n
+			}
+			trips = append(trips, trip)
+			if exceeded >= 0 {
+				break
+			}
+			if early { // the other side accepts it before
+				trip, _ := Begin(conn{client: next, listener: listener}, false, func() {})
+				if trip.Hops() != 1 {
+					t.Errorf("%d hops through a socket of nobody", trip.Hops())
+				}
+				trips = append(trips, trip)
+			}
+			kept.MoveTo(trip)
+			if last := trips[len(trips)-1]; early && last.Hops() != n+1 && last.Hops() != trip.Hops()+1 {
+				t.Errorf("%d hops behind one of %d", last.Hops(), trip.Hops())
+			}
+			client = next
+		}
+		if exceeded != Max+1 {
+			t.Errorf("early %t: ended at %d, want %d", early, exceeded, Max+1)
+		}
+		for _, s := range sockets {
+			s.Closed()
+		}
+		for _, trip := range trips {
+			trip.End()
+		}
+		mustBeEmpty(t)
+	}
+}
+
+// All connections of a loop may be there before the first client comes.
+func TestLoopOfKeptSockets(t *testing.T) {
+	listener := ap("127.0.0.1", 80)
+	var exceeded []int
+	var trips []*Trip
+	var sockets []*Socket
+	for n := range 10 {
+		s := Keep().Connecting(listener)
+		s.Connected(ap("127.0.0.1", 1001+n))
+		sockets = append(sockets, s)
+	}
+	for n := range 10 {
+		trip, ok := Begin(conn{client: ap("127.0.0.1", 1000+n), listener: listener}, false, func() { exceeded = append(exceeded, n) })
+		if !ok {
+			t.Fatalf("refused at %d", n)
+		}
+		trips = append(trips, trip)
+	}
+	for n := 9; n >= 0; n-- {
+		sockets[n].MoveTo(trips[n])
+	}
+	if len(exceeded) == 0 || exceeded[0] != 9 { // the last one is the first that is too far from the others
+		t.Errorf("closed: %v", exceeded)
+	}
+	for _, s := range sockets {
+		s.Closed()
+	}
+	for _, trip := range trips {
+		trip.End()
+	}
+	mustBeEmpty(t)
+}
