@@ -427,6 +427,7 @@ func TestHeaderOfEachUpstream(t *testing.T) {
 		head := make([]byte, 16)
 		n, _ := io.ReadFull(conn, head[:4])
 		_, _ = fmt.Fprintf(conn, "%q\n", head[:n])
+		_, _ = io.Copy(io.Discard, conn) // with something unread, close would be a reset
 	}
 	first, second, third := serve(t, "tcp", "127.0.0.1:0", says), serve(t, "tcp", "127.0.0.1:0", says), serve(t, "tcp", "127.0.0.1:0", says)
 	config, _ := json.Marshal(Handler{
