@@ -175,7 +175,11 @@ func trouble(failed error) (hadUpstream, moved bool) {
 // the session, or if its network can't detach it. Then Handle must not return before the session ends.
 func detach(cx *layer4.Connection) net.Conn {
 	for conn := cx; ; {
-		switch inner := throttle.Unwrap(conn.Conn).(type) {
+		inner := throttle.Unwrap(conn.Conn)
+		if proxied, ok := inner.(*listeners.Proxied); ok {
+			inner = proxied.Conn
+		}
+		switch inner := inner.(type) {
 		case *layer4.Connection:
 			conn = inner
 		case interface{ Detach() (net.Conn, bool) }:

@@ -27,6 +27,11 @@ func (f *fiveTuple) clientKey() clientKey {
 	return key
 }
 
+// addrPort returns the client without the interface of a link-local one.
+func (f *fiveTuple) addrPort() netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom16(f.client).Unmap(), uint16(f.port))
+}
+
 func (f *fiveTuple) remoteAddr() *net.UDPAddr {
 	addr := netip.AddrFrom16(f.client).Unmap()
 	if f.zone != 0 {

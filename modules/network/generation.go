@@ -76,6 +76,7 @@ type settings struct {
 	reserve     int // of descriptors
 	packets     sessionLimits
 	counts      *listeners.Datagrams // nil for TCP
+	opening     *opening             // nil where no load balancer passes datagrams on
 }
 
 func newGeneration(ctx context.Context, ep endpoint) (*generation, error) {
@@ -105,6 +106,12 @@ func newGeneration(ctx context.Context, ep endpoint) (*generation, error) {
 		g.scope.Hold("listener", ep.listener)
 		if routed {
 			g.watcher = g.scope
+		}
+		if ep.Transport != "udp" {
+			return g, nil
+		}
+		if opener := fastpath.OpenerOf(ctx, ep.Name, ep.listener); opener != nil {
+			g.settings.opening = &opening{Opener: opener, scope: g.scope, listener: ep.listener, keepFields: steps == nil}
 		}
 	}
 	return g, nil

@@ -27,6 +27,7 @@ var epoch = time.Now()
 type PacketSession struct {
 	socket       *packetSocket
 	tuple        fiveTuple
+	proxied      *proxied // what a load balancer says; nil where none has passed the session on
 	path         replyPath
 	listenerAddr string
 	counts       *listeners.Datagrams

@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -82,7 +81,7 @@ func (s *packetSocket) Destruct() error {
 	err := s.listener.leave()
 
 	s.mu.Lock()
-	sessions := s.table.sessions
+	sessions := s.table.all()
 	s.table = newTable()
 	for _, c := range sessions {
 		c.entry.client = nil
@@ -117,7 +116,7 @@ func (s *packetSocket) settle(until time.Time) {
 		}
 	}
 	s.mu.Lock()
-	waiting := slices.Collect(maps.Values(s.table.sessions)) // nothing arrives that could begin others
+	waiting := s.table.all() // nothing arrives that could begin others
 	s.mu.Unlock()
 	for {
 		waiting = slices.DeleteFunc(waiting, func(c *PacketSession) bool { return !c.unanswered() })
@@ -159,25 +158,39 @@ func (s *packetSocket) deliver(f *fiveTuple, b []byte, truncated bool) {
 		settings.counts.Dropped[listeners.DropTruncated].Add(1)
 		return
 	}
+	d := datagram{tuple: f, payload: b}
+	if o := settings.opening; o != nil && !s.open(o, &d, settings) {
+		return
+	}
+	s.pass(&d, settings)
+}
+
+// pass gives a datagram to its session.
+func (s *packetSocket) pass(d *datagram, settings *settings) {
 	// A session that is gone when it gets the datagram has left the table: the next one is another.
 	for outcome := gone; outcome == gone; {
 		s.mu.Lock()
-		c := s.table.sessions[*f]
+		c := s.table.sessionOf(d)
+		if c == nil && d.joins {
+			s.mu.Unlock()
+			settings.opening.refuse(d.tuple, settings, errHeaderOfFirst)
+			return
+		}
 		if c == nil {
-			s.begin(f, b, settings)
+			s.begin(d, settings)
 			return
 		}
 		s.table.promote(c, answered)
 		s.mu.Unlock()
-		if outcome = c.deliver(b); outcome == full {
+		if outcome = c.deliver(d.payload); outcome == full {
 			settings.counts.Dropped[listeners.DropQueueFull].Add(1)
 		}
 	}
 }
 
 // begin starts a session with its first datagram, if it may be. It unlocks the mutex.
-func (s *packetSocket) begin(f *fiveTuple, b []byte, settings *settings) {
-	leaves, why, ok := s.admit(f, b, settings.packets)
+func (s *packetSocket) begin(d *datagram, settings *settings) {
+	leaves, why, ok := s.admit(d, settings)
 	s.mu.Unlock()
 	if leaves != nil {
 		settings.counts.Evicted.Add(1)
@@ -189,18 +202,19 @@ func (s *packetSocket) begin(f *fiveTuple, b []byte, settings *settings) {
 }
 
 // admit makes a new session, and says which one leaves for it; or why it may not be.
-func (s *packetSocket) admit(f *fiveTuple, b []byte, limits sessionLimits) (leaves *PacketSession, why listeners.DropReason, ok bool) {
+func (s *packetSocket) admit(d *datagram, settings *settings) (leaves *PacketSession, why listeners.DropReason, ok bool) {
 	if len(s.accepted)+s.table.queued >= maxNew {
 		return nil, listeners.DropAcceptQueue, false
 	}
-	leaves, why, ok = s.table.room(f.clientKey(), s.bounded(limits))
+	leaves, why, ok = s.table.room(d.clientKey(), s.bounded(settings.packets))
 	if !ok {
 		return nil, why, false
 	}
-	c := &PacketSession{socket: s, tuple: *f, inbox: new(inbox)}
+	c := &PacketSession{socket: s, tuple: *d.tuple, inbox: new(inbox)}
+	c.proxied = d.proxiedBy(settings.opening)
 	c.inbox.arrived.L = &c.mu
-	c.path = s.listener.replyPath(f)
-	c.deliver(b) // nobody else knows it yet, so the order of the mutexes does not matter
+	c.path = s.listener.replyPath(d.tuple)
+	c.deliver(d.payload) // nobody else knows it yet, so the order of the mutexes does not matter
 	s.table.add(c)
 	s.handOver()
 	return leaves, 0, true
@@ -226,7 +240,7 @@ func (s *packetSocket) evict(t tier, c *PacketSession) bool {
 func (s *packetSocket) bounded(limits sessionLimits) sessionLimits {
 	reserve := s.settings.Load().reserve
 	if s.refs > 1 && !descriptors.Left(descriptors.PerDatagrams, reserve) {
-		limits.total = min(limits.total, len(s.table.sessions))
+		limits.total = min(limits.total, s.table.count())
 	}
 	return limits
 }
@@ -236,7 +250,7 @@ func (s *packetSocket) bounded(limits sessionLimits) sessionLimits {
 // lowered the limit, what has left the table is still replaced.
 func (s *packetSocket) handOver() {
 	limits := s.settings.Load().packets
-	for s.table.queued > 0 && s.refs-1 < max(limits.total, len(s.table.sessions)) && s.takeDescriptors() {
+	for s.table.queued > 0 && s.refs-1 < max(limits.total, s.table.count()) && s.takeDescriptors() {
 		s.refs++
 		s.accepted <- s.table.next() // does not wait: admit has seen to it that all who wait find room
 	}

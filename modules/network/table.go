@@ -1,6 +1,9 @@
 package network
 
 import (
+	"maps"
+	"slices"
+
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 )
 
@@ -21,6 +24,7 @@ type sessionLimits struct{ total, perClient int }
 // table has the sessions of a socket. What it does for a datagram takes the same time however many there are.
 type table struct {
 	sessions map[fiveTuple]*PacketSession
+	proxied  map[proxiedKey]*PacketSession // those that load balancers pass on; nil until there is one
 	clients  map[clientKey]*client
 	waiting  [established]list
 	queue    list // of sessions that have no place yet, in the order of their arrival
@@ -50,12 +54,20 @@ func newTable() *table {
 	return t
 }
 
+// count is how many sessions there are.
+func (t *table) count() int { return len(t.sessions) + len(t.proxied) }
+
+// all returns all sessions.
+func (t *table) all() []*PacketSession {
+	return slices.AppendSeq(slices.Collect(maps.Values(t.sessions)), maps.Values(t.proxied))
+}
+
 // room finds a place for a new session of the client. It returns the session that has to leave for it, if
 // one has to, which is out of the table then; or that there is no place, and why.
 func (t *table) room(key clientKey, limits sessionLimits) (leaves *PacketSession, why listeners.DropReason, ok bool) {
 	if cl := t.clients[key]; cl != nil && cl.count >= limits.perClient {
 		leaves, why = oldest(&cl.waiting), listeners.DropClientLimit
-	} else if len(t.sessions) >= limits.total {
+	} else if t.count() >= limits.total {
 		leaves, why = oldest(&t.waiting), listeners.DropSessionLimit
 	} else {
 		return nil, 0, true
@@ -69,7 +81,7 @@ func (t *table) room(key clientKey, limits sessionLimits) (leaves *PacketSession
 
 // add makes c the youngest session, and the last in the queue.
 func (t *table) add(c *PacketSession) {
-	key := c.tuple.clientKey()
+	key := c.clientKey()
 	cl := t.clients[key]
 	if cl == nil {
 		cl = &client{key: key}
@@ -77,7 +89,14 @@ func (t *table) add(c *PacketSession) {
 		t.clients[key] = cl
 	}
 	cl.count++
-	t.sessions[c.tuple] = c
+	if c.proxied == nil {
+		t.sessions[c.tuple] = c
+	} else {
+		if t.proxied == nil {
+			t.proxied = make(map[proxiedKey]*PacketSession)
+		}
+		t.proxied[c.proxied.key] = c
+	}
 	c.entry.client = cl
 	c.entry.link.session, c.entry.linkInClient.session, c.entry.linkInQueue.session = c, c, c
 	t.enter(c, unanswered)
@@ -109,7 +128,11 @@ func (t *table) remove(c *PacketSession) {
 	t.leave(c)
 	t.dequeue(c)
 	c.entry.client = nil
-	delete(t.sessions, c.tuple)
+	if c.proxied == nil {
+		delete(t.sessions, c.tuple)
+	} else {
+		delete(t.proxied, c.proxied.key)
+	}
 	if cl.count--; cl.count == 0 {
 		delete(t.clients, cl.key)
 	}

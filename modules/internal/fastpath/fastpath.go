@@ -56,6 +56,10 @@ type plan struct {
 	routes map[*layer4.Server][]*placement.Finding // the handlers of its first route; nil before the first offer
 	steps  map[*placement.Finding]Step
 
+	opens    map[*placement.Finding]bool // whether an Opener was offered
+	openedAt map[string]bool             // the listen addresses that have one
+	openers  gate.Index[Opener]          // by the name of a network, and the listener
+
 	started sync.Once
 	servers gate.Index[*layer4.Server] // by the name of a network, and the listener
 	debug   bool                       // layer4 logs each connection
@@ -80,10 +84,16 @@ func Offer(ctx caddy.Context, at *placement.Finding, step Step) {
 	p.steps[at] = step
 }
 
+func newPlan() *plan {
+	return &plan{
+		steps: make(map[*placement.Finding]Step), opens: make(map[*placement.Finding]bool), openedAt: make(map[string]bool),
+	}
+}
+
 func planOf(ctx context.Context, app *layer4.App) *plan {
 	known, loaded := plans.Load(app)
 	if !loaded {
-		if known, loaded = plans.LoadOrStore(app, &plan{steps: make(map[*placement.Finding]Step)}); !loaded {
+		if known, loaded = plans.LoadOrStore(app, newPlan()); !loaded {
 			context.AfterFunc(ctx, func() { plans.Delete(app) })
 		}
 	}

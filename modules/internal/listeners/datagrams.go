@@ -19,6 +19,7 @@ const (
 	DropSessionLimit                      // all sessions that there may be are in use
 	DropClientLimit                       // all sessions that this client may have are in use
 	DropTruncated                         // larger than a datagram can be received
+	DropProxyHeader                       // no valid header of a load balancer in front of it
 	DropUpstreamFull                      // the upstream socket takes no more
 	DropUpstreamRefused                   // nobody listens at the upstream's address
 	DropLimited                           // a rate limit
@@ -29,7 +30,7 @@ const (
 
 func (r DropReason) String() string {
 	return [...]string{
-		"queue_full", "accept_queue", "session_limit", "client_limit", "truncated",
+		"queue_full", "accept_queue", "session_limit", "client_limit", "truncated", "proxy_header",
 		"upstream_full", "upstream_refused", "limited", "reply_ratio", "send_failed",
 	}[r]
 }
