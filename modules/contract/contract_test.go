@@ -44,7 +44,7 @@ var (
 
 // TestContract runs each case through each entrance.
 func TestContract(t *testing.T) {
-	for _, c := range slices.Concat(tcpContracts, proxyContracts, udpContracts) {
+	for _, c := range slices.Concat(tcpContracts, proxyContracts, udpContracts, proxyUDPContracts) {
 		if c.network == "" {
 			c.network = "tcp"
 		}

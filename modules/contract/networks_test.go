@@ -60,7 +60,6 @@ func TestHandlersOnEveryNetwork(t *testing.T) {
 					"apps":{"layer4":{"servers":{"s":{"listen":[%q],"routes":[{"handle":[%s]}]}}}}}`, address, handler), &config))
 				err := caddy.Validate(&config)
 				_, refused := gate.Unknown(addr.Network)
-				refused = refused || gate.Datagrams(addr.Network) && strings.Contains(handler, "accept_proxy")
 				if strings.Contains(addr.Network, "fd") {
 					_, noNumber := strconv.Atoi(addr.Host)
 					refused = refused || noNumber != nil

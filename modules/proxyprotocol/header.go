@@ -130,7 +130,10 @@ func unmapped(addr netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+var (
+	castagnoli = crc32.MakeTable(crc32.Castagnoli)
+	noSum      [crc32.Size]byte // on the heap once, and not for each header
+)
 
 // addressSizes are those of the addresses in a header of version 2, by the upper half of its 14th byte.
 var addressSizes = map[byte]int{1: 12, 2: 36, 3: 216}
@@ -151,7 +154,7 @@ func checkSum(b []byte) error {
 			return fmt.Errorf("checksum of a PROXY protocol header: expected %d bytes, and not %d", crc32.Size, size)
 		}
 		sum := crc32.Update(0, castagnoli, b[:begin])
-		sum = crc32.Update(sum, castagnoli, make([]byte, crc32.Size))
+		sum = crc32.Update(sum, castagnoli, noSum[:])
 		sum = crc32.Update(sum, castagnoli, b[begin+size:])
 		if sum != binary.BigEndian.Uint32(b[begin:]) {
 			return errors.New("checksum of a PROXY protocol header: expected another one")

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,6 +35,12 @@ const (
 	othersRefuse = "refuse"
 )
 
+// Values of the option `udp`.
+const (
+	udpEach  = "each"
+	udpFirst = "first"
+)
+
 // name is the handler's in a config.
 const name = "accept_proxy"
 
@@ -42,7 +49,8 @@ const defaultTimeout = 3 * time.Second
 
 // Handler takes the client's address from a PROXY protocol header, version 1 or 2, that a load balancer sends at the
 // beginning of a connection. Handlers behind it see the client that the header names. A header is complete and valid, or
-// the connection ends before anything else is done for it. It serves TCP and unix sockets.
+// the connection ends before anything else is done for it. Over UDP, where there is only version 2, the header and the payload are
+// in the same datagram, and a load balancer may send those of many clients from one socket.
 type Handler struct {
 	// From lists who sends headers: addresses and prefixes. A connection from there must begin with a header. Nobody
 	// else is believed. A peer on a unix socket is believed too: who may connect is a matter of the socket's permissions.
@@ -54,6 +62,12 @@ type Handler struct {
 
 	// Timeout is how long the header may take from the beginning of the connection until it is complete. Default: 3s.
 	Timeout *caddy.Duration `json:"timeout,omitempty"`
+
+	// UDP says which datagrams of a load balancer have a header. `each`: all. A datagram without a valid one is dropped, and clients are told
+	// apart by their headers. `first`: the first one from each address and port of the load balancer; what comes from there
+	// afterwards belongs to that client, until the session has ended. Then who sends through the load balancer may begin another one with a
+	// header of its own making. Default: each.
+	UDP string `json:"udp,omitempty"`
 
 	from    []netip.Prefix
 	timeout time.Duration
@@ -78,16 +92,14 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	if err := placement.Check(ctx, at); err != nil {
 		return err
 	}
-	for _, addr := range at.Listens() {
-		if gate.Datagrams(addr.Network) {
-			return fmt.Errorf("listen address %q: expected one for TCP", addr.String())
-		}
+	if err := h.checkUDP(at); err != nil {
+		return err
 	}
 	if h.scope, err = session.NewScope(ctx, 0, 0); err != nil {
 		return err
 	}
 	fastpath.Offer(ctx, at, h)
-	return nil
+	return fastpath.OfferOpener(ctx, at, name, h)
 }
 
 // check fills in what the config leaves open and refuses what can't work.
@@ -108,12 +120,27 @@ func (h *Handler) check() error {
 			return fmt.Errorf("others: %w", err)
 		}
 	}
+	if h.UDP != "" {
+		if err := caddyfile.OneOf(h.UDP, udpEach, udpFirst); err != nil {
+			return fmt.Errorf("udp: %w", err)
+		}
+	}
 	h.timeout = defaultTimeout
 	if h.Timeout != nil {
 		h.timeout = time.Duration(*h.Timeout)
 	}
 	if h.timeout <= 0 {
 		return fmt.Errorf("timeout: %w", errNoTimeout(h.timeout.String()))
+	}
+	return nil
+}
+
+// checkUDP refuses the option for datagrams where only streams are accepted.
+func (h *Handler) checkUDP(at *placement.Finding) error {
+	listen := at.Listens()
+	datagrams := slices.ContainsFunc(listen, func(addr caddy.NetworkAddress) bool { return gate.Datagrams(addr.Network) })
+	if h.UDP != "" && !datagrams && len(listen) > 0 {
+		return fmt.Errorf("udp: %q: expected a listen address of UDP, but there is only %q", h.UDP, listen[0].String())
 	}
 	return nil
 }
@@ -164,6 +191,9 @@ func (h *Handler) sends(peer netip.AddrPort) bool {
 // Handle reads the header, and passes on a connection that has the addresses of the header.
 func (h *Handler) Handle(cx *layer4.Connection, next layer4.Handler) error {
 	a := session.ArrivalOf(cx)
+	if gate.Datagrams(a.Network) {
+		return h.handleDatagrams(cx, a, next)
+	}
 	if !h.sends(a.Client) {
 		if h.Others == othersRefuse {
 			h.refuseOther(a)
@@ -195,6 +225,9 @@ func (h *Handler) Handle(cx *layer4.Connection, next layer4.Handler) error {
 
 // Serve serves a connection of somebody who sends no header.
 func (h *Handler) Serve(a *session.Arrival) (next bool) {
+	if gate.Datagrams(a.Network) {
+		return h.serveDatagrams(a)
+	}
 	if h.sends(a.Client) {
 		return false // Await has it
 	}
@@ -208,7 +241,7 @@ func (h *Handler) Serve(a *session.Arrival) (next bool) {
 // Await implements [fastpath.Waiter]: it reads the header of a connection. Most have arrived by then; for the others a
 // goroutine waits.
 func (h *Handler) Await(a *session.Arrival, resume func(*session.Arrival)) (awaited bool) {
-	if !h.sends(a.Client) {
+	if gate.Datagrams(a.Network) || !h.sends(a.Client) {
 		return false
 	}
 	if conn, ok := a.Conn.(peeker); ok {
@@ -271,6 +304,7 @@ func (h *Handler) Cleanup() error {
 //		from    <prefix>...
 //		others  allow|refuse
 //		timeout <duration>
+//		udp     each|first
 //	}
 func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 	err := caddyfile.Unmarshal(d, nil,
@@ -297,6 +331,10 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 				err = errNoTimeout(args[0])
 			}
 			return err
+		}},
+		caddyfile.Option{Name: "udp", Min: 1, Max: 1, Set: func(args []string) error {
+			h.UDP = args[0]
+			return caddyfile.OneOf(args[0], udpEach, udpFirst)
 		}},
 	)
 	if err != nil {
