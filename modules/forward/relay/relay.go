@@ -198,7 +198,6 @@ type Relay struct {
 	keepAlive time.Duration
 	name      fmt.Stringer
 	onDone    func(Result)
-	first     *firstByte // nil where nobody wants to know. An event loop drops it when it was told
 
 	up, down atomic.Int64
 	spliced  atomic.Int64
@@ -211,9 +210,6 @@ func New(cfg Config) *Relay {
 		limits: cfg.Limits, keepAlive: cfg.KeepAlive, name: cfg.Name, onDone: cfg.Done,
 	}
 	*r.cfg = cfg
-	if cfg.First != nil {
-		r.first = &firstByte{First: *cfg.First}
-	}
 	return r
 }
 
@@ -300,7 +296,6 @@ func (l *Limits) expires(lastActive time.Duration, connected, halfClosed bool) (
 }
 
 func (r *Relay) done(reason Reason, err error) {
-	r.tellFirst(r.age(), reason)
 	if r.onDone != nil {
 		r.onDone(Result{Reason: reason, Err: err, Connect: r.connect, Stats: r.Stats()})
 	}

@@ -10,7 +10,10 @@ func (s *loopStream) title() fmt.Stringer { return s.name }
 
 func (*loopStream) inbox() int { return inboxStreams }
 
-func (s *loopStream) report() { s.done(s.reason, s.failed) }
+func (s *loopStream) report() {
+	s.first.tell(s.Relay.age(), s.reason)
+	s.done(s.reason, s.failed)
+}
 
 func (s *loopStream) handle(m *message) {
 	if m.what == orderWait {

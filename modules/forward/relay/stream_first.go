@@ -16,40 +16,50 @@ type First struct {
 	Late time.Duration
 }
 
-// firstByte is a [First] of a relay.
+// firstByte is a [First] of a relay. The engine has it, so that a relay of which nobody wants to know it is no larger. All methods may be called
+// where it is nil.
 type firstByte struct {
 	First
+	of   *Relay
 	told atomic.Bool
 }
 
-// tellFirst is called at an age of the relay.
-func (r *Relay) tellFirst(age time.Duration, ended Reason) {
-	if f := r.first; f != nil && f.told.CompareAndSwap(false, true) {
-		f.Tell(max(age-r.activeAt(), 0), ended)
+// newFirst returns nil where nobody wants to know.
+func (r *Relay) newFirst() *firstByte {
+	if r.cfg.First == nil {
+		return nil
+	}
+	return &firstByte{First: *r.cfg.First, of: r}
+}
+
+// tell is called at an age of the relay.
+func (f *firstByte) tell(age time.Duration, ended Reason) {
+	if f != nil && f.told.CompareAndSwap(false, true) {
+		f.Tell(max(age-f.of.activeAt(), 0), ended)
 	}
 }
 
-// awaitsFirst reports whether nobody was told yet. It costs as good as nothing.
-func (r *Relay) awaitsFirst() bool { return r.first != nil && !r.first.told.Load() }
+// awaited reports whether nobody was told yet. It costs as good as nothing.
+func (f *firstByte) awaited() bool { return f != nil && !f.told.Load() }
 
 // lateAt is the age at which the first byte is late, if nothing is sent until then.
-func (r *Relay) lateAt() time.Duration {
-	if !r.awaitsFirst() || r.first.Late <= 0 || r.up.Load() == 0 {
+func (f *firstByte) lateAt() time.Duration {
+	if !f.awaited() || f.Late <= 0 || f.of.up.Load() == 0 {
 		return never
 	}
-	return later(r.activeAt(), r.first.Late)
+	return later(f.of.activeAt(), f.Late)
 }
 
 // tellLate tells of a byte that is late.
-func (r *Relay) tellLate(age time.Duration) {
-	if r.lateAt() <= age {
-		r.tellFirst(age, "")
+func (f *firstByte) tellLate(age time.Duration) {
+	if f.lateAt() <= age {
+		f.tell(age, "")
 	}
 }
 
 // givesUp is called at the first FIN. A client that has waited for long enough, and then sends it, does not count on an answer any more.
-func (r *Relay) givesUp(fin Reason, age time.Duration) {
-	if fin == ClientFIN && r.awaitsFirst() && r.first.Late > 0 && age-r.activeAt() >= r.first.Late {
-		r.tellFirst(age, "")
+func (f *firstByte) givesUp(fin Reason, age time.Duration) {
+	if fin == ClientFIN && f.awaited() && f.Late > 0 && age-f.of.activeAt() >= f.Late {
+		f.tell(age, "")
 	}
 }

@@ -20,6 +20,7 @@ type goroutineStream struct {
 	untrack  func()
 	up, down pump
 	watched  watchedClient
+	first    *firstByte // nil where nobody wants to know
 
 	state struct {
 		sync.Mutex
@@ -31,7 +32,7 @@ type goroutineStream struct {
 }
 
 func (r *Relay) runGoroutines() {
-	g := &goroutineStream{Relay: r, untrack: func() {}, client: newEnd(r.cfg.Client, r.cfg.Unwrap)}
+	g := &goroutineStream{Relay: r, untrack: func() {}, client: newEnd(r.cfg.Client, r.cfg.Unwrap), first: r.newFirst()}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	defer g.cancel()
 	if reason := r.begin(g); reason != "" {
@@ -108,7 +109,7 @@ func (g *goroutineStream) schedule() {
 	g.state.Lock()
 	defer g.state.Unlock()
 	age, _ := g.expires()
-	age = min(age, g.lateAt())
+	age = min(age, g.first.lateAt())
 	if age == never || g.state.over {
 		return
 	}
@@ -127,7 +128,7 @@ func (g *goroutineStream) expires() (time.Duration, Reason) {
 
 // expire is called by the timer. Bytes that move do not reset the timer: expire looks when the last one was moved.
 func (g *goroutineStream) expire() {
-	g.tellLate(g.age())
+	g.first.tellLate(g.age())
 	g.state.Lock()
 	age, reason := g.expires()
 	g.state.Unlock()
@@ -143,7 +144,7 @@ func (g *goroutineStream) fin(reason Reason) {
 	g.state.Lock()
 	first := g.state.firstFIN == ""
 	if first {
-		g.givesUp(reason, g.age())
+		g.first.givesUp(reason, g.age())
 		g.state.firstFIN = reason
 		g.touch(g.age())
 	}
@@ -226,5 +227,6 @@ func (g *goroutineStream) end(err error) {
 		reason = g.state.firstFIN
 	}
 	g.state.Unlock()
+	g.first.tell(g.age(), reason)
 	g.done(reason, err)
 }

@@ -22,8 +22,9 @@ type loopStream struct {
 	rival    *rival          // the second attempt; nil where none is under way
 	raceAt   time.Duration   // when to begin one, in the loop's time
 	firstFIN Reason
-	waiting  bool // Next has the client wait, see clientWaits
-	leaving  bool // the client has sent a FIN and nothing before it, see leaves
+	first    *firstByte // nil where nobody wants to know, or does not any more
+	waiting  bool       // Next has the client wait, see clientWaits
+	leaving  bool       // the client has sent a FIN and nothing before it, see leaves
 
 	client, upstream half
 }
@@ -83,7 +84,7 @@ func (r *Relay) runLoop() bool {
 	if !ok {
 		return false
 	}
-	s := &loopStream{Relay: r, loopState: loopState{loop: l, opened: r.start.Sub(epoch)}}
+	s := &loopStream{Relay: r, loopState: loopState{loop: l, opened: r.start.Sub(epoch)}, first: r.newFirst()}
 	s.timer.of = s
 	s.client = half{stream: s, fd: fd}
 	s.ctx = s.dialContext()
@@ -282,7 +283,7 @@ func (s *loopStream) passFIN(src, dst *half) {
 		if src == &s.client {
 			s.firstFIN = ClientFIN
 		}
-		s.givesUp(s.firstFIN, s.age())
+		s.first.givesUp(s.firstFIN, s.age())
 		s.touch(s.age())
 		s.setTimer()
 	}
@@ -332,7 +333,7 @@ func (s *loopStream) checkLimits() {
 		s.checkAttempts()
 		return
 	case phaseOpen:
-		s.tellLate(s.age())
+		s.first.tellLate(s.age())
 		s.guard()
 	}
 	s.setTimer()
@@ -345,7 +346,7 @@ func (s *loopStream) checkLimits() {
 func (s *loopStream) setTimer() {
 	age, _ := s.expires(s.phase == phaseOpen, s.firstFIN != "")
 	if s.first != nil && s.phase == phaseOpen {
-		age = min(age, s.lateAt())
+		age = min(age, s.first.lateAt())
 	}
 	due := later(s.opened, age)
 	if s.phase == phaseConnecting {

@@ -27,7 +27,7 @@ func (s *loopStream) copy(src, dst *half, moved *atomic.Int64) int {
 		return 0
 	}
 	if s.first != nil && src == &s.upstream {
-		s.tellFirst(s.age(), "")
+		s.first.tell(s.age(), "")
 		s.first = nil // may keep much memory alive
 	}
 	if n < len(buf) && !src.ending && !src.partial {

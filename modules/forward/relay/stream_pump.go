@@ -103,7 +103,7 @@ func (p *pump) sent(n int) {
 	if n > 0 {
 		p.moved.Add(int64(n))
 		p.engine.touch(p.engine.age())
-		if p.engine.awaitsFirst() && p == &p.engine.up {
+		if p.engine.first.awaited() && p == &p.engine.up {
 			p.engine.schedule() // a byte may be late from now on
 		}
 	}
@@ -125,8 +125,8 @@ func (p *pump) sent(n int) {
 
 // came notes that the source has sent n bytes.
 func (p *pump) came(n int) {
-	if n > 0 && p.engine.awaitsFirst() && p == &p.engine.down {
-		p.engine.tellFirst(p.engine.age(), "")
+	if n > 0 && p.engine.first.awaited() && p == &p.engine.down {
+		p.engine.first.tell(p.engine.age(), "")
 	}
 }
 

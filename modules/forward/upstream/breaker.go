@@ -197,7 +197,10 @@ func (b *breaker) hear(t *Terms, p pass, o outcome, step int64, now time.Time) (
 	case p.probe == 0:
 		b.used = now
 		b.window.add(step, bad)
-		if counted = b.window.sum(); !bad || !t.exceeded(counted) {
+		if !bad {
+			return cell{}, false
+		}
+		if counted = b.window.sum(); !t.exceeded(counted) {
 			return cell{}, false
 		}
 		b.become(BreakerOpen, now)

@@ -127,7 +127,7 @@ func TestBreakerAgainstOracle(t *testing.T) {
 			if random.IntN(50) == 0 {
 				now = now.Add(terms.Open)
 			}
-			p, ok := s.admit("a", tcp(1))
+			p, ok := s.admit("a", tcp(1), now)
 			round := j.admit(session, now)
 			if ok != (round > 0) {
 				t.Fatalf("history %d, %+v: session %d admitted=%t, want %t", history, terms, session, ok, round > 0)
@@ -199,9 +199,9 @@ func TestBreakersAreBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := NewBreakers(afterTwo, time.Now, nil)
-		old, _ := s.admit("", tcp(0))
+		old, _ := s.admit("", tcp(0), time.Now())
 		for i := range maxBreakers + 10 {
-			if _, ok := s.admit("", tcp(i)); !ok {
+			if _, ok := s.admit("", tcp(i), time.Now()); !ok {
 				t.Fatal("not admitted")
 			}
 		}
@@ -209,11 +209,11 @@ func TestBreakersAreBounded(t *testing.T) {
 			t.Errorf("%d are watched", len(s.of))
 		}
 		for range 2 {
-			pass, _ := s.admit("", tcp(1))
+			pass, _ := s.admit("", tcp(1), time.Now())
 			s.hear(pass, outcome{failed: true}, errRefused)
 		}
 		time.Sleep(time.Hour)
-		_, _ = s.admit("", &net.UDPAddr{})
+		_, _ = s.admit("", &net.UDPAddr{}, time.Now())
 		if len(s.of) != 1 || !s.quiet() {
 			t.Errorf("%d are watched, quiet=%t", len(s.of), s.quiet())
 		}

@@ -47,8 +47,7 @@ func NewBreakers(terms Terms, now func() time.Time, tell func(BreakerChange)) *B
 }
 
 // admit reports whether a session may try an address. Then it has to call hear or release with the pass, once.
-func (s *Breakers) admit(name string, addr net.Addr) (p pass, ok bool) {
-	now := s.now()
+func (s *Breakers) admit(name string, addr net.Addr, now time.Time) (p pass, ok bool) {
 	s.mu.Lock()
 	b := s.breaker(keyOf(addr), now)
 	if b == nil {

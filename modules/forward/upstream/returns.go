@@ -50,7 +50,8 @@ func (r *Returns) note(slowStart time.Duration, pools int) {
 	r.tidy(r.now())
 }
 
-// Address notes that an address is back: it has failed or was down, or its breaker was open. It does not block.
+// Address notes that an address is back: it has failed, or its breaker was open. Of one that was down, that is the address which is checked. It does not
+// block.
 func (r *Returns) Address(addr net.Addr) { remember(r, r.addrs, keyOf(addr)) }
 
 // Upstream notes that an upstream is back as a whole, such as from maintenance. name is that of the config. It does not block.
@@ -152,8 +153,8 @@ func shareAfter(elapsed, slowStart time.Duration) int64 {
 	return leastShare + int64(float64(wholeShare-leastShare)*float64(elapsed)/float64(slowStart))
 }
 
-func (r *returned) address(addr net.Addr) int64 {
-	if at, recent := r.addrs[keyOf(addr)]; recent {
+func (r *returned) address(k key) int64 {
+	if at, recent := r.addrs[k]; recent {
 		return shareAfter(r.now.Sub(at), r.slowStart)
 	}
 	return wholeShare

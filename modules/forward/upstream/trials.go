@@ -19,8 +19,10 @@ type Trials struct {
 
 type trial struct {
 	pass
-	addr net.Addr
-	took time.Duration // to connect
+	addr      net.Addr
+	at        time.Duration // when it began, since the start of the breakers
+	took      time.Duration // to connect
+	connected bool
 }
 
 // Begin returns the trials of a session. Without breakers it returns nil, with which all methods do nothing.
@@ -38,16 +40,18 @@ func (t *Trials) admit(name string, addr net.Addr) bool {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	p, ok := t.breakers.admit(name, addr)
+	now := t.breakers.now()
+	p, ok := t.breakers.admit(name, addr, now)
+	next := trial{pass: p, addr: addr, at: now.Sub(t.breakers.start)}
 	switch {
 	case !ok:
 		return false
 	case t.over:
 		t.breakers.release(p) // the session ends before it tries it
 	case t.first.addr == nil:
-		t.first = trial{pass: p, addr: addr}
+		t.first = next
 	default:
-		t.more = append(t.more, trial{pass: p, addr: addr})
+		t.more = append(t.more, next)
 	}
 	return true
 }
@@ -79,7 +83,7 @@ func (t *Trials) Connected(addr net.Addr, took time.Duration) {
 		return
 	}
 	winner := t.first
-	winner.took = took
+	winner.took, winner.connected = took, true
 	t.first = trial{}
 	t.release()
 	t.first = winner
@@ -116,6 +120,9 @@ func (t *Trials) Left(waited time.Duration) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.first.addr != nil && !t.first.connected { // it was waited for since then
+		waited = t.breakers.now().Sub(t.breakers.start) - t.first.at
+	}
 	if o := (outcome{took: max(t.first.took, waited)}); t.breakers.terms.bad(o, false) {
 		t.hear(o, nil)
 	}

@@ -42,7 +42,7 @@ func (p *Pool) session(retries int) *Walk {
 func (p *Pool) open(t testing.TB, which int) {
 	t.Helper()
 	for state, _ := p.Breakers.condition(tcp(which)); state != BreakerOpen; state, _ = p.Breakers.condition(tcp(which)) {
-		pass, ok := p.Breakers.admit(tcp(which).String(), tcp(which))
+		pass, ok := p.Breakers.admit(tcp(which).String(), tcp(which), time.Now())
 		if !ok {
 			t.Fatal("not admitted")
 		}
@@ -233,23 +233,27 @@ func TestTrialsCountOnce(t *testing.T) {
 		"ended in order":               {CauseErrors, func(w *Trials, a net.Addr) { w.Connected(a, 0); w.Ended(0) }, cell{1, 0}},
 		"the client left":              {CauseErrors, func(w *Trials, a net.Addr) { w.Connected(a, 0); w.Left(time.Minute) }, cell{}},
 		"the client left after a wait": {CauseSlow, func(w *Trials, a net.Addr) { w.Connected(a, 0); w.Left(time.Minute) }, cell{1, 1}},
+		"it left before that, late":    {CauseSlow, func(w *Trials, _ net.Addr) { time.Sleep(2 * time.Second); w.Left(0) }, cell{1, 1}},
+		"it left before that, soon":    {CauseSlow, func(w *Trials, _ net.Addr) { w.Left(time.Hour) }, cell{}},
 		"the client left at once":      {CauseSlow, func(w *Trials, a net.Addr) { w.Connected(a, 0); w.Left(0) }, cell{}},
 		"another address":              {CauseErrors, func(w *Trials, _ net.Addr) { w.Failed(tcp(9), 0, errRefused) }, cell{}},
 		"two at a time, one fails":     {CauseErrors, twoTrials, cell{1, 1}},
 	} {
-		terms := afterTwo
-		terms.Cause, terms.Slow, terms.MinSessions = c.cause, time.Second, 1000
-		p, _ := watched(t, terms, 1)
-		w := p.session(0)
-		addr, err := w.Next(t.Context(), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.do(w.Trials, addr)
-		w.Trials.Over()
-		if got := p.Breakers.of[keyOf(addr)].window.sum(); got != c.want {
-			t.Errorf("%s: counted %+v, want %+v", name, got, c.want)
-		}
+		synctest.Test(t, func(t *testing.T) {
+			terms := afterTwo
+			terms.Cause, terms.Slow, terms.MinSessions = c.cause, time.Second, 1000
+			p, _ := watched(t, terms, 1)
+			w := p.session(0)
+			addr, err := w.Next(t.Context(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.do(w.Trials, addr)
+			w.Trials.Over()
+			if got := p.Breakers.of[keyOf(addr)].window.sum(); got != c.want {
+				t.Errorf("%s: counted %+v, want %+v", name, got, c.want)
+			}
+		})
 	}
 }
 
@@ -268,5 +272,19 @@ func TestPickWithBreakersAllocatesNothing(t *testing.T) {
 	_ = p.pickAny()
 	if n := testing.AllocsPerRun(1000, func() { _ = p.choose(&Walk{pool: p}) }); n > 1 { // the walk
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// BenchmarkTrials is what a breaker adds to a session that goes well.
+func BenchmarkTrials(b *testing.B) {
+	p, _ := watched(b, afterTwo, 1, 1, 1)
+	addr := tcp(1)
+	b.ReportAllocs()
+	for b.Loop() {
+		t := p.Breakers.Begin()
+		t.admit("b", addr)
+		t.Connected(addr, 0)
+		t.Answered(0)
+		t.Over()
 	}
 }
