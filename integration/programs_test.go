@@ -241,32 +241,50 @@ func startPostgres(t *testing.T) (addr string) {
 
 func startPostgresAt(t *testing.T, addr string) {
 	t.Helper()
+	c := newCluster(t)
+	c.init(t)
+	_, serverPort, _ := net.SplitHostPort(addr)
+	// SIGTERM is PostgreSQL's smart shutdown, which would wait for clients; by then there are none.
+	server(t, addr, c.command("postgres", "-D", c.data, "-p", serverPort, "-k", c.dir, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"))
+}
+
+// cluster is the data of a PostgreSQL server, and a folder for its socket.
+type cluster struct {
+	bin, dir, data string
+	as             *syscall.Credential // nil: the user that runs the test
+}
+
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
 	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
 	if len(found) == 0 {
 		t.Fatal("no /usr/lib/postgresql/*/bin/initdb: this test needs PostgreSQL; `make test` installs it")
 	}
-	bin := filepath.Dir(found[len(found)-1])
 	dir, err := os.MkdirTemp("", "gate-") // not below t.TempDir, which only root may enter
 	must(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	data := filepath.Join(dir, "data")
-	as := new(syscall.SysProcAttr)
+	c := &cluster{bin: filepath.Dir(found[len(found)-1]), dir: dir, data: filepath.Join(dir, "data")}
 	if os.Geteuid() == 0 {
 		postgres, err := user.Lookup("postgres")
 		must(t, err)
 		uid, _ := strconv.Atoi(postgres.Uid)
 		gid, _ := strconv.Atoi(postgres.Gid)
 		must(t, os.Chown(dir, uid, gid))
-		as.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+		c.as = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 	}
-	initdb := exec.Command(filepath.Join(bin, "initdb"), "-D", data, "-U", "gate", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
-	initdb.Dir, initdb.SysProcAttr = dir, as
-	output(t, initdb)
-	_, serverPort, _ := net.SplitHostPort(addr)
-	postgres := exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-p", serverPort, "-k", dir, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off")
-	postgres.Dir, postgres.SysProcAttr = dir, as
-	// SIGTERM is PostgreSQL's smart shutdown, which would wait for clients; by then there are none.
-	server(t, addr, postgres)
+	return c
+}
+
+// command runs a program of PostgreSQL as the user that owns the data.
+func (c *cluster) command(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command(filepath.Join(c.bin, name), args...)
+	cmd.Dir, cmd.SysProcAttr = c.dir, &syscall.SysProcAttr{Credential: c.as}
+	return cmd
+}
+
+func (c *cluster) init(t *testing.T) {
+	t.Helper()
+	output(t, c.command("initdb", "-D", c.data, "-U", "gate", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"))
 }
 
 func TestProgramsPostgres(t *testing.T) {
