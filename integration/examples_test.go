@@ -95,6 +95,15 @@ var examples = map[string]example{
 			t.Errorf("12 requests were answered by %v: expected 2 to 1, and none by the backup", pages)
 		}
 	},
+	"discovery": func(t *testing.T, start func(...gate.Option) *gate.Process, addr addresses) {
+		start()
+		gate.Eventually(t, peerTimeout, func() error {
+			if page := mustGetPage(t, addr(8080)); page != "discovered" {
+				return fmt.Errorf("%q answers", page)
+			}
+			return nil
+		})
+	},
 	"tls":             exampleTLS,
 	"tls-postgres":    exampleTLSPostgres,
 	"sni":             exampleSNI,
