@@ -76,7 +76,7 @@ func (h *Handler) applyWait() error {
 // checkWait refuses options that have no effect without another one.
 func (h *Handler) checkWait() error {
 	limited := func(t Target) bool { return t.MaxConnections != nil && *t.MaxConnections > 0 }
-	if h.Queue != nil && !slices.ContainsFunc(h.Upstreams, limited) {
+	if h.Queue != nil && len(h.Dynamic) == 0 && !slices.ContainsFunc(h.Upstreams, limited) {
 		return fmt.Errorf(`queue: "%d %v": %w`, h.Queue.Count, time.Duration(h.Queue.Duration), errNoLimit)
 	}
 	if h.LBTryInterval != nil && (h.LBTryDuration == nil || *h.LBTryDuration == 0) {

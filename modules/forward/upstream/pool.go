@@ -162,6 +162,10 @@ func (p *Pool) Release() {
 // fixed are the addresses of an upstream, by the offset of the port.
 type fixed struct{ streams, datagrams []net.Addr }
 
+// Prepare finds out what a pool needs to know of the address, so that copies of the upstream need not: where there are thousands of them and pools follow one
+// another. The address must not change afterwards.
+func (u *Upstream) Prepare() { u.fix() }
+
 // fix finds out once what need not be found out for each session.
 func (u *Upstream) fix() {
 	if u.Dynamic || u.fixed != nil {

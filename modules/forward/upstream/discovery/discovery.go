@@ -61,6 +61,8 @@ type Entry struct {
 	Weight int `json:"weight,omitempty"`
 	// Drained means that it gets no new sessions.
 	Drained bool `json:"drained,omitempty"`
+	// MaxConnections is how many sessions it has at once, up to [upstream.MaxSessions]. Zero: no limit.
+	MaxConnections int `json:"max_connections,omitempty"`
 	// Priority is its tier, up to [upstream.MaxPriority].
 	Priority int `json:"priority,omitempty"`
 	// Zone is where it is.
@@ -151,6 +153,8 @@ func (c *Collector) check(e *Entry) error {
 		return fmt.Errorf(`%q: weight: "%d": expected a whole number from 0 to %d`, e.Address, e.Weight, upstream.MaxWeight)
 	case e.Priority < 0 || e.Priority > upstream.MaxPriority:
 		return fmt.Errorf(`%q: priority: "%d": expected a whole number from 0 to %d`, e.Address, e.Priority, upstream.MaxPriority)
+	case e.MaxConnections < 0 || e.MaxConnections > upstream.MaxSessions:
+		return fmt.Errorf(`%q: max_connections: "%d": expected a whole number from 0 to %d`, e.Address, e.MaxConnections, upstream.MaxSessions)
 	case len(e.Zone) > maxZone:
 		return fmt.Errorf("%q: zone: %.32q...: expected at most %d characters", e.Address, e.Zone, maxZone)
 	}

@@ -124,6 +124,8 @@ func (e *Entry) set(name, value string, hasValue bool) (err error) {
 	case name == "weight" && hasValue:
 		e.Weight, err = parseNumber(name, value, upstream.MaxWeight)
 		e.Drained = e.Weight == 0
+	case name == "max_connections" && hasValue:
+		e.MaxConnections, err = parseNumber(name, value, upstream.MaxSessions)
 	case name == "priority" && hasValue:
 		e.Priority, err = parseNumber(name, value, upstream.MaxPriority)
 	case name == "zone" && value != "":
@@ -133,7 +135,7 @@ func (e *Entry) set(name, value string, hasValue bool) (err error) {
 		if hasValue {
 			word += "=" + value
 		}
-		return fmt.Errorf("%.64q: expected weight=<number>, priority=<tier>, backup or zone=<name>", word)
+		return fmt.Errorf("%.64q: expected weight=<number>, max_connections=<count>, priority=<tier>, backup or zone=<name>", word)
 	}
 	return err
 }
@@ -150,6 +152,7 @@ func parseNumber(name, value string, most int) (int, error) {
 type entryJSON struct {
 	Address  string `json:"address"`
 	Weight   *int   `json:"weight"`
+	Most     int    `json:"max_connections"`
 	Priority *int   `json:"priority"`
 	Backup   bool   `json:"backup"`
 	Zone     string `json:"zone"`
@@ -204,7 +207,7 @@ func parseObject(raw json.RawMessage) (e Entry, err error) {
 	if err := decoder.Decode(&o); err != nil {
 		return e, err
 	}
-	e = Entry{Address: o.Address, Zone: o.Zone}
+	e = Entry{Address: o.Address, MaxConnections: o.Most, Zone: o.Zone}
 	if o.Weight != nil {
 		e.Weight, e.Drained = *o.Weight, *o.Weight == 0
 	}

@@ -19,9 +19,9 @@ func TestParse(t *testing.T) {
 		{"10.0.0.1:9000", []Entry{{Address: "10.0.0.1:9000"}}, nil},
 		{"[::1]:9000\n", []Entry{{Address: "[::1]:9000"}}, nil},
 		{
-			"10.0.0.1:9000 weight=3 zone=east # first\r\n db:9000 backup\nudp/10.0.0.1:53 weight=0\nunix//run/db.sock priority=2\na#b:1\n",
+			"10.0.0.1:9000 weight=3 max_connections=9 zone=east # first\r\n db:9000 backup\nudp/10.0.0.1:53 weight=0\nunix//run/db.sock priority=2\na#b:1\n",
 			[]Entry{
-				{Address: "10.0.0.1:9000", Weight: 3, Zone: "east"},
+				{Address: "10.0.0.1:9000", Weight: 3, MaxConnections: 9, Zone: "east"},
 				{Address: "db:9000", Priority: 1},
 				{Address: "udp/10.0.0.1:53", Drained: true},
 				{Address: "unix//run/db.sock", Priority: 2},
@@ -45,16 +45,16 @@ func TestParse(t *testing.T) {
 			nil,
 			[]string{
 				`line 1: "a:1": weight: "70000": expected a whole number from 0 to 65535`,
-				`line 2: "a:2": "weigth=3": expected weight=<number>, priority=<tier>, backup or zone=<name>`,
+				`line 2: "a:2": "weigth=3": expected weight=<number>, max_connections=<count>, priority=<tier>, backup or zone=<name>`,
 				`line 3: "a:3": priority: "2": expected priority or backup, which is priority 1`,
-				`line 4: "a:4": "weight": expected weight=<number>, priority=<tier>, backup or zone=<name>`,
+				`line 4: "a:4": "weight": expected weight=<number>, max_connections=<count>, priority=<tier>, backup or zone=<name>`,
 				`line 5: "a:5": weight: given twice`,
 			},
 		},
 		{"[]", nil, nil},
 		{
-			`["a:1", {"address": "a:2", "weight": 0, "zone": "east"}, {"address": "a:3", "backup": true}, 7, {"addr": "a:4"}, {}, "a:1"]`,
-			[]Entry{{Address: "a:1"}, {Address: "a:2", Drained: true, Zone: "east"}, {Address: "a:3", Priority: 1}},
+			`["a:1", {"address": "a:2", "weight": 0, "zone": "east"}, {"address": "a:3", "backup": true, "max_connections": 7}, 7, {"addr": "a:4"}, {}, "a:1"]`,
+			[]Entry{{Address: "a:1"}, {Address: "a:2", Drained: true, Zone: "east"}, {Address: "a:3", MaxConnections: 7, Priority: 1}},
 			[]string{
 				`entry 4: "7": expected an address or an object`,
 				`entry 5: json: unknown field "addr"`,
