@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -277,4 +278,31 @@ func TestListingOfManyUpstreams(t *testing.T) {
 		t.Errorf("%d %s", status, answer)
 	}
 	call(t, "PATCH", upstreamsPath+"/"+names[5000], `{"state": "ready"}`)
+}
+
+// Sessions that wait are told of, and where all upstreams are drained meanwhile, they end.
+func TestListingOfAQueue(t *testing.T) {
+	t.Parallel()
+	name := echo(t)
+	h, _, _ := provision(t, fmt.Sprintf(`{"upstreams": [{"address": %q, "max_connections": 1}], "queue": {"count": 10, "duration": "1h"}}`, name))
+	k := kind{"detachable", detachable}
+	first := k.client(t, h)
+	exchange(t, first, "has the place")
+	waiting := []*net.TCPConn{k.client(t, h), k.client(t, h)}
+	eventually(t, func() error {
+		if got := one(t, name); got.Queued != 2 || got.Sessions != 1 {
+			return fmt.Errorf("%+v", got)
+		}
+		return nil
+	})
+	setUpstream(t, name, drain, noWeight)
+	for _, client := range waiting {
+		if e := logged(t, client); e.Reason != "no_upstream" {
+			t.Errorf("one that waited: %+v", e)
+		}
+	}
+	exchange(t, first, "still has it")
+	if got := one(t, name); got.Queued != 0 || got.Sessions != 1 || got.State != "drain" {
+		t.Errorf("%+v", got)
+	}
 }

@@ -60,7 +60,7 @@ type row struct {
 	Priority         int       `json:"priority"`
 	Zone             string    `json:"zone,omitempty"`
 	Sessions         int64     `json:"sessions"` // of all handlers
-	Queued           int64     `json:"queued"`
+	Queued           int64     `json:"queued"`   // of these handlers, for any of their upstreams
 	Fails            int       `json:"fails"`
 	LastError        string    `json:"last_error,omitempty"`
 	CheckedAt        time.Time `json:"checked_at,omitzero"`
@@ -88,6 +88,7 @@ type place struct {
 type source struct {
 	as     *shownAs
 	roster *roster
+	queue  *queue           // nil where there is none
 	survey *upstream.Survey // nil before it is needed
 }
 
@@ -134,7 +135,7 @@ func (l listing) places() (all []place) {
 		if l.handler != "" && !h.shownAs.at(l.handler) {
 			continue
 		}
-		of := &source{as: h.shownAs, roster: now}
+		of := &source{as: h.shownAs, roster: now, queue: h.queue}
 		for i := range now.pool.Len() {
 			if name := now.pool.At(i).Name; l.wants(name) {
 				all = append(all, place{name, of, i})
@@ -201,6 +202,9 @@ func (p place) row() row {
 		one.Weight, one.ConfiguredWeight = said.weight, &configured
 	}
 	one.Priority, one.Zone, one.Sessions = u.Priority, u.Zone, u.Living.Load()
+	if p.of.queue != nil {
+		one.Queued = p.of.queue.Waiting()
+	}
 	one.Fails, one.CheckedAt = status.Fails, status.At
 	if status.Err != nil {
 		one.LastError = status.Err.Error()
