@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -103,6 +104,22 @@ var examples = map[string]example{
 			}
 			return nil
 		})
+	},
+	"queue": func(t *testing.T, start func(...gate.Option) *gate.Process, addr addresses) {
+		p := start()
+		first := dial(t, addr(8080)) // there is no server yet
+		served := []*net.TCPConn{first}
+		serveAt(t, addr(9001), echo)
+		mustExchange(t, first)
+		for range 9 {
+			conn := dial(t, addr(8080))
+			mustExchange(t, conn)
+			served = append(served, conn)
+		}
+		waits := dial(t, addr(8080))
+		mustQueue(t, p, 1)
+		served[5].Close()
+		mustExchange(t, waits)
 	},
 	"tls":             exampleTLS,
 	"tls-postgres":    exampleTLSPostgres,
