@@ -93,6 +93,7 @@ type datagramUpstream struct {
 	name    string
 	source  upstream.Source
 	preface preface // where not all upstreams have the same
+	count   *session.Count
 }
 
 // attempted notes how an attempt to reach the upstream went.
@@ -151,8 +152,9 @@ func (u *datagramUpstreams) goOn(ctx context.Context, failed error) (addr net.Ad
 		addr, err = u.way.Next(ctx, nil)
 		u.h.watch.chosen(u.sess, &u.way.Walk)
 	}
-	if err != nil && u.current.Load() != nil {
-		return nil, err // the session keeps its upstream
+	if now := u.current.Load(); err != nil && now != nil { // the session keeps its upstream
+		u.sess.Recount(now.count)
+		return nil, err
 	}
 	u.current.Store(u.roster.upstreamOf(&u.way.Walk))
 	u.roster.count(u.sess, &u.way.Walk, addr)

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/portgate/caddy-portgate/modules/forward/relay"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
@@ -394,4 +395,26 @@ func TestWaitingSessionsAreDrained(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A session of datagrams that keeps its upstream is counted there, though a place was reserved for it at another one that can't be used.
+func TestSessionThatKeepsItsUpstreamIsCountedThere(t *testing.T) {
+	t.Parallel()
+	names := []string{"udp/" + refuses(), "tcp/" + refuses()} // datagrams can't be sent to the second one
+	h, _, _ := provision(t, fmt.Sprintf(
+		`{"upstreams": [{"address": %q, "max_connections": 1}, {"address": %q, "max_connections": 1}], "lb_policy": "first"}`, names[0], names[1]))
+	sess := (&session.Arrival{Network: "udp", Listener: "test:keeps"}).Begin(h.scope)
+	begin := func(r *roster) *way { return h.way(sess, nil, r) }
+	u := &datagramUpstreams{h: h, sess: sess, begin: begin, way: begin(h.rosters.now.Load()), roster: h.rosters.now.Load()}
+	if addr, err := u.next(t.Context(), nil); err != nil || addr == nil {
+		t.Fatal(addr, err)
+	}
+	for range 3 {
+		if addr, err := u.next(t.Context(), &relay.Lost{Err: syscall.ECONNREFUSED, Refused: true}); err == nil && addr.String() != names[0][4:] {
+			t.Fatal(addr, err)
+		}
+		expectLiving(t, "with its upstream", names, 1, 0)
+	}
+	sess.End(session.End{})
+	expectLiving(t, "after all", names, 0, 0)
 }

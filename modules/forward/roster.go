@@ -36,7 +36,7 @@ func (h *Handler) newRoster(upstreams []upstream.Upstream) (r *roster, err error
 		u := &upstreams[i]
 		r.counts[i] = counts.Hold(u.Name)
 		h.watch.series(u.Name) // begin at 0
-		r.named[i].name, u.Living = u.Name, r.counts[i].Living()
+		r.named[i].name, r.named[i].count, u.Living = u.Name, r.counts[i], r.counts[i].Living()
 	}
 	r.pool = upstream.NewPool(upstreams)
 	r.pool.Balance, r.pool.Failures, r.pool.Shut = h.balance, h.watch.failures(), atRunTime.shut
@@ -98,6 +98,7 @@ func (r *roster) upstreamOf(walk *upstream.Walk) *datagramUpstream {
 	name, _ := walk.Current()
 	u := &datagramUpstream{name: name, source: walk.Source()}
 	if position := walk.Position(); position >= 0 {
+		u.count = r.counts[position]
 		u.preface = r.named[position].preface
 	}
 	return u

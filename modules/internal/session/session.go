@@ -206,12 +206,7 @@ func (s *Session) SetUpstream(label string, addr net.Addr, count *Count) {
 	if s.ended {
 		return
 	}
-	if !count.Is(s.counted) {
-		s.uncountLocked()
-		if count != nil {
-			s.counted = count.Begin()
-		}
-	}
+	s.recountLocked(count)
 	if s.label != label || s.up.total == nil {
 		s.countLocked() // for the one before
 		s.label = label
@@ -240,6 +235,24 @@ func (s *Session) Reserve(count *Count, most int64) bool {
 		s.counted = counted
 	}
 	return ok
+}
+
+// Recount counts the session among those of the upstream that it has, whatever their number: where Reserve has had it counted at another one, to which
+// it does not go. count may be nil.
+func (s *Session) Recount(count *Count) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.recountLocked(count)
+}
+
+func (s *Session) recountLocked(count *Count) {
+	if s.ended || count.Is(s.counted) {
+		return
+	}
+	s.uncountLocked()
+	if count != nil {
+		s.counted = count.Begin()
+	}
 }
 
 // Uncount counts the session at no upstream, until SetUpstream or Reserve: while it waits for one.
