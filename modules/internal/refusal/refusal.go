@@ -180,3 +180,6 @@ func (h *Held) respond(conn net.Conn, text []byte) {
 	}
 	_, _ = io.Copy(io.Discard, io.LimitReader(conn, maxLinger))
 }
+
+// Interface guards
+var _ session.Refusing = (*Held)(nil)
