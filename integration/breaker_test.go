@@ -145,3 +145,29 @@ func TestBreakerOverUDP(t *testing.T) {
 	})
 	mustAsk(t, dialUDP(t, alone), "dead")
 }
+
+// examples/breaker.Caddyfile: the clients that wait for the server that says nothing open its breaker, and from then on all are answered.
+func exampleBreaker(t *testing.T, start func(...gate.Option) *gate.Process, addr addresses) {
+	over := make(chan struct{})
+	serveAt(t, addr(9001), func(*net.TCPConn) { <-over })
+	t.Cleanup(func() { close(over) })
+	serveAt(t, addr(9002), echo)
+	p := start()
+	var waiting []net.Conn
+	for range 60 {
+		conn := dial(t, addr(8080))
+		mustWrite(t, conn, "question")
+		waiting = append(waiting, conn)
+	}
+	gate.Eventually(t, peerTimeout, func() error {
+		return equal(p.Metrics(), "caddy_portgate_upstream_breaker_state", 1, label("state", "open"))
+	})
+	for range 10 {
+		conn := dial(t, addr(8080))
+		mustExchange(t, conn)
+		conn.Close()
+	}
+	for _, conn := range waiting {
+		conn.Close()
+	}
+}

@@ -121,6 +121,7 @@ var examples = map[string]example{
 		served[5].Close()
 		mustExchange(t, waits)
 	},
+	"breaker":         exampleBreaker,
 	"tls":             exampleTLS,
 	"tls-postgres":    exampleTLSPostgres,
 	"sni":             exampleSNI,
