@@ -14,6 +14,7 @@ wanted='
 bind9-dnsutils       dig
 ca-certificates      /etc/ssl/certs/ca-certificates.crt
 curl                 curl
+dnsdist              dnsdist
 dnsmasq-base         dnsmasq
 dnsperf              dnsperf
 gcc                  gcc
