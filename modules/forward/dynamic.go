@@ -34,7 +34,6 @@ type dynamic struct {
 	ended   bool
 	given   map[string]upstream.Upstream // those that were discovered, by their names
 	leaving leaving
-	past    map[string]struct{} // that have gone, and whose series are still there
 }
 
 // begin is called in Provision. After an error end releases what there is.
@@ -123,27 +122,6 @@ func (d *dynamic) settle(before map[string]upstream.Upstream) {
 		}
 	}
 	d.leaving.change(before, d.given)
-	d.forget(before)
-}
-
-// forget lets the series of upstreams go that have gone, once they have no sessions: there is no end to the names that a source may give in time.
-func (d *dynamic) forget(before map[string]upstream.Upstream) {
-	for name := range before {
-		if _, there := d.given[name]; !there {
-			if d.past == nil {
-				d.past = make(map[string]struct{})
-			}
-			d.past[name] = struct{}{}
-		}
-	}
-	for name := range d.past {
-		if _, back := d.given[name]; back {
-			delete(d.past, name)
-		} else if counts.Living(name) == 0 {
-			delete(d.past, name)
-			d.h.scope.Drop("upstream", name)
-		}
-	}
 }
 
 // merge returns the upstreams of the config and of all sources. What an earlier one has is not taken a second time. A source whose grace period

@@ -224,41 +224,6 @@ func TestDynamicDrains(t *testing.T) {
 	})
 }
 
-// Series of upstreams that have gone go, once they have no sessions.
-func TestDynamicForgets(t *testing.T) {
-	t.Parallel()
-	a := named(t, "127.0.0.1:0", "a")
-	source, config := dynamicTo(t, "")
-	source.says(lists(t, a))
-	h, _, _ := provision(t, config)
-	client, accepted := connect(t)
-	handle(t, h, accepted)
-	read(t, client, "a")
-	past := func() (names []string) {
-		h.dynamic.mu.Lock()
-		defer h.dynamic.mu.Unlock()
-		for name := range h.dynamic.past {
-			names = append(names, name)
-		}
-		return names
-	}
-	for i := range 100 {
-		source.says(lists(t, fmt.Sprintf("127.0.0.1:%d", i+1)))
-	}
-	if got := past(); len(got) != 1 || got[0] != a {
-		t.Errorf("while a session lives: %v", got)
-	}
-	finish(t, client)
-	eventually(t, func() error {
-		source.says(lists(t, "127.0.0.1:1"))
-		source.says(lists(t, "127.0.0.1:2"))
-		if got := past(); len(got) > 0 {
-			return fmt.Errorf("afterwards: %v", got)
-		}
-		return nil
-	})
-}
-
 // All handlers of all configs share one source, which knows after a reload what it knew before.
 func TestDynamicReloads(t *testing.T) {
 	a := named(t, "127.0.0.1:0", "a")

@@ -228,17 +228,6 @@ func (v *Values) hold(one labelValue) {
 	v.of().hold(one)
 }
 
-// Drop gives back one value of a label, if it is held.
-func (v *Values) Drop(label, value string) {
-	one := labelValue{label, value}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if _, held := v.held[one]; held {
-		delete(v.held, one)
-		v.of().release(map[labelValue]struct{}{one: {}})
-	}
-}
-
 // Release gives back what is held. Values may be held again after it.
 func (v *Values) Release() {
 	v.mu.Lock()

@@ -141,37 +141,6 @@ func TestSeriesGoTogether(t *testing.T) {
 	})
 }
 
-// One value may go before the others, and come back.
-func TestOneValueIsDropped(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		sw := newSweeper()
-		vec := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sessions"}, []string{"upstream"})
-		sw.sweep(vec, []string{"upstream"})
-		v := &Values{sweeper: sw}
-		v.Hold("upstream", "stays", "goes", "comes back")
-		for _, name := range []string{"stays", "goes", "comes back"} {
-			vec.WithLabelValues(name)
-		}
-		v.Drop("upstream", "goes")
-		v.Drop("upstream", "goes")
-		v.Drop("upstream", "unknown")
-		v.Drop("upstream", "comes back")
-		v.Hold("upstream", "comes back")
-		time.Sleep(time.Minute)
-		synctest.Wait()
-		if n := testutil.CollectAndCount(vec); n != 2 || vec.DeleteLabelValues("goes") {
-			t.Errorf("%d series are left", n)
-		}
-		v.Release()
-		time.Sleep(time.Minute)
-		synctest.Wait()
-		if n := testutil.CollectAndCount(vec); n != 0 || len(sw.holders) != 0 {
-			t.Errorf("%d series are left, held: %v", n, sw.holders)
-		}
-	})
-}
-
 func TestValuesConcurrently(t *testing.T) {
 	t.Parallel()
 	sw := newSweeper()
