@@ -61,7 +61,7 @@ type bench struct {
 
 // start starts the backend and all targets.
 func (b *bench) start(ctx context.Context) (err error) {
-	if b.backend, err = startBackend(b.loops(), len(b.targets)); err != nil {
+	if b.backend, err = startBackend(b.loops(), len(b.targets)+2); err != nil {
 		return fmt.Errorf("backend: %w", err)
 	}
 	for range b.targets {
@@ -91,7 +91,10 @@ func (b *bench) launch(ctx context.Context, n int, listen endpoint) (*instance, 
 		return nil, err
 	}
 	listen.udp = loopback(port)
-	return b.targets[n].launch(ctx, start{programs: b.programs, listen: listen, backend: b.backend.addresses[n], sessions: b.sessions})
+	return b.targets[n].launch(ctx, start{
+		programs: b.programs, listen: listen, sessions: b.sessions,
+		backend: b.backend.addresses[n], others: b.backend.addresses[len(b.targets):],
+	})
 }
 
 func (b *bench) stop() {

@@ -58,7 +58,9 @@ func (r *Report) markdown() string {
 	for _, m := range metrics() {
 		r.table(&text, m)
 	}
-	r.limitTable(&text)
+	for _, variant := range variants {
+		r.variantTable(&text, variant)
+	}
 	r.remarks(&text)
 	return text.String()
 }
@@ -69,7 +71,7 @@ func (r *Report) describe(text *strings.Builder) {
 		r.Settings.Began.Format(time.DateOnly), m.CPUs, m.Model, (m.MemoryMiB+512)/1024, m.Kernel,
 		r.Settings.Rounds, r.Settings.Seconds, r.Settings.Warmup, r.Settings.Loops)
 	for _, t := range r.Targets {
-		if t != direct && t != capped {
+		if t != direct && !slices.Contains(variants, t) {
 			fmt.Fprintf(text, "- %s: %s\n", t, m.Versions[t])
 		}
 	}
@@ -138,20 +140,20 @@ func asRatio(s *Spread) string {
 	return fmt.Sprintf("**%.2f** (%.2f–%.2f)", s.Median, s.Min, s.Max)
 }
 
-// limitTable compares Portgate that has a bandwidth limit with Portgate that has none.
-func (r *Report) limitTable(text *strings.Builder) {
+// variantTable compares Portgate that has more options with Portgate that has not.
+func (r *Report) variantTable(text *strings.Builder, variant string) {
 	rows := ""
 	for _, with := range r.Summary {
 		without := slices.IndexFunc(r.Summary, func(s Summary) bool {
 			return s.Workload == with.Workload && s.Metric == with.Metric && s.Target == portgate
 		})
-		if with.Target == capped && without >= 0 {
+		if with.Target == variant && without >= 0 {
 			rows += fmt.Sprintf("| %s: %s | %s | %s | %s | %s |\n",
 				with.Workload, with.Metric, with.Unit, r.Summary[without].Spread, with.Spread, asRatio(with.ToItself))
 		}
 	}
 	if rows != "" {
-		fmt.Fprintf(text, "### %s\n\n| work | unit | without | with | with / without |\n|---|---|---|---|---|\n%s\n", capped, rows)
+		fmt.Fprintf(text, "### %s\n\n| work | unit | without | with | with / without |\n|---|---|---|---|---|\n%s\n", variant, rows)
 	}
 }
 

@@ -23,7 +23,7 @@ type Summary struct {
 	// Ratios are taken within each round, between runs that followed each other closely, and then summed up.
 	ToHAProxy *Spread `json:"to_haproxy,omitempty"`
 	ToBetter  *Spread `json:"to_better,omitempty"` // to the better of HAProxy and nginx
-	ToItself  *Spread `json:"to_itself,omitempty"` // of Portgate with a bandwidth limit, to Portgate without one
+	ToItself  *Spread `json:"to_itself,omitempty"` // of a variant of Portgate, to Portgate
 }
 
 // metric is one of the tables.
@@ -36,7 +36,9 @@ type metric struct {
 }
 
 // shows says whether the target has a column.
-func (m metric) shows(target string) bool { return target != capped && (target != direct || m.direct) }
+func (m metric) shows(target string) bool {
+	return !slices.Contains(variants, target) && (target != direct || m.direct)
+}
 
 const (
 	gib      = 1 << 30
@@ -142,7 +144,7 @@ func summarize(rounds []Round, work []workload, targets []string) []Summary {
 					s.ToHAProxy = ratio(values[target], values[haproxy])
 					s.ToBetter = ratio(values[target], values[better])
 				}
-				if target == capped {
+				if slices.Contains(variants, target) {
 					s.ToItself = ratio(values[target], values[portgate])
 				}
 				all = append(all, s)

@@ -32,6 +32,8 @@ func (t target) does(w workload) bool {
 	switch {
 	case t.name == capped:
 		return isBulk(w.kind)
+	case t.name == guarded:
+		return w.network == tcp && (w.kind == closes || w.kind == idle)
 	case w.kind.refused():
 		return slices.Contains(t.refuses, w.kind)
 	case w.kind == idle && t.command == nil:
@@ -46,8 +48,9 @@ type start struct {
 	programs
 	listen   endpoint
 	backend  endpoint
-	sessions int    // the most there will be, as the limit of open files allows
-	dir      string // the proxy's own
+	others   []endpoint // two more of the backend
+	sessions int        // the most there will be, as the limit of open files allows
+	dir      string     // the proxy's own
 }
 
 // programs are the paths of what is compared.
@@ -56,18 +59,23 @@ type programs struct{ caddy, haproxy, nginx string }
 // ours, the two that it is compared with, and the others.
 const (
 	portgate = "Portgate"
-	capped   = "Portgate with a bandwidth limit" // far above what the machine can do; it is compared with Portgate without one
+	capped   = "Portgate with a bandwidth limit" // far above what the machine can do
+	guarded  = "Portgate with three upstreams, health checks and a breaker"
 	haproxy  = "HAProxy"
 	nginx    = "nginx"
 	caddyL4  = "caddy-l4"
 	direct   = "direct"
 )
 
+// variants are Portgate with more options. They are compared with Portgate without them.
+var variants = []string{capped, guarded}
+
 // targets returns all of them. None writes an access log, and each ends a session after 10 minutes of silence, as far as it can.
 func targets() []target {
 	return []target{
 		{portgate, caddyVersion, portgateCommand, true, []kind{denied, limited}},
 		{capped, caddyVersion, cappedCommand, false, nil},
+		{guarded, caddyVersion, guardedCommand, false, nil},
 		{haproxy, haproxyVersion, haproxyCommand, false, []kind{denied, limited}},
 		{nginx, nginxVersion, nginxCommand, true, []kind{denied}},
 		{caddyL4, caddyL4Version, caddyL4Command, true, []kind{denied}},
@@ -120,6 +128,17 @@ func cappedCommand(c start) ([]string, error) {
 	return caddyCommand(c, object{"layer4": object{"servers": object{
 		tcp: serve(fmt.Sprint("gate+tcp/", c.listen.tcp), rateLimit, forward(c.backend.tcp.String())),
 	}}})
+}
+
+func guardedCommand(c start) ([]string, error) {
+	handler := forward(c.backend.tcp.String())
+	delete(handler, "to")
+	handler["upstreams"] = []object{
+		{"address": c.backend.tcp.String(), "weight": 5}, {"address": c.others[0].tcp.String(), "weight": 3}, {"address": c.others[1].tcp.String()},
+	}
+	handler["health_check"] = object{"type": "tcp"}
+	handler["breaker"] = object{"when": "errors 0.5"}
+	return caddyCommand(c, object{"layer4": object{"servers": object{tcp: serve(fmt.Sprint("gate+tcp/", c.listen.tcp), handler)}}})
 }
 
 func forward(to string) object {
