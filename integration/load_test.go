@@ -194,7 +194,7 @@ func chat(conns []*net.TCPConn, every, total time.Duration) ([]time.Duration, er
 
 func chatOne(conn *net.TCPConn, next, end time.Time, every time.Duration) (took []time.Duration, err error) {
 	message := slices.Repeat([]byte("x"), 64)
-	conn.SetDeadline(time.Now().Add(peerTimeout))
+	conn.SetDeadline(time.Now().Add(connTimeout))
 	for {
 		time.Sleep(time.Until(next))
 		start := time.Now()

@@ -20,6 +20,9 @@ import (
 // peerTimeout bounds everything that a peer does; no test gets near it unless something hangs.
 const peerTimeout = 60 * time.Second
 
+// connTimeout ends what a connection of a test waits for, however many messages it exchanges until then.
+const connTimeout = 10 * peerTimeout
+
 const mib = 1 << 20
 
 // serve is an upstream: handle runs for each connection, which is closed when it returns. Everything is closed with the test.
@@ -59,7 +62,7 @@ func serveOn(t testing.TB, ln net.Listener, handle func(net.Conn)) {
 			if err != nil {
 				return
 			}
-			conn.SetDeadline(time.Now().Add(peerTimeout))
+			conn.SetDeadline(time.Now().Add(connTimeout))
 			mu.Lock()
 			conns[conn] = true
 			mu.Unlock()
@@ -93,7 +96,7 @@ func dial(t testing.TB, addr string) *net.TCPConn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn.SetDeadline(time.Now().Add(peerTimeout))
+	conn.SetDeadline(time.Now().Add(connTimeout))
 	t.Cleanup(func() { conn.Close() })
 	return conn.(*net.TCPConn)
 }

@@ -81,7 +81,7 @@ func dialUDPFrom(t testing.TB, ip, addr string) *net.UDPConn {
 	conn, err := (&net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(ip)}}).Dial("udp", addr)
 	must(t, err)
 	t.Cleanup(func() { conn.Close() })
-	conn.SetDeadline(time.Now().Add(peerTimeout))
+	conn.SetDeadline(time.Now().Add(connTimeout))
 	return conn.(*net.UDPConn)
 }
 
@@ -235,7 +235,7 @@ func (a *asker) finish(t testing.TB) (sent int, took []time.Duration) {
 	}
 	a.conn.SetReadDeadline(time.Unix(1, 0))
 	a.receiving.Wait()
-	a.conn.SetReadDeadline(time.Now().Add(peerTimeout))
+	a.conn.SetReadDeadline(time.Now().Add(connTimeout))
 	if a.err != nil {
 		t.Errorf("a client that asks at intervals: %v", a.err)
 	}

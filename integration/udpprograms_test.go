@@ -1,13 +1,13 @@
 package integration
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -116,10 +116,13 @@ func TestProgramsIperf3WithDatagrams(t *testing.T) {
 		args := append([]string{"-c", host, "-p", port, "-u", "-b", "10M", "-l", "1400", "-t", "1", "-J"}, direction...)
 		var out []byte
 		gate.Eventually(t, peerTimeout, func() (err error) {
-			if out, err = exec.Command(iperf, args...).Output(); err != nil && !bytes.Contains(out, []byte("busy")) {
+			if out, err = exec.Command(iperf, args...).Output(); isBusy(out) {
+				return errors.New("the server is busy")
+			}
+			if err != nil {
 				t.Fatalf("iperf3 %v: %v\n%s", direction, err, out)
 			}
-			return err
+			return nil
 		})
 		var report struct {
 			End struct {
