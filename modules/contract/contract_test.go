@@ -135,10 +135,19 @@ func (s *stage) load(handlers []object) {
 	route := []object{{"handler": "test_probe", "step": s.in.step}}
 	for _, h := range handlers {
 		h = maps.Clone(h)
+		address := map[string]string{"upstream": s.upstream, "dead": s.dead}
 		if to, ok := h["to"].([]string); ok {
 			h["to"] = slices.Clone(to)
-			for i, address := range to {
-				h["to"].([]string)[i] = map[string]string{"upstream": s.upstream, "dead": s.dead}[address]
+			for i, name := range to {
+				h["to"].([]string)[i] = address[name]
+			}
+		}
+		if upstreams, ok := h["upstreams"].([]object); ok {
+			h["upstreams"] = slices.Clone(upstreams)
+			for i, one := range upstreams {
+				one = maps.Clone(one)
+				one["address"] = address[one["address"].(string)]
+				h["upstreams"].([]object)[i] = one
 			}
 		}
 		route = append(route, h)

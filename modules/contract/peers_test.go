@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -264,6 +265,32 @@ func reset(a *actor) {
 	if tcp, ok := a.conn.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0)
 		_ = tcp.Close()
+	}
+}
+
+// beside plays another client meanwhile, and notes what that one sees.
+func beside(play play) play {
+	return func(a *actor) {
+		a.t.Helper()
+		other := &actor{stage: a.stage}
+		play(other)
+		other.leave()
+		a.seen = append(a.seen, other.seen...)
+	}
+}
+
+// untilQueued waits until so many sessions wait for an upstream.
+func untilQueued(n float64) play {
+	return func(a *actor) {
+		a.t.Helper()
+		a.eventually(func() error {
+			for sample, value := range metrics(a.t) {
+				if strings.HasPrefix(sample, "caddy_portgate_upstream_queued") && value == n {
+					return nil
+				}
+			}
+			return fmt.Errorf("not %v sessions wait", n)
+		})
 	}
 }
 

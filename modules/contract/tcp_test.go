@@ -7,6 +7,7 @@ var (
 	toUpstream = forward("upstream")
 
 	denied = acl("deny", "127.0.0.2")
+	single = object{"handler": "forward", "upstreams": []object{{"address": "upstream", "max_connections": 1}}}
 	once   = limit(object{"connections": []object{{"rate": "1/h", "burst": 1}}})
 )
 
@@ -107,12 +108,7 @@ var tcpContracts = []contract{
 	{
 		name: "rate_limit counts sessions at once", handlers: []object{limit(object{"concurrent": []object{{"max": 1}}}), toUpstream},
 		clients: []play{
-			plays(connect, say("x"), hear(1), func(first *actor) {
-				second := &actor{stage: first.stage}
-				plays(connect, hearAll)(second)
-				second.leave()
-				first.seen = append(first.seen, second.seen...)
-			}, finish, hearAll, until(2)),
+			plays(connect, say("x"), hear(1), beside(plays(connect, hearAll)), finish, hearAll, until(2)),
 			greet,
 		},
 		seen:    []string{"x, end, end", "x, end"},
@@ -171,6 +167,30 @@ var tcpContracts = []contract{
 		name: "forward, a session outlives a reload", handlers: []object{toUpstream},
 		clients: []play{plays(connect, say("x"), hear(1), reload(with(toUpstream, "retries", 1)), say("y"), hear(1), finish, hearAll)}, seen: []string{"x, y, end"},
 		entries: []string{"200 client_fin, to UPSTREAM, up 2, down 2"},
+	},
+
+	{
+		name: "forward, a full upstream", handlers: []object{single},
+		clients: []play{plays(connect, say("x"), hear(1), beside(plays(connect, hearAll)), finish, hearAll)}, seen: []string{"x, reset, end"},
+		entries: []string{"503 no_upstream, error all upstreams have as many sessions as they may (max_connections)", greeted},
+	},
+	{
+		name: "forward, a queue", handlers: []object{with(single, "queue", object{"count": 1, "duration": "1h"})},
+		clients: []play{plays(connect, say("x"), hear(1), func(first *actor) {
+			second := &actor{stage: first.stage}
+			plays(connect, say("y"), untilQueued(1), beside(plays(connect, hearAll)))(second)
+			plays(finish, hearAll)(first)
+			plays(hear(1), finish, hearAll)(second)
+			second.leave()
+			first.seen = append(first.seen, second.seen...)
+		})},
+		seen:    []string{"x, end, reset, y, end"},
+		entries: []string{greeted, greeted, "503 queue_full, error the queue is full: 1 wait"},
+	},
+	{
+		name: "forward, tries again", handlers: []object{with(with(forward("dead"), "lb_try_duration", "500ms"), "lb_try_interval", "200ms")},
+		clients: []play{plays(connect, hearAll, notBefore(400*time.Millisecond))}, seen: []string{"reset"},
+		entries: []string{"502 connect_failed, to DEAD, error dial tcp DEAD: connect: connection refused"},
 	},
 
 	// in a row

@@ -77,7 +77,7 @@ func (q *Queue) Enter() (*Place, error) {
 		if begins && q.cfg.Full != nil {
 			q.cfg.Full()
 		}
-		return nil, fmt.Errorf("%w: %d sessions wait", ErrQueueFull, q.cfg.Most)
+		return nil, fmt.Errorf("%w: %d wait", ErrQueueFull, q.cfg.Most)
 	}
 	p := &Place{queue: q, before: q.last, until: q.cfg.Now().Add(q.cfg.Longest), look: make(chan struct{}, 1)}
 	if q.last == nil {
