@@ -148,3 +148,34 @@ func TestQueueOfUDP(t *testing.T) {
 	}
 	mustQueue(t, p, 0)
 }
+
+// A process that stops ends who waits, in a queue or for another try, and has an access log entry of each.
+func TestStopWhileSessionsWait(t *testing.T) {
+	t.Parallel()
+	const many = 20
+	full, dead := gate.ReserveAddr(t), gate.ReserveAddr(t)
+	p := gate.Start(t, gate.Layer4(
+		gate.Listen(full, queueing(serve(t, echo), 1, many, "1h")),
+		gate.Listen(dead, gate.Forward(gate.ReserveAddr(t)).With("lb_try_duration", "1h")),
+	))
+	conns := []*net.TCPConn{dial(t, full)}
+	mustExchange(t, conns[0])
+	for range many {
+		conns = append(conns, dial(t, full), dial(t, dead))
+	}
+	mustQueue(t, p, many)
+	gate.Eventually(t, peerTimeout, func() error { return equal(p.Metrics(), "caddy_portgate_sessions_active", 2*many+1) })
+	p.Terminate()
+	if code := p.Wait(peerTimeout); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	ended := p.Sessions()
+	for _, s := range ended {
+		if s.Reason != "shutdown" {
+			t.Errorf("access log: %s", s.Line)
+		}
+	}
+	if len(ended) != len(conns) {
+		t.Errorf("%d entries in the access log, want %d", len(ended), len(conns))
+	}
+}
