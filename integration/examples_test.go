@@ -121,7 +121,16 @@ var examples = map[string]example{
 		served[5].Close()
 		mustExchange(t, waits)
 	},
-	"breaker":         exampleBreaker,
+	"breaker": exampleBreaker,
+	"health": func(t *testing.T, start func(...gate.Option) *gate.Process, addr addresses) {
+		p := start()
+		waitForLog(t, p, "upstream is down, sessions try others first")
+		for range 6 {
+			if page := mustGetPage(t, addr(8080)); page != "first" {
+				t.Errorf("answered by %q, whose checks fail", page)
+			}
+		}
+	},
 	"tls":             exampleTLS,
 	"tls-postgres":    exampleTLSPostgres,
 	"sni":             exampleSNI,

@@ -22,7 +22,7 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "forward",
-		Usage: "--from <address> --to <upstream> [--to <upstream>] [--backup <upstream>] [--lb-policy <policy>] [--idle-timeout <duration>] [--proxy-protocol <version>] [--access-log] [--debug]",
+		Usage: "--from <address> --to <upstream> [--to <upstream>] [--backup <upstream>] [--lb-policy <policy>] [--health-check <check>] [--idle-timeout <duration>] [--proxy-protocol <version>] [--access-log] [--debug]",
 		Short: "Forwards a TCP or UDP port",
 		Long: `
 Forwards a TCP or UDP port to one or more upstreams, without a config file.
@@ -42,6 +42,10 @@ of as many ports in --from.
 --lb-policy is round_robin, least_conn, random, "random_choose <n>", first or
 ip_hash.
 
+--health-check checks upstreams without a connection of a client: tcp, "http /path",
+"http /path 200", "send PING\r\n expect ^\+PONG", "dns example.com" or "udp 00".
+An upstream whose checks fail is tried last.
+
 --proxy-protocol is v1 or v2: upstreams get the client's address in a header of
 the PROXY protocol, which they must expect. For UDP it is v2, with the header in
 each datagram, or "v2 first", with the header in the first one of a session.
@@ -60,6 +64,7 @@ use a config with the "forward" handler.
 			cmd.Flags().StringArrayP("to", "t", nil, "Upstream to forward to; may be repeated")
 			cmd.Flags().StringArrayP("backup", "b", nil, "Upstream to forward to while others are out; may be repeated")
 			cmd.Flags().StringP("lb-policy", "", "", "How the upstream of a connection is chosen (default round_robin)")
+			cmd.Flags().StringP("health-check", "", "", "How upstreams are checked, such as tcp or \"http /healthz\" (default not at all)")
 			cmd.Flags().StringP("idle-timeout", "", "", "End a session in which nothing has moved for so long; 0 is never (default 10m, and 60s for UDP)")
 			cmd.Flags().StringP("proxy-protocol", "", "", "Tell upstreams the client's address in a PROXY protocol header: v1 or v2 (default none)")
 			cmd.Flags().BoolP("access-log", "", false, "Write an entry for each session")
@@ -89,7 +94,7 @@ func runForward(flags caddycmd.Flags) (int, error) {
 	}
 	from, h, err := parseFlags(flagValues{
 		from: flags.String("from"), to: to, backup: backup,
-		lbPolicy: flags.String("lb-policy"), idleTimeout: flags.String("idle-timeout"),
+		lbPolicy: flags.String("lb-policy"), healthCheck: flags.String("health-check"), idleTimeout: flags.String("idle-timeout"),
 		proxyProtocol: flags.String("proxy-protocol"),
 	})
 	if err != nil {
@@ -107,6 +112,7 @@ type flagValues struct {
 	from        string
 	to, backup  []string
 	lbPolicy    string
+	healthCheck string
 	idleTimeout string
 
 	proxyProtocol string
@@ -124,6 +130,11 @@ func parseFlags(flags flagValues) (caddy.NetworkAddress, *Handler, error) {
 	h := &Handler{To: flags.to, LBPolicy: flags.lbPolicy, ProxyProtocol: flags.proxyProtocol}
 	for _, backup := range flags.backup {
 		h.Upstreams = append(h.Upstreams, Target{Address: backup, Backup: true})
+	}
+	if flags.healthCheck != "" {
+		if h.HealthCheck, err = parseHealthCheck(flags.healthCheck); err != nil {
+			return addr, nil, fmt.Errorf("--health-check: %w", err)
+		}
 	}
 	if flags.idleTimeout != "" {
 		parsed, err := caddyfile.ParseDuration(flags.idleTimeout)
@@ -152,7 +163,7 @@ func parseFlags(flags flagValues) (caddy.NetworkAddress, *Handler, error) {
 
 // asFlag returns the error of an option as one of the flag that has set it.
 func asFlag(err error) error {
-	for option, flag := range map[string]string{"upstream: ": "--backup: ", "to: ": "--to: ", "lb_policy: ": "--lb-policy: ", "proxy_protocol: ": "--proxy-protocol: "} {
+	for option, flag := range map[string]string{"upstream: ": "--backup: ", "to: ": "--to: ", "lb_policy: ": "--lb-policy: ", "proxy_protocol: ": "--proxy-protocol: ", "health_check: ": "--health-check: "} {
 		if rest, is := strings.CutPrefix(err.Error(), option); is {
 			return errors.New(flag + rest)
 		}

@@ -47,6 +47,13 @@ func (h *Handler) datagrams(
 			end(sess, result.Reason, result.Connect, result.Err)
 		},
 	}
+	if at := first.roster.closesFor(h); at != nil {
+		done := cfg.Done
+		cfg.Done = func(result relay.PacketResult) {
+			at.sessions.leave(sess)
+			done(result)
+		}
+	}
 	if told.byVersion == nil {
 		cfg.Preface = told.prefaceOf(h.preface)
 	} else {
@@ -123,6 +130,12 @@ func (u *datagramUpstreams) next(ctx context.Context, failed error) (net.Addr, e
 	addr, err := u.goOn(ctx, failed)
 	if u.way.Settled() {
 		u.position, u.way = u.way.Position(), nil
+	}
+	if at := u.roster.closesFor(u.h); at != nil && err == nil {
+		at.has(u.sess, addr)
+		if ctx.Err() != nil {
+			at.sessions.leave(u.sess) // it has ended meanwhile
+		}
 	}
 	return addr, err
 }

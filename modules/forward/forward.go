@@ -104,6 +104,13 @@ type Handler struct {
 	// SlowStart is how long the share of an upstream grows that comes back: from a tenth to all of it. The policies `first`, `ip_hash` and `hash` have no
 	// shares. Default: 0, it has all of it at once.
 	SlowStart *caddy.Duration `json:"slow_start,omitempty"`
+	// HealthCheck has upstreams checked without a session. An address that checks find down is tried last, as one that sessions have failed
+	// to reach. An upstream whose address has a placeholder of the connection is not checked. Default: none.
+	HealthCheck *HealthCheck `json:"health_check,omitempty"`
+
+	// OnUnhealthy says what becomes of the sessions of an upstream that checks have found down: `keep`, they go on as long as they can, or
+	// `close`. The client of a UDP session has another one, with another upstream, with its next datagram. Default: `keep`.
+	OnUnhealthy string `json:"on_unhealthy,omitempty"`
 
 	// Stale is how long the last good answer for a name is used while the name can't be looked up. 0: never; then a session waits
 	// for a lookup unless there was one within the last second. That name servers say there is no such name counts after 30s, or after
@@ -158,6 +165,7 @@ type Handler struct {
 	preface        preface
 	special        special
 	guard          guard
+	checking       checking
 
 	keepAlive    time.Duration
 	stale        time.Duration
@@ -214,6 +222,9 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := h.checkHealthCheck(upstreams); err != nil {
+		return err
+	}
 	sources, err := parseSources(h.Source)
 	if err == nil {
 		err = checkSources(sources, upstreams)
@@ -222,11 +233,13 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 		return fmt.Errorf("source: %w", err)
 	}
 	h.from = relay.NewLocal(sources, noteLocal)
+	h.checking.from(sources)
 	placed, err := placement.Shared(at, func(at *placement.Finding) (placed, error) { return h.place(ctx, at, upstreams) })
 	if err != nil {
 		return err
 	}
 	h.ports = placed.ports
+	h.checking.streams, h.checking.datagrams = placed.shown.streams, placed.shown.datagrams
 	h.listensUnix.begin(placed.unix)
 	if h.scope, err = session.NewScope(ctx, h.gracePeriod, h.drainTimeout); err != nil {
 		return err
@@ -236,6 +249,9 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 		return err
 	}
 	if err := h.guard.begin(ctx); err != nil {
+		return err
+	}
+	if err := h.checking.begin(ctx); err != nil {
 		return err
 	}
 	h.at, h.shownAs = at, placed.shown

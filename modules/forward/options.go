@@ -96,6 +96,9 @@ func (h *Handler) applyDefaults() error {
 	if err := h.applyGuard(); err != nil {
 		return err
 	}
+	if err := h.applyHealthCheck(); err != nil {
+		return err
+	}
 	h.keepAlive, h.stale = defaultKeepAlive, defaultStale
 	override(&h.stale, h.Stale)
 	override(&h.keepAlive, h.KeepAlive)
@@ -210,6 +213,16 @@ func override(limit *time.Duration, option *caddy.Duration) {
 //			half_open    <count>
 //		}
 //		slow_start         <duration>
+//		health_check       tcp | send <text> expect <regexp> | http <path> [<status>] | dns <name> | udp <hex> [expect <regexp>] {
+//			interval <duration>
+//			timeout  <duration>
+//			fails    <count>
+//			passes   <count>
+//			port     <port>
+//			host     <name>
+//			tls      { ... }
+//		}
+//		on_unhealthy       keep|close
 //		stale              <duration>
 //		keepalive          <duration>
 //		max_replies        <count>
@@ -265,7 +278,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 			return err
 		}),
 		positive("fail_duration", &h.FailDuration),
-	}, h.guardOptions(), []caddyfile.Option{
+	}, h.guardOptions(), h.healthOptions(), []caddyfile.Option{
 		duration("stale", &h.Stale),
 		duration("keepalive", &h.KeepAlive),
 		value("max_replies", func(arg string) error {
@@ -302,6 +315,9 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 		return d.WrapErr(err)
 	}
 	if err := h.applyMeans(); err != nil {
+		return d.WrapErr(err)
+	}
+	if err := h.applyHealthCheck(); err != nil {
 		return d.WrapErr(err)
 	}
 	return nil

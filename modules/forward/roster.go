@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -24,6 +25,9 @@ type roster struct {
 	configured map[int]given // what the config says of those that orders have changed
 	means      []means       // nil where nothing is special about any upstream
 	held       []interface{ Release() error }
+
+	checks  *checked // nil where nothing is checked
+	watched []interface{ Release() error }
 }
 
 // newRoster returns a roster that holds what it needs, until end. The upstreams are as the config has them, or whoever discovers them: what
@@ -49,6 +53,10 @@ func (h *Handler) newRoster(upstreams []upstream.Upstream) (r *roster, err error
 		r.end()
 		return nil, err
 	}
+	if err := r.holdChecks(&h.checking, h.stale, upstreams); err != nil {
+		r.end()
+		return nil, fmt.Errorf("health_check: %w", err)
+	}
 	return r, nil
 }
 
@@ -65,6 +73,9 @@ func (r *roster) given() []upstream.Upstream {
 func (r *roster) end() {
 	for _, count := range r.counts {
 		count.Release()
+	}
+	for _, watched := range r.watched { // before the names, which they follow
+		_ = watched.Release()
 	}
 	if r.known != nil {
 		r.pool.Release()

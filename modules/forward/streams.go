@@ -53,6 +53,13 @@ func (h *Handler) relay(sess *session.Session, way *way, trip *hops.Trip, client
 	if way.roster.means != nil {
 		cfg.Way, cfg.Wraps = func() relay.Way { return way.how(told) }, h.special.tls
 	}
+	if at := way.roster.closesFor(h); at != nil {
+		done := cfg.Done
+		cfg.Done = func(result relay.Result) {
+			at.sessions.leave(sess)
+			done(result)
+		}
+	}
 	r := relay.New(cfg)
 	if way.wait != nil {
 		way.wait.notice = r.ClientWaits

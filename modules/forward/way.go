@@ -91,6 +91,7 @@ func (w *way) attempted(addr net.Addr, took time.Duration, err error) {
 			w.roster.count(w.sess, &w.Walk, addr) // another one was faster
 		}
 		w.Source().Works(addr)
+		w.roster.closesFor(w.h).has(w.sess, addr)
 		w.sess.Dialed(took)
 	}
 	w.h.watch.attempted(w.sess, name, addr, err)

@@ -125,6 +125,23 @@ func (h *Health) Targets(a Addr, ips []netip.Addr, datagrams bool) (targets []ne
 	return targets
 }
 
+// CheckedBy returns the addresses of an upstream to which sessions go and for which a target is checked.
+func (h *Health) CheckedBy(target net.Addr, a Addr) (addrs []net.Addr) {
+	want := keyOf(target)
+	if want.path != "" {
+		return []net.Addr{target}
+	}
+	for offset := range a.Ports() {
+		for _, datagrams := range [...]bool{false, true} {
+			addr := a.at(want.ip.Addr(), offset, datagrams)
+			if h.where.of(keyOf(addr)) == want && a.Carries(datagrams) == nil {
+				addrs = append(addrs, addr)
+			}
+		}
+	}
+	return addrs
+}
+
 func (k key) addr() net.Addr {
 	switch {
 	case k.path != "":
@@ -210,6 +227,21 @@ func (h *Health) Of(addr net.Addr) (Report, bool) {
 		return c.report, true
 	}
 	return Report{}, false
+}
+
+// Down returns the addresses that are down.
+func (h *Health) Down() (down []net.Addr) {
+	if h.quiet() {
+		return nil
+	}
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	for _, c := range h.records {
+		if c.verdict.down {
+			down = append(down, c.Addr)
+		}
+	}
+	return down
 }
 
 // CheckKey identifies the address that is checked for one that sessions go to.

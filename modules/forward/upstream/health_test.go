@@ -133,6 +133,35 @@ func TestWhereAnUpstreamIsChecked(t *testing.T) {
 	}
 }
 
+// What a check of one port tells holds for all addresses that sessions go to in its place.
+func TestAddressesThatACheckIsFor(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		where    Where
+		upstream string
+		target   net.Addr
+		want     string
+	}{
+		{Where{}, "10.0.0.1:80", net.TCPAddrFromAddrPort(netip.MustParseAddrPort("10.0.0.1:80")), "tcp 10.0.0.1:80"},
+		{Where{Port: 9, Network: "tcp"}, "10.0.0.1:80-81", net.TCPAddrFromAddrPort(netip.MustParseAddrPort("10.0.0.1:9")),
+			"tcp 10.0.0.1:80, udp 10.0.0.1:80, tcp 10.0.0.1:81, udp 10.0.0.1:81"},
+		{Where{Network: "tcp"}, "udp/name:53", net.TCPAddrFromAddrPort(netip.MustParseAddrPort("10.0.0.1:53")), "udp 10.0.0.1:53"},
+		{Where{}, "unix//a", &net.UnixAddr{Net: "unix", Name: "/a"}, "unix /a"},
+	} {
+		a, err := Parse(test.upstream)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, addr := range NewHealth(Thresholds{}, test.where).CheckedBy(test.target, a) {
+			got = append(got, addr.Network()+" "+addr.String())
+		}
+		if strings.Join(got, ", ") != test.want {
+			t.Errorf("%+v, %s: %q, want %q", test.where, test.upstream, got, test.want)
+		}
+	}
+}
+
 // checkedPool has upstreams at 10.0.0.1 and so on, and a name with the addresses 10.1.0.1 and 10.1.0.2.
 func checkedPool(t *testing.T, remember bool) (p *Pool, note func(ip string, err error)) {
 	t.Helper()

@@ -117,11 +117,17 @@ func (p *Pool) judged(s situation) []judgment {
 	}
 	f, _ := p.look(p.now())
 	all := p.judge(s, &f)
+	var number [standsClosed + 1]int
 	for i := range all {
-		if all[i].standing == standsIn && !p.upstreams[i].Drained {
-			p.eject(all)
-			break
+		if !p.upstreams[i].Drained {
+			number[all[i].standing]++
 		}
+	}
+	switch {
+	case number[standsIn] > 0:
+		p.eject(all)
+	case number[standsFailing] > 0 && number[standsDown] > 0:
+		p.spare(all)
 	}
 	return all
 }
@@ -230,10 +236,13 @@ func (f *Failures) status(addr net.Addr) (s Status) {
 // status implements witness.
 func (h *Health) status(addr net.Addr) Status {
 	report, checked := h.Of(addr)
-	if !checked || report.At.IsZero() {
+	if !checked {
 		return Status{}
 	}
-	s := Status{Fails: report.Fails}.failed(report.Err, report.At)
+	s := Status{Fails: report.Fails}
+	if !report.At.IsZero() {
+		s = s.failed(report.Err, report.At)
+	}
 	if report.Down {
 		s.State = Down
 	}

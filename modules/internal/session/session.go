@@ -48,6 +48,7 @@ const (
 	ReasonNoRoute      = "no_route"
 	ReasonShutdown     = "shutdown"
 	ReasonProxyHeader  = "proxy_header"
+	ReasonUnhealthy    = "unhealthy"
 )
 
 // ReasonOfConfigsEnd is the reason of sessions that end because their config does: it is replaced, or the process

@@ -121,7 +121,7 @@ func group(t *testing.T, c *Checker, spec Spec) (*Group, *results) {
 		spec.Interval, spec.Timeout, spec.Fails, spec.Passes = 5*time.Second, 2*time.Second, 3, 2
 	}
 	var r results
-	g, err := NewGroup(c, spec, r.tell)
+	g, err := NewGroup(c, spec, nil, r.tell)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -108,7 +108,7 @@ func BenchmarkTenThousandUpstreams(b *testing.B) {
 			var checks, failed atomic.Int64
 			c := NewChecker(1000)
 			defer c.Close()
-			g, err := NewGroup(c, Spec{Probe: probe, Interval: interval, Timeout: 2 * time.Second, Thresholds: upstream.Thresholds{Fails: 3, Passes: 2}},
+			g, err := NewGroup(c, Spec{Probe: probe, Interval: interval, Timeout: 2 * time.Second, Thresholds: upstream.Thresholds{Fails: 3, Passes: 2}}, nil,
 				func(r Result) {
 					checks.Add(1)
 					if r.Outcome != Passed {

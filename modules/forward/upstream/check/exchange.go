@@ -40,9 +40,12 @@ const maxReply = 16 << 10
 // turns counts checks, for sources that take turns.
 var turns atomic.Uint32
 
-// exchange returns a check of an address.
-func (p *prober) exchange(addr net.Addr) *exchange {
-	x := &exchange{addr: addr, request: p.sent, tls: p.tls}
+// exchange returns a check of an address of an upstream, which has the host as configured.
+func (p *prober) exchange(addr net.Addr, host string) *exchange {
+	x := &exchange{addr: addr, request: p.sent}
+	if p.TLS != "" {
+		x.tls = p.secure(host)
+	}
 	if ap, ok := addr.(interface{ AddrPort() netip.AddrPort }); ok && p.Sources != "" {
 		sources := p.v4
 		if ap.AddrPort().Addr().Unmap().Is6() {
@@ -58,26 +61,19 @@ func (p *prober) exchange(addr net.Addr) *exchange {
 	case UDP:
 		x.judge = p.judgeDatagram
 	case HTTP:
-		x.request, x.judge = p.httpRequest(addr), p.judgeHTTP
+		x.request, x.judge = p.httpRequest(addr, host), p.judgeHTTP
+		if x.tls != nil {
+			x.tls = x.tls.Clone()
+			x.tls.NextProtos = []string{"http/1.1"}
+		}
 	case DNS:
 		p.ask(x)
-	}
-	if x.tls != nil && x.tls.ServerName == "" {
-		x.tls = x.tls.Clone()
-		x.tls.ServerName = hostOf(addr)
 	}
 	return x
 }
 
 // silent reports whether no reply at all passes.
 func (p *prober) silent() bool { return p.Kind == UDP && p.expect == nil }
-
-func hostOf(addr net.Addr) string {
-	if ap, ok := addr.(interface{ AddrPort() netip.AddrPort }); ok {
-		return ap.AddrPort().Addr().Unmap().WithZone("").String()
-	}
-	return "localhost"
-}
 
 func (p *prober) judgeText(reply []byte, ended bool) (done bool, err error) {
 	switch {
@@ -115,12 +111,14 @@ func shortened(reply []byte) string {
 	return strconv.Quote(string(reply))
 }
 
-func (p *prober) httpRequest(addr net.Addr) []byte {
-	host := p.Host
+func (p *prober) httpRequest(addr net.Addr, host string) []byte {
+	if p.Host != "" {
+		host = p.Host
+	} else if _, port, err := net.SplitHostPort(addr.String()); err == nil && host != "" {
+		host = net.JoinHostPort(host, port)
+	}
 	if host == "" {
-		if host = addr.String(); addr.Network() == "unix" {
-			host = "localhost"
-		}
+		host = "localhost"
 	}
 	return []byte("GET " + p.Text + " HTTP/1.1\r\nHost: " + host + "\r\nUser-Agent: Portgate\r\nAccept: */*\r\nConnection: close\r\n\r\n")
 }

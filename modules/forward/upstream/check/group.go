@@ -49,15 +49,18 @@ type Result struct {
 	Changed bool
 	Lasted  time.Duration
 	Report  upstream.Report
+	// Back are the addresses that sessions go to again, where the address is up since this check.
+	Back []net.Addr
 }
 
-// NewGroup returns a group that checks nothing yet. tell is called with each result: it must not block, nor call methods of the Group but
+// NewGroup returns a group that checks nothing yet. secure is needed where the spec has TLS. tell is called with each result: it must not block, nor call methods of the Group but
 // Spec and Health.
-func NewGroup(checker *Checker, spec Spec, tell func(Result)) (*Group, error) {
+func NewGroup(checker *Checker, spec Spec, secure Secure, tell func(Result)) (*Group, error) {
 	prober, err := spec.prepare()
 	if err != nil {
 		return nil, err
 	}
+	prober.secure = secure
 	return &Group{
 		spec: spec, prober: prober, checker: checker, tell: tell,
 		health: upstream.NewHealth(spec.Thresholds, spec.Where()),
@@ -137,19 +140,20 @@ func (g *Group) Hold(w Wanted) *Held {
 // followEvery is how often it is looked at least what a name stands for: answers are not renewed more often.
 const followEvery = time.Second
 
-// Release gives back what Hold has taken.
-func (h *Held) Release() {
+// Release gives back what Hold has taken. It returns no error.
+func (h *Held) Release() error {
 	g := h.of
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if h.holders--; h.holders > 0 {
-		return
+		return nil
 	}
 	delete(g.held, h.heldKey)
 	if h.follow != nil {
 		g.checker.remove(h.follow)
 	}
 	h.set(nil, nil)
+	return nil
 }
 
 // look checks what the name stands for now. Where that is not known, it goes on with what it was.
@@ -210,7 +214,23 @@ func (t *target) leave(h *Held) {
 	}
 }
 
-func (t *target) begin() *exchange { return t.of.prober.exchange(t.checked.Addr) }
+func (t *target) begin() *exchange {
+	t.of.mu.Lock()
+	if len(t.held) == 0 {
+		t.of.mu.Unlock()
+		return nil // nobody has it any more
+	}
+	addr := t.held[0].addr
+	t.of.mu.Unlock()
+	host := addr.Host
+	switch {
+	case addr.Network == "unix":
+		host = ""
+	case host == "":
+		host = "localhost"
+	}
+	return t.of.prober.exchange(t.checked.Addr, host)
+}
 
 // over takes the result of a check.
 func (t *target) over(err error) {
@@ -235,6 +255,11 @@ func (t *target) over(err error) {
 			r.Outcome = Failed
 		}
 		r.Report, r.Changed, r.Lasted = t.checked.Note(err)
+	}
+	if r.Changed && !r.Report.Down {
+		for _, h := range t.held {
+			r.Back = append(r.Back, g.health.CheckedBy(r.Addr, h.addr)...)
+		}
 	}
 	g.mu.Unlock()
 	g.tell(r)

@@ -2,9 +2,9 @@ package check
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"net"
@@ -44,11 +44,17 @@ const guard = time.Minute
 // check makes one check, until it is over.
 func check(t *testing.T, e engine, p Probe, addr net.Addr) error {
 	t.Helper()
+	return checkSecure(t, e, p, addr, "127.0.0.1", nil)
+}
+
+func checkSecure(t *testing.T, e engine, p Probe, addr net.Addr, host string, secure Secure) error {
+	t.Helper()
 	ready, err := p.prepare()
 	if err != nil {
 		t.Fatal(err)
 	}
-	x, over := ready.exchange(addr), make(chan error, 1)
+	ready.secure = secure
+	x, over := ready.exchange(addr, host), make(chan error, 1)
 	x.over = func(err error) { over <- err }
 	if !e.serves(x) {
 		e = newDialers()
@@ -232,7 +238,18 @@ func TestHTTP(t *testing.T) {
 		secure.StartTLS()
 		defer plain.Close()
 		defer secure.Close()
-		ca := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw}))
+		ca := x509.NewCertPool()
+		ca.AddCert(secure.Certificate())
+		ways := map[string]Secure{
+			"system":   func(host string) *tls.Config { return &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12} },
+			"insecure": func(string) *tls.Config { return &tls.Config{InsecureSkipVerify: true} },
+			"ca": func(host string) *tls.Config {
+				return &tls.Config{ServerName: host, RootCAs: ca, MinVersion: tls.VersionTLS12}
+			},
+			"other": func(string) *tls.Config {
+				return &tls.Config{ServerName: "example.org", RootCAs: ca, MinVersion: tls.VersionTLS12}
+			},
+		}
 		raw := func(reply string) net.Addr {
 			return server(t, "tcp", func(conn net.Conn) { _, _ = conn.Read(make([]byte, 1000)); _, _ = conn.Write([]byte(reply)) })
 		}
@@ -250,23 +267,23 @@ func TestHTTP(t *testing.T) {
 			{"no HTTP", Probe{Text: "/"}, raw("220 mail\r\n"), `it has sent "220 mail\r", expected an HTTP response`},
 			{"no reply", Probe{Text: "/"}, raw(""), "it has sent nothing"},
 			{"half a reply", Probe{Text: "/"}, raw("HTTP/1.1 20"), `"HTTP/1.1 20", expected an HTTP response`},
-			{"TLS, unknown certificate", Probe{Text: "/", TLS: true}, secure.Listener.Addr(), "certificate"},
-			{"TLS, not verified", Probe{Text: "/", TLS: true, Insecure: true}, secure.Listener.Addr(), ""},
-			{"TLS, CA", Probe{Text: "/", TLS: true, CA: ca}, secure.Listener.Addr(), ""},
-			{"TLS, CA and name", Probe{Text: "/", TLS: true, CA: ca, Host: "example.com"}, secure.Listener.Addr(), ""},
-			{"TLS, other name", Probe{Text: "/", TLS: true, CA: ca, Host: "example.org"}, secure.Listener.Addr(), "example.org"},
-			{"TLS, status", Probe{Text: "/bad", TLS: true, CA: ca}, secure.Listener.Addr(), `status "503"`},
-			{"TLS, no TLS there", Probe{Text: "/", TLS: true}, plain.Listener.Addr(), "TLS"},
+			{"TLS, unknown certificate", Probe{Text: "/", TLS: "system"}, secure.Listener.Addr(), "certificate"},
+			{"TLS, not verified", Probe{Text: "/", TLS: "insecure"}, secure.Listener.Addr(), ""},
+			{"TLS, CA", Probe{Text: "/", TLS: "ca"}, secure.Listener.Addr(), ""},
+			{"TLS, CA and name", Probe{Text: "/", TLS: "ca", Host: "app.example"}, secure.Listener.Addr(), ""},
+			{"TLS, other name", Probe{Text: "/", TLS: "other"}, secure.Listener.Addr(), "example.org"},
+			{"TLS, status", Probe{Text: "/bad", TLS: "ca"}, secure.Listener.Addr(), `status "503"`},
+			{"TLS, no TLS there", Probe{Text: "/", TLS: "system"}, plain.Listener.Addr(), "TLS"},
 		} {
 			test.probe.Kind = HTTP
-			if err := check(t, e, test.probe, test.addr); !contains(err, test.want) {
+			if err := checkSecure(t, e, test.probe, test.addr, "127.0.0.1", ways[test.probe.TLS]); !contains(err, test.want) {
 				t.Errorf("%s: %v, want %q", test.name, err, test.want)
 			}
 			if test.name == "host" && host.Load() != "app.example.com" {
 				t.Errorf("host %q", host.Load())
 			}
 		}
-		if err := check(t, e, Probe{Kind: TCP, TLS: true, Insecure: true}, secure.Listener.Addr()); err != nil {
+		if err := checkSecure(t, e, Probe{Kind: TCP, TLS: "insecure"}, secure.Listener.Addr(), "", ways["insecure"]); err != nil {
 			t.Errorf("handshake: %v", err)
 		}
 	})
@@ -368,12 +385,12 @@ func TestCancelledChecks(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		x := p.exchange(silent)
+		x := p.exchange(silent, "")
 		x.over = func(err error) { t.Errorf("result %v", err) }
 		x.cancelled.Store(true)
 		e.cancel(x)
 		e.begin(x)
-		x = p.exchange(silent)
+		x = p.exchange(silent, "")
 		x.over = func(err error) { t.Errorf("result %v", err) }
 		e.begin(x)
 		wait("accepted", accepted)
@@ -411,10 +428,7 @@ func TestProbesThatAreWrong(t *testing.T) {
 		{Probe{Kind: DNS, Text: ""}, `"": expected a name such as example.com`},
 		{Probe{Kind: DNS, Text: "a..b"}, `"a..b": expected a name`},
 		{Probe{Kind: DNS, Text: "example.com:53"}, `"example.com:53": expected a name`},
-		{Probe{Kind: DNS, Text: "a", TLS: true}, `tls: expected tcp, send or http, but there is dns`},
-		{Probe{Kind: TCP, Insecure: true}, "expected tls, too"},
-		{Probe{Kind: TCP, Host: "a"}, `host: "a": expected http or tls, too`},
-		{Probe{Kind: TCP, TLS: true, CA: "x"}, "ca: expected certificates in PEM form"},
+		{Probe{Kind: DNS, Text: "a", TLS: "x"}, `tls: expected tcp, send or http, but there is dns`},
 		{Probe{Kind: TCP, Sources: "x"}, `source: "x": expected an IP address`},
 	} {
 		if err := test.probe.Check(); !contains(err, test.want) || err == nil {
@@ -458,7 +472,7 @@ func FuzzReplies(f *testing.F) {
 				t.Fatal(err)
 			}
 			for _, addr := range []net.Addr{&net.TCPAddr{}, &net.UDPAddr{}} {
-				x := ready.exchange(addr)
+				x := ready.exchange(addr, "")
 				_, _ = x.judge(reply[:cut], false)
 				done, err := x.judge(reply, true)
 				if _, stream := addr.(*net.TCPAddr); stream && !done {
@@ -482,15 +496,31 @@ func FuzzHex(f *testing.F) {
 	})
 }
 
-// A certificate that the server has no name for is refused where the address is its name.
-func TestServerNameIsTheAddress(t *testing.T) {
+// The host of the upstream is that of the request, and of the certificate.
+func TestHostOfTheRequest(t *testing.T) {
 	t.Parallel()
-	p, err := Probe{Kind: TCP, TLS: true}.prepare()
-	if err != nil {
-		t.Fatal(err)
-	}
-	x := p.exchange(&net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 443})
-	if x.tls.ServerName != "10.0.0.1" || p.tls.ServerName != "" || x.tls.MinVersion != tls.VersionTLS12 {
-		t.Errorf("%q, %q", x.tls.ServerName, p.tls.ServerName)
+	for _, test := range []struct {
+		probe Probe
+		addr  net.Addr
+		host  string
+		want  string
+	}{
+		{Probe{}, &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 80}, "app", "app:80"},
+		{Probe{}, &net.TCPAddr{IP: net.IPv6loopback, Port: 80}, "::1", "[::1]:80"},
+		{Probe{Host: "x.example"}, &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 80}, "app", "x.example"},
+		{Probe{}, &net.UnixAddr{Net: "unix", Name: "/run/a"}, "", "localhost"},
+	} {
+		test.probe.Kind, test.probe.Text, test.probe.TLS = HTTP, "/a", "x"
+		p, err := test.probe.prepare()
+		if err != nil {
+			t.Fatal(err)
+		}
+		asked := "?"
+		shared := &tls.Config{MinVersion: tls.VersionTLS12}
+		p.secure = func(host string) *tls.Config { asked = host; return shared }
+		x := p.exchange(test.addr, test.host)
+		if !strings.Contains(string(x.request), "GET /a HTTP/1.1\r\nHost: "+test.want+"\r\n") || asked != test.host || len(shared.NextProtos) > 0 {
+			t.Errorf("%q, TLS with %q, want %q", x.request, asked, test.want)
+		}
 	}
 }

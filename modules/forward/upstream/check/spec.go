@@ -5,7 +5,6 @@ package check
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -48,13 +47,10 @@ type Probe struct {
 	Expect string
 	// Status are the status codes of [HTTP] that pass: 200, 2xx or 200-399. Empty: 200-399.
 	Status string
-	// Host is the header of [HTTP], and the server name for TLS. Empty: the address.
+	// Host is the header of [HTTP]. Empty: the host of the upstream.
 	Host string
-	// TLS is on for checks over a stream. CA are the certificates, in PEM, that are believed in place of the system's. Insecure believes
-	// all.
-	TLS      bool
-	CA       string
-	Insecure bool
+	// TLS tells apart the ways to speak TLS that [Secure] knows. Empty: there is no TLS.
+	TLS string
 	// Port is what is checked in place of the port that sessions go to. Zero: that one.
 	Port uint16
 	// Sources are the addresses to connect from, in turn, separated by spaces. Empty: the system chooses.
@@ -78,7 +74,7 @@ type prober struct {
 	sent     []byte
 	expect   *regexp.Regexp
 	from, to int // status codes
-	tls      *tls.Config
+	secure   Secure
 	v4, v6   []netip.Addr // sources
 }
 
@@ -99,7 +95,7 @@ func (p Probe) prepare() (*prober, error) {
 	if err := prepare(); err != nil {
 		return nil, err
 	}
-	if err := ready.prepareTLS(); err != nil {
+	if err := ready.checkTLS(); err != nil {
 		return nil, err
 	}
 	for source := range strings.FieldsSeq(p.Sources) {
@@ -186,31 +182,15 @@ func (p *prober) prepareDNS() error {
 	return nil
 }
 
-func (p *prober) prepareTLS() error {
-	if !p.TLS {
-		if p.CA != "" || p.Insecure {
-			return errors.New("ca and insecure_skip_verify: expected tls, too")
-		}
-		if p.Host != "" && p.Kind != HTTP {
-			return fmt.Errorf("host: %q: expected http or tls, too", p.Host)
-		}
-		return nil
-	}
-	if p.Kind == DNS || p.Kind == UDP {
+func (p *prober) checkTLS() error {
+	if p.TLS != "" && (p.Kind == DNS || p.Kind == UDP) {
 		return fmt.Errorf("tls: expected tcp, send or http, but there is %s", p.Kind)
-	}
-	p.tls = &tls.Config{MinVersion: tls.VersionTLS12, ServerName: p.Host, InsecureSkipVerify: p.Insecure} //nolint:gosec // as configured
-	if p.CA != "" {
-		p.tls.RootCAs = x509.NewCertPool()
-		if !p.tls.RootCAs.AppendCertsFromPEM([]byte(p.CA)) {
-			return errors.New("ca: expected certificates in PEM form, but there is none")
-		}
-	}
-	if p.Kind == HTTP {
-		p.tls.NextProtos = []string{"http/1.1"}
 	}
 	return nil
 }
+
+// Secure returns how TLS is spoken with an upstream that has the host of its address as configured, "" for a unix socket. It must not block.
+type Secure func(host string) *tls.Config
 
 // ParseText reads a text in which \r, \n, \t, \\ and \x with two hexadecimal digits stand for bytes.
 func ParseText(s string) ([]byte, error) {
