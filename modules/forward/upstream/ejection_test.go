@@ -12,13 +12,20 @@ import (
 func TestMaxEjected(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
-		share     float64
-		of, want  int
-		allButOne bool
+		share    float64
+		of, want int
 	}{
-		{share: 0.5, of: 1, want: 0}, {share: 0.5, of: 2, want: 1}, {share: 0.5, of: 3, want: 1}, {share: 0.5, of: 4, want: 2},
-		{share: 0.29, of: 100, want: 29}, {share: 0.3, of: 10, want: 3}, {share: 0.1, of: 9, want: 0}, {share: 0.01, of: 100, want: 1},
-		{share: 0.99, of: 100, want: 99}, {share: 1, of: 4, want: 4}, {share: 0, of: 4, want: 4},
+		{0.5, 1, 0},
+		{0.5, 2, 1},
+		{0.5, 3, 1},
+		{0.5, 4, 2},
+		{0.29, 100, 29},
+		{0.3, 10, 3},
+		{0.1, 9, 0},
+		{0.01, 100, 1},
+		{0.99, 100, 99},
+		{1, 4, 4},
+		{0, 4, 4},
 	} {
 		p := poolOf(t, "round_robin", slices.Repeat([]int{1}, c.of)...)
 		if p.MaxEjected = c.share; p.maxEjected() != c.want {
