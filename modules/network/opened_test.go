@@ -4,12 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
 
+	"github.com/caddyserver/caddy/v2"
+	"github.com/mholt/caddy-l4/layer4"
+
 	"github.com/portgate/caddy-portgate/modules/internal/fastpath"
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
+	"github.com/portgate/caddy-portgate/modules/internal/placement"
 )
 
 // testOpener takes "client>payload" from peers with odd numbers. "-" is the load balancer itself.
@@ -261,6 +266,81 @@ func TestProxiedHistories(t *testing.T) {
 		}
 		if err := s.destructed(); err != nil {
 			t.Errorf("seed %d: %v", seed, err)
+		}
+	}
+}
+
+func BenchmarkDeliverProxied(b *testing.B) {
+	s := newTestSocket(defaultLimits)
+	s.settings.Load().opening = &opening{Opener: staticOpener{}}
+	for n := range 1000 {
+		s.arrive(n, []byte("a>")).Attach(receiveNothing, func(string) {})
+	}
+	payload := make([]byte, 64)
+	b.ReportAllocs()
+	for n := 0; b.Loop(); n++ {
+		f := from(n % 1000)
+		s.deliver(f, payload, false)
+	}
+}
+
+func init() { caddy.RegisterModule(new(openerHandler)) }
+
+// openerHandler offers a testOpener, which takes everybody for a load balancer.
+type openerHandler struct{ testOpener }
+
+func (*openerHandler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "layer4.handlers.test_opener", New: func() caddy.Module { return new(openerHandler) }}
+}
+
+func (o *openerHandler) Provision(ctx caddy.Context) error {
+	return fastpath.OfferOpener(ctx, placement.Find(ctx, "test_opener", "{}"), "test_opener", o)
+}
+
+func (*openerHandler) Sends(netip.AddrPort) bool { return true }
+
+func (*openerHandler) Handle(cx *layer4.Connection, next layer4.Handler) error {
+	client, local, ok := listeners.Accepted(cx).(*PacketConn).Proxied()
+	_, err := fmt.Fprintf(cx, "%v to %v, %t", client, local, ok)
+	return err
+}
+
+// freeUDPAddresses returns two addresses with ports next to each other, and another one.
+func freeUDPAddresses(t *testing.T) (first string, next netip.AddrPort, other string) {
+	t.Helper()
+	for range 100 {
+		first = freeUDPAddress(t)
+		addr := netip.MustParseAddrPort(first)
+		next = netip.AddrPortFrom(addr.Addr(), addr.Port()+1)
+		if conn, err := net.ListenPacket("udp", next.String()); err == nil && next.Port() > 0 {
+			_ = conn.Close()
+			return first, next, freeUDPAddress(t)
+		}
+	}
+	t.Fatal("no two ports are free next to each other")
+	return "", netip.AddrPort{}, ""
+}
+
+// A listener asks the handler of its own server, for each port of a range, wherever that stands in the routes.
+func TestListenersAskTheirOpener(t *testing.T) {
+	first, next, without := freeUDPAddresses(t)
+	t.Cleanup(func() { _ = caddy.Stop() })
+	err := caddy.Load(fmt.Appendf(nil, `{"admin":{"disabled":true,"config":{"persist":false}},"logging":{"logs":{"default":{"writer":{"output":"discard"}}}},
+		"apps":{"layer4":{"servers":{
+			"a":{"listen":["gate+udp/%s-%d"],"routes":[{"handle":[{"handler":"subroute","routes":[{"handle":[{"handler":"test_opener"}]}]}]}]},
+			"b":{"listen":["gate+udp/%s"],"routes":[{"handle":[{"handler":"test_greeter"}]}]}}}}}`, first, next.Port(), without), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for address, want := range map[string]string{
+		first: "192.0.2.97:1 to 192.0.2.97:80, true", next.String(): "192.0.2.97:1 to 192.0.2.97:80, true", without: "directly: ",
+	} {
+		client := dialUDP(t, net.UDPAddrFromAddrPort(netip.MustParseAddrPort(address)))
+		say(t, client, "a>hello")
+		b := make([]byte, 1<<10)
+		n, err := client.Read(b)
+		if err != nil || !strings.HasPrefix(string(b[:n]), want) {
+			t.Errorf("%s: got %q, %v, want %q", address, b[:n], err, want)
 		}
 	}
 }
