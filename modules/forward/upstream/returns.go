@@ -50,8 +50,7 @@ func (r *Returns) note(slowStart time.Duration, pools int) {
 	r.tidy(r.now())
 }
 
-// Address notes that an address is back: it has failed, or its breaker was open. Of one that was down, that is the address which is checked. It does not
-// block.
+// Address notes that an address that sessions go to is back: it has failed or was down, or its breaker was open. It does not block.
 func (r *Returns) Address(addr net.Addr) { remember(r, r.addrs, keyOf(addr)) }
 
 // Upstream notes that an upstream is back as a whole, such as from maintenance. name is that of the config. It does not block.

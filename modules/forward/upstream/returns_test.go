@@ -2,8 +2,6 @@ package upstream
 
 import (
 	"fmt"
-	"net"
-	"net/netip"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -184,20 +182,6 @@ func TestReturnsAreBounded(t *testing.T) {
 		r.Address(tcp(maxReturns))
 		if n := int(r.count.Load()); n != 1 {
 			t.Errorf("%d are remembered a minute later", n)
-		}
-	})
-}
-
-// What checks find is back at the port that they look at is the upstream's.
-func TestSlowStartAfterACheck(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		p := slowly(t, "round_robin", 1, 1)
-		p.Health = NewHealth(Thresholds{Fails: 1, Passes: 1}, Where{Port: 8080})
-		checked := net.TCPAddrFromAddrPort(netip.AddrPortFrom(tcp(0).AddrPort().Addr(), 8080))
-		p.Returns.Address(checked)
-		if got := p.shares(); !slices.Equal(got, []int{9, 91}) {
-			t.Errorf("got %v, want a tenth of the other one's", got)
 		}
 	})
 }

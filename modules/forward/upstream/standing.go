@@ -119,9 +119,6 @@ func (f *facts) address(addr net.Addr, scale int64) judgment {
 	k, j := keyOf(addr), judgment{standing: standsIn, share: scale}
 	if f.returned != nil {
 		j.share = f.returned.address(k)
-		if f.health != nil { // what came back is what is checked
-			j.share = min(j.share, f.returned.address(f.health.where.of(k)))
-		}
 	}
 	if since, failing := f.failing[k]; failing {
 		j.standing, j.since = standsFailing, since
