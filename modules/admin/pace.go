@@ -12,7 +12,7 @@ type pace struct {
 const (
 	stepsBetween = 16
 	walkFor      = 50 * time.Microsecond
-	restFor      = 3 // times as long as it has walked
+	restFor      = 9 // times as long as it has walked
 	longestRest  = time.Millisecond
 )
 
