@@ -243,3 +243,44 @@ func TestDiscoveryAtTheStart(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// Sessions of UDP go on over a reload. When their upstream goes after that, they end by the drain_timeout, and the next datagram goes elsewhere.
+func TestDiscoveryOfUDPUpstreams(t *testing.T) {
+	t.Parallel()
+	var first, second sources
+	one, two := serveUDP(t, first.echo), serveUDP(t, second.echo)
+	path := filepath.Join(t.TempDir(), "list")
+	write := func(list string) {
+		t.Helper()
+		must(t, os.WriteFile(path+".new", []byte(list), 0o600))
+		must(t, os.Rename(path+".new", path))
+	}
+	addr := gate.ReserveAddr(t)
+	config := gate.Layer4(gate.ListenUDP(addr, discovered("file", gate.JSON{"path": path}).With("drain_timeout", "100ms")))
+	p := gate.Start(t, config)
+	client := dialUDP(t, addr)
+	_, err := client.Write([]byte("early")) // waits for the list
+	must(t, err)
+	write("udp/" + one)
+	client.SetReadDeadline(time.Now().Add(peerTimeout))
+	_, err = client.Read(make([]byte, 64))
+	must(t, err)
+	p.Load(config)
+	mustExchange(t, client)
+	if n := first.count(); n != 1 {
+		t.Errorf("%d sessions after a reload", n)
+	}
+	write("udp/" + two)
+	gate.Eventually(t, peerTimeout, func() error {
+		mustExchange(t, client)
+		if second.count() == 0 {
+			return errors.New("the session is still at the upstream that has gone")
+		}
+		return nil
+	})
+	for _, s := range p.WaitSessions(1, func(gate.Session) bool { return true }) {
+		if s.Reason != "drain" || s.Status != 200 {
+			t.Errorf("%+v", s)
+		}
+	}
+}

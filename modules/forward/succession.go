@@ -3,6 +3,7 @@ package forward
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -26,6 +27,17 @@ type lineKey struct {
 type line struct {
 	mu       sync.Mutex
 	sessions map[*session.Session]struct{} // nil once the line has ended
+
+	alikes state.Youngest[*alike] // of the configs that have it
+}
+
+// rosters returns where the sessions of the line find upstreams now: sessions of an earlier config go by what the running one knows. It returns nil for a line
+// that is not one of several configs.
+func (l *line) rosters() *rosters {
+	if a, ok := l.alikes.Latest(); ok {
+		return a.rosters.Load()
+	}
+	return nil
 }
 
 func newLine() *line { return &line{sessions: make(map[*session.Session]struct{})} }
@@ -69,7 +81,9 @@ func (l *line) Destruct() error {
 // alike has the lines of all handlers of a config that are alike. There may be thousands of them, each with the listeners of all.
 type alike struct {
 	refs       []*state.Ref[*line]
-	byListener gate.Index[*line] // listeners of datagrams of the gate networks
+	gone       []func()
+	rosters    atomic.Pointer[rosters] // of one of the handlers
+	byListener gate.Index[*line]       // listeners of datagrams of the gate networks
 }
 
 // alikes of all configs. A finding is of one config.
@@ -89,6 +103,7 @@ func newAlike(canonical string, listen []caddy.NetworkAddress) (*alike, error) {
 			return nil, err
 		}
 		a.refs = append(a.refs, ref)
+		a.gone = append(a.gone, ref.Value().alikes.Use(a))
 		a.byListener.Add(n.Transport, gate.Listener(n, addr, 0), addr.PortRangeSize(), ref.Value())
 	}
 	return a, nil
@@ -96,6 +111,9 @@ func newAlike(canonical string, listen []caddy.NetworkAddress) (*alike, error) {
 
 // Destruct releases the lines.
 func (a *alike) Destruct() error {
+	for _, gone := range a.gone {
+		gone()
+	}
 	for _, ref := range a.refs {
 		_ = ref.Release()
 	}
@@ -109,9 +127,11 @@ type succession struct {
 }
 
 // begin acquires the lines of a handler, which stands at these listen addresses. After an error, end releases what it has acquired.
-func (s *succession) begin(at *placement.Finding, canonical string, listen []caddy.NetworkAddress) (err error) {
+func (s *succession) begin(at *placement.Finding, canonical string, listen []caddy.NetworkAddress, now *rosters) (err error) {
 	s.own = newLine()
-	s.alike, err = alikes.Acquire(at, func() (*alike, error) { return newAlike(canonical, listen) })
+	if s.alike, err = alikes.Acquire(at, func() (*alike, error) { return newAlike(canonical, listen) }); err == nil {
+		s.alike.Value().rosters.Store(now)
+	}
 	return err
 }
 

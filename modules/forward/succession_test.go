@@ -34,7 +34,7 @@ func addresses(t *testing.T, list ...string) (addrs []caddy.NetworkAddress) {
 func successor(t *testing.T, canonical string, listen ...string) *succession {
 	t.Helper()
 	s := new(succession)
-	if err := s.begin(new(placement.Finding), canonical, addresses(t, listen...)); err != nil {
+	if err := s.begin(new(placement.Finding), canonical, addresses(t, listen...), new(rosters)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.end)
@@ -71,6 +71,37 @@ func TestIdenticalHandlersShareTheLineOfAListener(t *testing.T) {
 	}
 	if lineOf(first, ":53") == first.own || lineOf(first, ":80") != first.own {
 		t.Error("a handler's own line is for what is not on a listener of its gate+udp")
+	}
+}
+
+// Sessions of an earlier config go by the upstreams of the running one, and not by those of a config that was rejected.
+func TestLineHasTheUpstreamsOfTheRunningConfig(t *testing.T) {
+	t.Parallel()
+	begin := func(now *rosters) *succession {
+		s := new(succession)
+		if err := s.begin(new(placement.Finding), "running", addresses(t, "gate+udp/:53"), now); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	var first, rejected, second rosters
+	one := begin(&first)
+	l := lineOf(one, ":53")
+	if l.rosters() != &first || one.own.rosters() != nil {
+		t.Error("not those of the only config")
+	}
+	begin(&rejected).end()
+	if l.rosters() != &first {
+		t.Error("not those of the config that runs on")
+	}
+	two := begin(&second)
+	one.end()
+	if l.rosters() != &second || lineOf(two, ":53") != l {
+		t.Error("not those of the next config")
+	}
+	two.end()
+	if l.rosters() != nil {
+		t.Error("those of a config that has ended")
 	}
 }
 

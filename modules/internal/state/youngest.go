@@ -25,6 +25,16 @@ func (y *Youngest[T]) Use(value T) (gone func()) {
 	}
 }
 
+// Latest returns the value in use, and false where there is none.
+func (y *Youngest[T]) Latest() (value T, ok bool) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	if len(y.all) == 0 {
+		return value, false
+	}
+	return *y.all[len(y.all)-1], true
+}
+
 // Value returns the value in use. There has to be one.
 func (y *Youngest[T]) Value() T {
 	y.mu.Lock()
