@@ -109,10 +109,7 @@ func (a *allOrders) set(name string, to func(order) order) error {
 		logqueue.Default("forward").Info("upstream set at run time", zap.String("upstream", name), zap.Stringer("state", set.state), set.weightField())
 	}
 	for _, h := range handlers.newestFirst() {
-		if now := h.rosters.now.Load(); now != nil && !now.pool.Has(name) {
-			continue
-		}
-		if err := h.judge(); err != nil {
+		if err := h.judge(name); err != nil {
 			return err
 		}
 	}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
+	"slices"
 	"sync"
 	"testing"
 
@@ -165,5 +167,41 @@ func TestOrdersOfAbsentUpstreams(t *testing.T) {
 		if want := i >= 10; got.of(fmt.Sprintf("absent.example:%d", i)).shut() != want {
 			t.Errorf("upstream %d, kept: want %v", i, want)
 		}
+	}
+}
+
+// An upstream that a handler is given while something is said of it is as it was said.
+func TestSetWhileUpstreamsAreGiven(t *testing.T) {
+	t.Parallel()
+	stays, comes := refuses(), refuses()
+	both := forwardTo(t, stays, comes).rosters.now.Load().given()
+	h := forwardTo(t, stays)
+	made, goOn := make(chan struct{}), make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := h.rosters.change(func(*roster) (*roster, error) {
+			next, err := h.newRoster(slices.Clone(both)) // does not know yet what is said
+			close(made)
+			<-goOn
+			return next, err
+		}); err != nil {
+			t.Error(err)
+		}
+	})
+	<-made
+	wg.Go(func() { setUpstream(t, comes, ready, 7) })
+	eventually(t, func() error {
+		if weight := atRunTime.now.Load().of(comes).weight; weight != 7 {
+			return fmt.Errorf("the weight is %d", weight)
+		}
+		return nil
+	})
+	for range 1000 {
+		runtime.Gosched() // who does not wait for the change would be done by then
+	}
+	close(goOn)
+	wg.Wait()
+	if u := h.rosters.now.Load().pool.At(1); u.Weight != 7 {
+		t.Errorf("the weight is %d", u.Weight)
 	}
 }

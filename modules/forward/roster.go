@@ -128,11 +128,12 @@ func (h *Handler) give(upstreams []upstream.Upstream) error {
 	return h.rosters.change(func(*roster) (*roster, error) { return h.newRoster(upstreams) })
 }
 
-// judge has new sessions go by what was set at run time. It does nothing where they do already.
-func (h *Handler) judge() error {
+// judge has new sessions go by what was set of an upstream at run time. It does nothing where they do already, or where the handler has no such
+// upstream. It looks when no change is under way, which may bring the upstream and not know what was set.
+func (h *Handler) judge(name string) error {
 	defer h.look()
 	return h.rosters.change(func(now *roster) (*roster, error) {
-		if now == nil || now.orders == atRunTime.now.Load() {
+		if now == nil || now.orders == atRunTime.now.Load() || !now.pool.Has(name) {
 			return now, nil
 		}
 		return h.newRoster(now.given())
