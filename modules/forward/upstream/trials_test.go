@@ -105,10 +105,14 @@ func TestExactlyHalfOpenProbes(t *testing.T) {
 			time.Sleep(terms.Open)
 			told()
 			walks, tried := make(chan *Walk, 200), make([]int, 2)
-			var all sync.WaitGroup
+			var all, chosen sync.WaitGroup
+			chosen.Add(cap(walks))
 			for range cap(walks) {
 				all.Go(func() {
 					w := p.session(0)
+					w.Ready() // chooses, and sees that the breaker admits sessions
+					chosen.Done()
+					chosen.Wait()
 					if _, err := w.Next(t.Context(), nil); err != nil {
 						t.Error(err)
 					}
