@@ -270,3 +270,20 @@ func TestUpstreamUpIsShown(t *testing.T) {
 		t.Errorf("upstream_up %v", up)
 	}
 }
+
+// An upstream that checks find up again begins with a small share, where slow_start says so.
+func TestUpstreamThatChecksFindUpStartsSlowly(t *testing.T) {
+	t.Parallel()
+	sick, well := ill(t, true), ill(t, false)
+	h, _ := checkedBy(t, fmt.Sprintf(asksHealth, 2, 1)+`, "slow_start": "24h"`, sick, well)
+	sick.becomes(t, h, true)
+	sick.sick.Store(false)
+	sick.becomes(t, h, false)
+	// One of eleven is its share of a tenth.
+	eventually(t, func() error {
+		if got := upstreamsOf(t, h, kind{wrap: func(c *net.TCPConn) net.Conn { return c }}, 22); got[sick.addr] != 2 {
+			return fmt.Errorf("sessions of upstreams: %v", got)
+		}
+		return nil
+	})
+}
