@@ -143,8 +143,14 @@ func (c *HealthCheck) spec() (spec check.Spec, err error) {
 		name  string
 		given bool
 	}{
-		{"send", c.Send != ""}, {"payload", c.Payload != ""}, {"expect", c.Expect != ""}, {"path", c.Path != ""},
-		{"status", c.Status != ""}, {"host", c.Host != ""}, {"name", c.Name != ""}, {"tls", c.TLS != nil},
+		{"send", c.Send != ""},
+		{"payload", c.Payload != ""},
+		{"expect", c.Expect != ""},
+		{"path", c.Path != ""},
+		{"status", c.Status != ""},
+		{"host", c.Host != ""},
+		{"name", c.Name != ""},
+		{"tls", c.TLS != nil},
 	} {
 		if option.given && !slices.Contains(checkOptions[c.Type], option.name) {
 			return spec, fmt.Errorf("%s: expected none for a check of the type %s", option.name, c.Type)

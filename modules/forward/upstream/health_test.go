@@ -143,8 +143,11 @@ func TestAddressesThatACheckIsFor(t *testing.T) {
 		want     string
 	}{
 		{Where{}, "10.0.0.1:80", net.TCPAddrFromAddrPort(netip.MustParseAddrPort("10.0.0.1:80")), "tcp 10.0.0.1:80"},
-		{Where{Port: 9, Network: "tcp"}, "10.0.0.1:80-81", net.TCPAddrFromAddrPort(netip.MustParseAddrPort("10.0.0.1:9")),
-			"tcp 10.0.0.1:80, udp 10.0.0.1:80, tcp 10.0.0.1:81, udp 10.0.0.1:81"},
+		{
+			Where{Port: 9, Network: "tcp"},
+			"10.0.0.1:80-81", net.TCPAddrFromAddrPort(netip.MustParseAddrPort("10.0.0.1:9")),
+			"tcp 10.0.0.1:80, udp 10.0.0.1:80, tcp 10.0.0.1:81, udp 10.0.0.1:81",
+		},
 		{Where{Network: "tcp"}, "udp/name:53", net.TCPAddrFromAddrPort(netip.MustParseAddrPort("10.0.0.1:53")), "udp 10.0.0.1:53"},
 		{Where{}, "unix//a", &net.UnixAddr{Net: "unix", Name: "/a"}, "unix /a"},
 	} {
