@@ -241,6 +241,7 @@ func (c *checked) tell(r check.Result) {
 	log := logqueue.Default("forward").With(zap.String("upstream", r.Upstream), zap.Stringer("address", r.Addr), zap.String("check", c.Spec().Kind))
 	if !r.Report.Down {
 		for _, addr := range r.Back {
+			forgetFailures(addr)
 			returns.Address(addr)
 		}
 		log.Info("upstream is up", zap.Duration("was_down", r.Lasted))
@@ -248,6 +249,14 @@ func (c *checked) tell(r check.Result) {
 	}
 	closed := c.sessions.close(c.Health().KeyOf(r.Addr))
 	log.Warn("upstream is down, sessions try others first", zap.Int("fails", r.Report.Fails), zap.Int("sessions_closed", closed), zap.Error(r.Err))
+}
+
+// forgetFailures has sessions go to an address at once that a check has found up again, whatever they have found out before.
+func forgetFailures(addr net.Addr) {
+	memories.Each(func(_ upstream.Policy, m remembered) bool {
+		m.Works(addr)
+		return true
+	})
 }
 
 // noteMade says that checks can't be made, and when that is over.
