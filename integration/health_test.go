@@ -297,7 +297,7 @@ func TestOnUnhealthy(t *testing.T) {
 	})}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	go page.Serve(ln)
+	go func() { _ = page.Serve(ln) }()
 	t.Cleanup(func() { page.Close() })
 	upstream, keeps, closes := serve(t, echo), gate.ReserveAddr(t), gate.ReserveAddr(t)
 	checkPort, _ := strconv.Atoi(portOf(ln.Addr().String()))

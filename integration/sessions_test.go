@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -440,7 +441,7 @@ func TestSessionsAreClosedToOtherOrigins(t *testing.T) {
 	p := gate.Start(t, gate.Layer4(gate.Listen(addr, gate.Forward(serve(t, echo)))))
 	client := dial(t, addr)
 	mustExchange(t, client)
-	transport := &http.Transport{DisableKeepAlives: true, Dial: func(string, string) (net.Conn, error) {
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
 		return net.Dial("unix", strings.TrimPrefix(p.Admin(), "unix/"))
 	}}
 	for name, headers := range map[string]map[string]string{

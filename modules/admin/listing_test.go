@@ -172,7 +172,7 @@ func TestSlowReaderHoldsNobodyUp(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			serveMux(t).ServeHTTP(w, httptest.NewRequest("GET", sessionsPath+"?format="+format+"&listener="+listener, nil))
+			serveMux(t).ServeHTTP(w, httptest.NewRequest(http.MethodGet, sessionsPath+"?format="+format+"&listener="+listener, nil))
 		}()
 		<-w.began
 		for range 200 { // in all parts of the registry

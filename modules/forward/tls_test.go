@@ -123,9 +123,9 @@ type readBefore struct {
 func (r readBefore) Read(b []byte) (int, error) { return r.in.Read(b) }
 
 func speakTLS(conn net.Conn, cfg *tls.Config) {
-	in, clear := bufio.NewReader(conn), ""
+	in, inClear := bufio.NewReader(conn), ""
 	if first, err := in.Peek(1); err == nil && first[0] == 'P' {
-		clear, _ = in.ReadString('\n')
+		inClear, _ = in.ReadString('\n')
 	}
 	server := tls.Server(readBefore{conn, in}, cfg)
 	if server.Handshake() != nil {
@@ -135,8 +135,8 @@ func speakTLS(conn net.Conn, cfg *tls.Config) {
 	if len(state.PeerCertificates) > 0 {
 		client = state.PeerCertificates[0].SerialNumber.String()
 	}
-	clear, _, _ = strings.Cut(clear, " 127.")
-	_, _ = fmt.Fprintf(server, "%s|%s|%s|%s\n", strings.TrimSpace(clear), state.ServerName, state.NegotiatedProtocol, client)
+	inClear, _, _ = strings.Cut(inClear, " 127.")
+	_, _ = fmt.Fprintf(server, "%s|%s|%s|%s\n", strings.TrimSpace(inClear), state.ServerName, state.NegotiatedProtocol, client)
 	_, _ = io.Copy(server, server)
 	_ = server.CloseWrite()
 	_, _ = io.Copy(io.Discard, conn)

@@ -46,9 +46,9 @@ func (l tlsListener) Accept() (net.Conn, error) {
 func shakeHands(conn net.Conn) (net.Conn, error) {
 	_ = conn.SetDeadline(time.Now().Add(patience))
 	under := &underTLS{TCPConn: conn.(*net.TCPConn), in: bufio.NewReader(conn)}
-	clear := ""
+	inClear := ""
 	if first, err := under.in.Peek(1); err == nil && first[0] == preface[0] {
-		if clear, err = under.in.ReadString('\n'); err != nil {
+		if inClear, err = under.in.ReadString('\n'); err != nil {
 			return nil, err
 		}
 	}
@@ -56,10 +56,10 @@ func shakeHands(conn net.Conn) (net.Conn, error) {
 	if err := server.Handshake(); err != nil {
 		return nil, err
 	}
-	if clear == "" {
+	if inClear == "" {
 		return server, nil
 	}
-	return &behindClear{server, strings.NewReader(clear)}, nil
+	return &behindClear{server, strings.NewReader(inClear)}, nil
 }
 
 // underTLS is the socket that TLS is spoken over, of which some bytes were read already.
@@ -73,12 +73,12 @@ func (u *underTLS) Read(b []byte) (int, error) { return u.in.Read(b) }
 // behindClear returns what came in clear first.
 type behindClear struct {
 	*tls.Conn
-	clear *strings.Reader
+	inClear *strings.Reader
 }
 
 func (b *behindClear) Read(p []byte) (int, error) {
-	if b.clear.Len() > 0 {
-		return b.clear.Read(p)
+	if b.inClear.Len() > 0 {
+		return b.inClear.Read(p)
 	}
 	return b.Conn.Read(p)
 }

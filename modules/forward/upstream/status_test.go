@@ -140,7 +140,7 @@ func TestStatusOfChecks(t *testing.T) {
 		expect := func(state State, fails int, err error, at time.Time) {
 			t.Helper()
 			s := p.Survey(true, false).Status(0)
-			if s.State != state || s.Fails != fails || s.Err != err || !s.At.Equal(at) { //nolint:errorlint // the same
+			if s.State != state || s.Fails != fails || s.Err != err || !s.At.Equal(at) {
 				t.Errorf("%+v, want %v, %d fails, %v, at %v", s, state, fails, err, at)
 			}
 			if s := p.Survey(true, false).Status(1); s != (Status{}) {
@@ -197,7 +197,7 @@ func TestStatusOfDecisions(t *testing.T) {
 		admitted, _ := p.Breakers.admit(p.At(3).Name, p.upstreams[3].fixed.streams[0], time.Now())
 		p.Breakers.hear(admitted, outcome{failed: true}, errFailed)
 		expect(Ejected, Up, Up, Open)
-		if s := p.Survey(true, false).Status(3); s.Err != errFailed || !s.At.Equal(time.Now()) { //nolint:errorlint // the same
+		if s := p.Survey(true, false).Status(3); s.Err != errFailed || !s.At.Equal(time.Now()) {
 			t.Errorf("with an open breaker: %+v", s)
 		}
 		time.Sleep(2 * time.Minute)

@@ -40,8 +40,8 @@ type Walk struct {
 	Trials *Trials
 
 	// Reserve reserves a place for the session at an upstream with a limit, in place of the one that it had, unless it has that one. It reports false
-	// where the upstream has max sessions already. It must not block. It is needed where a pool is [Pool.Limited].
-	Reserve func(position int, max int64) bool
+	// where the upstream has most sessions already. It must not block. It is needed where a pool is [Pool.Limited].
+	Reserve func(position int, most int64) bool
 	// Expand replaces the placeholders of an upstream's name.
 	Expand func(string) string
 	// Unresolved is called where an upstream has no address that could be tried. It may be nil.

@@ -34,7 +34,7 @@ func TestDatagramMetrics(t *testing.T) {
 	check("datagrams_total", 3, map[string]string{"direction": "down"})
 	check("udp_sessions_evicted_total", 2, map[string]string{})
 	for i, reason := range []string{
-		"queue_full", "accept_queue", "session_limit", "client_limit", "truncated",
+		"queue_full", "accept_queue", "session_limit", "client_limit", "truncated", "proxy_header",
 		"upstream_full", "upstream_refused", "limited", "reply_ratio", "send_failed",
 	} {
 		check("datagrams_dropped_total", 10+float64(i), map[string]string{"reason": reason})

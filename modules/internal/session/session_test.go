@@ -251,7 +251,8 @@ func TestReserve(t *testing.T) {
 	a, b := all.Hold("a"), all.Hold("b")
 	sc, _, _ := newScope(t, 0, 0)
 	one, two := begin(t, sc), begin(t, sc)
-	if !one.Reserve(a, 1) || !one.Reserve(a, 1) || two.Reserve(a, 1) || !two.Reserve(a, 2) {
+	again := one.Reserve(a, 1) && one.Reserve(a, 1)
+	if !again || two.Reserve(a, 1) || !two.Reserve(a, 2) {
 		t.Fatal("wrong")
 	}
 	one.SetUpstream("a", nil, a)
