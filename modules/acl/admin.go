@@ -166,7 +166,7 @@ func serveList(w http.ResponseWriter, r *http.Request, name string, d *dynamic) 
 		body := struct {
 			Damaged bool `json:"damaged"`
 		}{true}
-		if err := adminapi.Decode(r, &body); err != nil {
+		if err := adminapi.Decode(r, &body, `{"damaged": false}`); err != nil {
 			return err
 		}
 		if body.Damaged {
@@ -194,7 +194,7 @@ func putList(w http.ResponseWriter, r *http.Request, name string, d *dynamic) er
 		Size    int     `json:"size"`
 		Damaged string  `json:"damaged"`
 	}
-	if err := adminapi.Decode(r, &body); err != nil {
+	if err := adminapi.Decode(r, &body, `{"entries": [{"prefix": "192.0.2.0/24"}]}`); err != nil {
 		return err
 	}
 	if body.Entries == nil {
@@ -255,7 +255,7 @@ func serveEntry(w http.ResponseWriter, r *http.Request, d *dynamic, path string)
 
 func putEntry(w http.ResponseWriter, r *http.Request, d *dynamic, prefix netip.Prefix) error {
 	var body given
-	if err := adminapi.Decode(r, &body); err != nil {
+	if err := adminapi.Decode(r, &body, `{"ttl": "1h"}`); err != nil {
 		return err
 	}
 	if body.Prefix == "" {

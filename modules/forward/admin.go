@@ -164,7 +164,7 @@ func servePatch(w http.ResponseWriter, r *http.Request, name string) error {
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxPatch)
 	var said patch
-	if err := adminapi.Decode(r, &said); err != nil {
+	if err := adminapi.Decode(r, &said, `{"state": "drain"}`); err != nil {
 		return err
 	}
 	if !said.State.given && !said.Weight.given {

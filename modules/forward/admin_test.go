@@ -115,7 +115,7 @@ func TestAdminErrors(t *testing.T) {
 		{"PATCH", path, `{"state": "drain", "weigth": 3}`, 400, `unknown option "weigth": expected one of state, weight`},
 		{"PATCH", path, `{}`, 400, `body: expected a state or a weight, such as {"state": "drain"} or {"weight": 3}`},
 		{"PATCH", path, ``, 400, `body: expected a state or a weight`},
-		{"PATCH", path, `state=drain`, 400, `body: expected a JSON object, such as {`},
+		{"PATCH", path, `state=drain`, 400, `body: expected a JSON object, such as {"state": "drain"}`},
 		{"PATCH", path, `{"state": "` + strings.Repeat("x", 1<<20) + `"}`, 400, `body: `},
 		{"PATCH", path + "?handler=x", `{"state": "drain"}`, 400, `unknown parameter "handler": expected none`},
 		{"GET", upstreamsPath + "?stat=up", "", 400, `unknown parameter "stat": expected one of name, state, handler, limit, after`},

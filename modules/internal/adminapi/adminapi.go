@@ -23,8 +23,8 @@ import (
 const maxBody = 64 << 20
 
 // Decode reads a JSON object from the body into the struct that v points to, as [caddyfile.UnmarshalJSON] does. An empty
-// body leaves v as it is. The error has the status 400.
-func Decode(r *http.Request, v any) error {
+// body leaves v as it is. The error has the status 400; of a body that is no object it shows example, one that is.
+func Decode(r *http.Request, v any, example string) error {
 	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxBody))
 	if err != nil {
 		return Error(http.StatusBadRequest, "body: %w", err)
@@ -33,7 +33,7 @@ func Decode(r *http.Request, v any) error {
 		return nil
 	}
 	if body[0] != '{' || !json.Valid(body) { // it may be too long to be quoted
-		return Error(http.StatusBadRequest, `body: expected a JSON object, such as {"ttl": "1h"}`)
+		return Error(http.StatusBadRequest, "body: expected a JSON object, such as %s", example)
 	}
 	if err := caddyfile.UnmarshalJSON(body, v); err != nil {
 		return Error(http.StatusBadRequest, "%w", err)

@@ -34,7 +34,7 @@ func TestDecode(t *testing.T) {
 		"":                      {status: 200, name: "before"},
 		" \n":                   {status: 200, name: "before"},
 		`{"name": "after"}`:     {status: 200, name: "after"},
-		`[]`:                    {status: 400, says: "expected a JSON object"},
+		`[]`:                    {status: 400, says: `expected a JSON object, such as {"name": "x"}`},
 		`{"name": "x"`:          {status: 400, says: "expected a JSON object"},
 		`{"name": 1}`:           {status: 400, says: `name: "1": expected a string`},
 		`{"nam": "x"}`:          {status: 400, says: `unknown option "nam": expected one of name`},
@@ -44,7 +44,7 @@ func TestDecode(t *testing.T) {
 			Name string `json:"name"`
 		}{"before"}
 		r := httptest.NewRequest(http.MethodPut, "/", strings.NewReader(body))
-		err := Decode(r, &given)
+		err := Decode(r, &given, `{"name": "x"}`)
 		if status(err) != want.status || err != nil && !strings.Contains(err.Error(), want.says) {
 			t.Errorf("%q: %v, want status %d and %q", body, err, want.status, want.says)
 		}
@@ -53,7 +53,7 @@ func TestDecode(t *testing.T) {
 		}
 	}
 	long := httptest.NewRequest(http.MethodPut, "/", strings.NewReader(`{"name":"`+strings.Repeat("a", maxBody)+`"}`))
-	if err := Decode(long, new(struct{})); status(err) != http.StatusBadRequest {
+	if err := Decode(long, new(struct{}), "{}"); status(err) != http.StatusBadRequest {
 		t.Errorf("a body that is too long: %v", err)
 	}
 }
