@@ -269,7 +269,7 @@ func (t *task) expire() {
 	t.of.mu.Unlock()
 	if x != nil {
 		t.of.cancel(x)
-		t.end(x, errTimeout)
+		t.end(x, x.timedOut())
 	}
 }
 

@@ -215,6 +215,20 @@ func TestChecksInTime(t *testing.T) {
 	})
 }
 
+// A server that answers something else and then waits has not been silent.
+func TestResultOfAnUnfinishedReply(t *testing.T) {
+	t.Parallel()
+	f := &fake{answer: func(x *exchange) (bool, error) { return x.judge([]byte("-NOAUTH\r\n"), false) }}
+	bubble(t, 10, f, func(t *testing.T, c *Checker) {
+		g, told := group(t, c, Spec{Probe: Probe{Kind: Send, Text: `PING\r\n`, Expect: `^\+PONG`}})
+		g.Hold(wanted(t, "10.0.0.1:80"))
+		time.Sleep(20 * time.Second)
+		if all := told.take(); len(all) == 0 || all[0].Outcome != Failed || !contains(all[0].Err, `it has sent "-NOAUTH\r\n"`) {
+			t.Errorf("%+v", all)
+		}
+	})
+}
+
 // No answer is one where only a refusal fails.
 func TestSilenceThatPasses(t *testing.T) {
 	t.Parallel()

@@ -25,13 +25,14 @@ type exchange struct {
 	// and what is wrong with it. Nil: to be connected is enough.
 	judge func(reply []byte, ended bool) (done bool, err error)
 	// over is called once with the result, unless the exchange was cancelled before.
-	over      func(err error)
-	cancelled atomic.Bool // perhaps before it has begun
+	over       func(err error)
+	cancelled  atomic.Bool           // perhaps before it has begun
+	unfinished atomic.Pointer[error] // what is wrong with the reply if no more of it comes in time; nil: nothing has come
 
 	loopState
 }
 
-// errTimeout is the result of a check that did not end in time.
+// errTimeout is the result of a check to which nothing was answered in time.
 var errTimeout = errors.New("no answer in time")
 
 // maxReply is how much of a stream is looked at.
@@ -57,11 +58,11 @@ func (p *prober) exchange(addr net.Addr, host string) *exchange {
 	}
 	switch p.Kind {
 	case Send:
-		x.judge = p.judgeText
+		x.judge = x.noting(p.judgeText)
 	case UDP:
 		x.judge = p.judgeDatagram
 	case HTTP:
-		x.request, x.judge = p.httpRequest(addr, host), p.judgeHTTP
+		x.request, x.judge = p.httpRequest(addr, host), x.noting(p.judgeHTTP)
 		if x.tls != nil {
 			x.tls = x.tls.Clone()
 			x.tls.NextProtos = []string{"http/1.1"}
@@ -70,6 +71,27 @@ func (p *prober) exchange(addr net.Addr, host string) *exchange {
 		p.ask(x)
 	}
 	return x
+}
+
+// noting returns a judge of streams that also notes what is wrong with the part of a reply that has come. A server that goes on waiting after a reply
+// that is not the expected one, as Redis does after -NOAUTH, has not been silent.
+func (x *exchange) noting(judge func(reply []byte, ended bool) (done bool, err error)) func(reply []byte, ended bool) (done bool, err error) {
+	return func(reply []byte, ended bool) (done bool, err error) {
+		if done, err = judge(reply, ended); !done && len(reply) > 0 {
+			if _, wrong := judge(reply, true); wrong != nil {
+				x.unfinished.Store(&wrong)
+			}
+		}
+		return done, err
+	}
+}
+
+// timedOut returns the result of a check that did not end in time.
+func (x *exchange) timedOut() error {
+	if wrong := x.unfinished.Load(); wrong != nil {
+		return *wrong
+	}
+	return errTimeout
 }
 
 // silent reports whether no reply at all passes.

@@ -223,6 +223,41 @@ func TestSendAndExpect(t *testing.T) {
 	})
 }
 
+// TestRepliesThatDoNotMatch holds that a check which takes too long, because the server waits for more, tells what the server has sent.
+func TestRepliesThatDoNotMatch(t *testing.T) {
+	overEngines(t, func(t *testing.T, e engine) {
+		noauth := server(t, "tcp", func(conn net.Conn) { _, _ = conn.Write([]byte("-NOAUTH\r\n")); _, _ = io.Copy(io.Discard, conn) })
+		greets := server(t, "tcp", func(conn net.Conn) { _, _ = conn.Write([]byte("J5.7")); _, _ = io.Copy(io.Discard, conn) })
+		silent := server(t, "tcp", func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) })
+		for _, test := range []struct {
+			addr  net.Addr
+			probe Probe
+			want  string
+		}{
+			{noauth, Probe{Kind: Send, Text: `PING\r\n`, Expect: `^\+PONG`}, `it has sent "-NOAUTH\r\n", expected "^\\+PONG"`},
+			{greets, Probe{Kind: HTTP, Text: "/healthz"}, `it has sent "J5.7", expected an HTTP response`},
+			{silent, Probe{Kind: HTTP, Text: "/healthz"}, errTimeout.Error()},
+		} {
+			ready, err := test.probe.prepare()
+			if err != nil {
+				t.Fatal(err)
+			}
+			x := ready.exchange(test.addr, "127.0.0.1")
+			x.over = func(err error) { t.Errorf("result %v", err) }
+			e.begin(x)
+			for deadline := time.Now().Add(guard); test.addr != silent && x.unfinished.Load() == nil; time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatalf("%s: nothing of the reply was noted", test.want)
+				}
+			}
+			e.cancel(x)
+			if err := x.timedOut(); !contains(err, test.want) {
+				t.Errorf("%v, want %q", err, test.want)
+			}
+		}
+	})
+}
+
 func TestHTTP(t *testing.T) {
 	overEngines(t, func(t *testing.T, e engine) {
 		var host atomic.Value
