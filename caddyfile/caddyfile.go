@@ -4,6 +4,7 @@ package caddyfile
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -106,7 +107,21 @@ func find(options []Option, name string) (Option, error) {
 		}
 		names[i] = option.Name
 	}
+	if within := blocksWith(options, name); len(within) > 0 {
+		return Option{}, fmt.Errorf("unknown option %q: expected it in the block of %s", masked(name), strings.Join(within, " or "))
+	}
 	return Option{}, errUnknown(name, names)
+}
+
+// blocksWith returns the options in whose blocks an option of that name may stand.
+func blocksWith(options []Option, name string) []string {
+	var within []string
+	for _, option := range options {
+		if slices.ContainsFunc(option.Block, func(inner Option) bool { return inner.Name == name }) {
+			within = append(within, option.Name)
+		}
+	}
+	return within
 }
 
 func errUnknown(name string, known []string) error {

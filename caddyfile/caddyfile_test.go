@@ -154,6 +154,7 @@ func TestUnmarshalBlock(t *testing.T) {
 		}
 	}
 	for input, want := range map[string]string{
+		"a {\n prefix p\n}":                                  `unknown option "prefix": expected it in the block of store, at Testfile:2`,
 		"a {\n store x {\n after\n }\n}":                     `unknown option "after": expected one of timeout, prefix, at Testfile:3`,
 		"a {\n store x {\n timeout 1\n timeout 2\n }\n}":     `timeout: given twice, at Testfile:4`,
 		"a {\n store x {\n timeout 1 {\n }\n }\n}":           `timeout: expected no block, at Testfile:3`,
