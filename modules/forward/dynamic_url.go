@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -72,9 +73,23 @@ func (u *URLUpstreams) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 func parseListURL(s string) (*url.URL, error) {
 	location, err := url.Parse(s)
 	if err != nil || location.Scheme != "http" && location.Scheme != "https" || location.Host == "" {
-		return nil, fmt.Errorf("%q: expected a URL such as https://example.com/upstreams", s)
+		return nil, fmt.Errorf("%q: expected a URL such as https://example.com/upstreams", withoutSecrets(s))
 	}
 	return location, nil
+}
+
+// withoutSecrets returns what may be said of a URL that can't be read: nothing of its user, its password and its query.
+func withoutSecrets(s string) string {
+	shown, query := s, ""
+	if i := strings.IndexAny(s, "?#"); i >= 0 {
+		shown, query = s[:i], s[i:i+1]+"***"
+	}
+	if i := strings.LastIndexByte(shown, '@'); i >= 0 {
+		shown = "***" + shown[i:]
+	} else if strings.Contains(s, "@") {
+		return "***" // the password may have a question mark in it
+	}
+	return shown + query
 }
 
 const (
