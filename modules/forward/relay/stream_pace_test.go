@@ -137,10 +137,10 @@ func TestPauseIsNoSilence(t *testing.T) {
 	t.Parallel()
 	overPairs(t, func(t *testing.T, p pair) {
 		// A byte takes twice as long as the idle timeout.
-		up := &bucketful{rate: 1.25, burst: 1}
-		s := p.open(t, pacedBy(up, nil), limits(Limits{Idle: 400 * time.Millisecond}))
-		s.mustSend(s.client, 1, 4)
-		s.mustReceive(s.upstream, 1, 4)
+		up := &bucketful{rate: 1.0 / 3, burst: 1}
+		s := p.open(t, pacedBy(up, nil), limits(Limits{Idle: 1500 * time.Millisecond}))
+		s.mustSend(s.client, 1, 3)
+		s.mustReceive(s.upstream, 1, 3)
 		s.want(IdleTimeout)
 	})
 }

@@ -251,8 +251,12 @@ func TestReserve(t *testing.T) {
 	a, b := all.Hold("a"), all.Hold("b")
 	sc, _, _ := newScope(t, 0, 0)
 	one, two := begin(t, sc), begin(t, sc)
-	again := one.Reserve(a, 1) && one.Reserve(a, 1)
-	if !again || two.Reserve(a, 1) || !two.Reserve(a, 2) {
+	for range 2 {
+		if !one.Reserve(a, 1) {
+			t.Fatal("the only session has no place")
+		}
+	}
+	if two.Reserve(a, 1) || !two.Reserve(a, 2) {
 		t.Fatal("wrong")
 	}
 	one.SetUpstream("a", nil, a)
