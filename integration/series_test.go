@@ -63,3 +63,27 @@ func TestMetricsOfWhatIsGone(t *testing.T) {
 	must(t, equal(m, "caddy_portgate_sessions_active", 1, label("listener", held)))
 	must(t, equal(m, "caddy_portgate_sessions_total", 1, label("listener", stays)))
 }
+
+// Whoever watches the process goes on to see it after a config was refused, although Caddy leaves the admin endpoint of that one in place.
+func TestMetricsAfterARefusedConfig(t *testing.T) {
+	t.Parallel()
+	addr, upstream := gate.ReserveAddr(t), serve(t, echo)
+	p := gate.Start(t, gate.Layer4(gate.Listen(addr,
+		acl("deny list bans"),
+		gate.JSON{"handler": "rate_limit", "connections": []gate.JSON{{"rate": "1000/s"}}},
+		gate.Forward(upstream).With("health_check", gate.JSON{"type": "tcp"}).With("breaker", gate.JSON{"when": "errors 0.5"}))))
+	must(t, oneRequest(addr))
+	before := p.Metrics()
+	for range 2 {
+		if err := p.TryLoad(gate.Layer4(gate.Listen(gate.ReserveAddr(t), gate.Forward("no port")))); err == nil {
+			t.Fatal("a config with an upstream without a port was taken")
+		}
+		must(t, oneRequest(addr))
+		after := p.Metrics()
+		for sample := range before {
+			if _, found := after[sample]; !found && strings.HasPrefix(sample, "caddy_portgate_") {
+				t.Errorf("%s is gone", sample)
+			}
+		}
+	}
+}

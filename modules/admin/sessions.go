@@ -47,6 +47,12 @@ func (*sessionsAPI) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
+// Provision has the registry know all metrics of sessions. Caddy makes the admin endpoint before the handlers of a config, and leaves it as it is when the config is
+// refused: /metrics would be empty then.
+func (*sessionsAPI) Provision(ctx caddy.Context) error {
+	return session.Register(ctx)
+}
+
 // Routes returns what the admin endpoint serves.
 func (a *sessionsAPI) Routes() []caddy.AdminRoute {
 	handler := caddy.AdminHandlerFunc(a.serve)
@@ -151,4 +157,5 @@ func closeAll(all []*session.Session) (closed int) {
 var (
 	_ caddy.Module      = (*sessionsAPI)(nil)
 	_ caddy.AdminRouter = (*sessionsAPI)(nil)
+	_ caddy.Provisioner = (*sessionsAPI)(nil)
 )

@@ -45,6 +45,12 @@ func (*adminAPI) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
+// Provision has the registry know all metrics of forward. Caddy makes the admin endpoint before the handlers of a config, and leaves it as it is when the config is
+// refused: /metrics would be empty then.
+func (*adminAPI) Provision(ctx caddy.Context) error {
+	return registerMetrics(ctx.GetMetricsRegistry())
+}
+
 // Routes returns what the admin endpoint serves.
 func (a *adminAPI) Routes() []caddy.AdminRoute {
 	handler := caddy.AdminHandlerFunc(a.serve)
@@ -209,4 +215,5 @@ func errUnknown(name string) error {
 var (
 	_ caddy.Module      = (*adminAPI)(nil)
 	_ caddy.AdminRouter = (*adminAPI)(nil)
+	_ caddy.Provisioner = (*adminAPI)(nil)
 )

@@ -248,10 +248,7 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	if err := h.watch.begin(ctx, h.policy); err != nil {
 		return err
 	}
-	if err := h.guard.begin(ctx); err != nil {
-		return err
-	}
-	if err := h.checking.begin(ctx); err != nil {
+	if err := h.guard.begin(); err != nil {
 		return err
 	}
 	h.at, h.shownAs = at, placed.shown

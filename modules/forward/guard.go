@@ -5,7 +5,6 @@ import (
 	"net"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
@@ -44,11 +43,7 @@ var (
 )
 
 // begin is called in Provision. After an error end releases what there is.
-func (g *guard) begin(ctx caddy.Context) (err error) {
-	registry := ctx.GetMetricsRegistry()
-	if err := guardRegistered.In(registry, func() error { return meter.Register(registry, breakerStates, refusals) }); err != nil {
-		return err
-	}
+func (g *guard) begin() (err error) {
 	if g.slowStart > 0 {
 		g.release = returns.Hold(g.slowStart)
 	}
@@ -59,9 +54,6 @@ func (g *guard) begin(ctx caddy.Context) (err error) {
 	}
 	return err
 }
-
-// guardRegistered tells where these are registered.
-var guardRegistered meter.Registered
 
 var errReset = errors.New("the upstream has reset the connection before its first byte")
 

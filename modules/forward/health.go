@@ -82,18 +82,6 @@ var (
 	upstreamUp  = upNow{meter.Desc("upstream_up", "Whether health checks find an address of an upstream up: 1, or 0 where all are down.", "upstream")}
 )
 
-// checksRegistered tells where these are registered.
-var checksRegistered meter.Registered
-
-// begin is called in Provision.
-func (c *checking) begin(ctx caddy.Context) error {
-	if c.spec == nil {
-		return nil
-	}
-	registry := ctx.GetMetricsRegistry()
-	return checksRegistered.In(registry, func() error { return meter.Register(registry, checksTotal, upstreamUp) })
-}
-
 // upNow makes a metric of what is known, whenever it is read.
 type upNow struct{ desc *prometheus.Desc }
 

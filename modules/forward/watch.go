@@ -86,15 +86,17 @@ func (e ejectedNow) Collect(to chan<- prometheus.Metric) {
 	})
 }
 
+// registerMetrics adds all metrics of the module to a config's registry.
+func registerMetrics(registry *prometheus.Registry) error {
+	return registered.In(registry, func() error {
+		return meter.Register(registry, fails, ejections, ejected, lookups, localErrors, allOut, living, drained, ofSources, queued,
+			keptTotal, keptReady, breakerStates, refusals, checksTotal, upstreamUp)
+	})
+}
+
 // begin is called in Provision. After an error end releases what there is.
 func (w *watch) begin(ctx caddy.Context, policy upstream.Policy) (err error) {
-	registry := ctx.GetMetricsRegistry()
-	if err := registered.In(registry, func() error {
-		if err := meter.Register(registry, keptTotal, keptReady); err != nil {
-			return err
-		}
-		return meter.Register(registry, fails, ejections, ejected, lookups, localErrors, allOut, living, drained, ofSources, queued)
-	}); err != nil {
+	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
 	if policy.MaxFails > 0 {

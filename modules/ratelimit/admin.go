@@ -26,6 +26,12 @@ func (*adminAPI) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
+// Provision has the registry know all metrics of rate_limit. Caddy makes the admin endpoint before the handlers of a config, and leaves it as it is when the config is
+// refused: /metrics would be empty then.
+func (*adminAPI) Provision(ctx caddy.Context) error {
+	return collectors.register(ctx.GetMetricsRegistry())
+}
+
 // Routes returns what the admin endpoint serves.
 func (a *adminAPI) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{{Pattern: "/portgate/limits", Handler: caddy.AdminHandlerFunc(a.serve)}}
@@ -89,4 +95,5 @@ func (b *buckets) nearest(top int) (all []usage) {
 var (
 	_ caddy.Module      = (*adminAPI)(nil)
 	_ caddy.AdminRouter = (*adminAPI)(nil)
+	_ caddy.Provisioner = (*adminAPI)(nil)
 )
