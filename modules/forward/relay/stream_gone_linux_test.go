@@ -141,9 +141,9 @@ func TestFINBeforeTheUpstreamIsConnected(t *testing.T) {
 	overPairs(t, func(t *testing.T, p pair) {
 		ln := p.listen(t)
 		var s *session
-		s = p.prepare(t, func(context.Context, error) (net.Addr, error) {
+		s = p.prepare(t, func(_ context.Context, failed error) (net.Addr, error) {
 			s.socketOf().CloseWrite()
-			return ln.Addr(), nil
+			return ln.Addr(), failed
 		}, watched)
 		s.run()
 		s.acceptFrom(ln)
