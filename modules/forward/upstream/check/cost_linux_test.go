@@ -170,6 +170,7 @@ func TestServerDoesNotSeeThatItIsChecked(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
+	before := waiting(t, ln.Addr())
 	for range 100 {
 		if err := check(t, l, Probe{Kind: TCP}, ln.Addr()); err != nil {
 			t.Fatal(err)
@@ -188,15 +189,26 @@ func TestServerDoesNotSeeThatItIsChecked(t *testing.T) {
 	if first.RemoteAddr().String() != client.LocalAddr().String() {
 		t.Errorf("the server has accepted a check from %s", first.RemoteAddr())
 	}
+	for pair := range waiting(t, ln.Addr()) {
+		if !before[pair] {
+			t.Errorf("in TIME_WAIT: %s", pair)
+		}
+	}
+}
+
+// waiting returns the connections of an address that are in TIME_WAIT. It may have had others before.
+func waiting(t *testing.T, addr net.Addr) map[string]bool {
+	t.Helper()
 	table, err := os.ReadFile("/proc/net/tcp")
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := fmt.Sprintf(":%04X", ln.Addr().(*net.TCPAddr).Port)
+	pairs, port := make(map[string]bool), fmt.Sprintf(":%04X", addr.(*net.TCPAddr).Port)
 	for line := range strings.Lines(string(table)) {
 		fields := strings.Fields(line)
 		if len(fields) > 3 && fields[3] == "06" && (strings.HasSuffix(fields[1], port) || strings.HasSuffix(fields[2], port)) {
-			t.Errorf("in TIME_WAIT: %s", line)
+			pairs[fields[1]+" "+fields[2]] = true
 		}
 	}
+	return pairs
 }
