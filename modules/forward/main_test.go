@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -175,11 +176,13 @@ func connect(t testing.TB) (client, accepted *net.TCPConn) {
 
 func dial(t testing.TB, address string) *net.TCPConn {
 	t.Helper()
+	before := accessLog.mark()
 	conn, err := net.Dial("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
+	accessLog.forget(conn.LocalAddr().(*net.TCPAddr).Port, before)
 	// Whatever a test waits for on a connection, it does not wait for ever.
 	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	return conn.(*net.TCPConn)
@@ -299,8 +302,15 @@ func (j *joined) UnmarshalJSON(data []byte) error {
 // memory is the access log.
 type memory struct {
 	mu      sync.Mutex
-	entries []entry
+	entries []numbered
+	count   int           // of all entries so far
 	written chan struct{} // closed with the next entry
+}
+
+// numbered is an entry, and how many there were with it.
+type numbered struct {
+	entry
+	number int
 }
 
 var accessLog = memory{written: make(chan struct{})}
@@ -323,10 +333,25 @@ func (m *memory) Write(b []byte) (int, error) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.entries = append(m.entries, e)
+	m.count++
+	m.entries = append(m.entries, numbered{e, m.count})
 	close(m.written)
 	m.written = make(chan struct{})
 	return len(b), nil
+}
+
+// mark returns the number of the last entry.
+func (m *memory) mark() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.count
+}
+
+// forget removes what is left of earlier clients that had the port of a new one.
+func (m *memory) forget(port, until int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.entries = slices.DeleteFunc(m.entries, func(e numbered) bool { return e.ClientPort == port && e.number <= until })
 }
 
 // take removes the entry that fits.
@@ -334,9 +359,9 @@ func (m *memory) take(fits func(entry) bool) (found entry, ok bool, next <-chan 
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for i, e := range m.entries {
-		if fits(e) {
+		if fits(e.entry) {
 			m.entries = append(m.entries[:i], m.entries[i+1:]...)
-			return e, true, nil
+			return e.entry, true, nil
 		}
 	}
 	return entry{}, false, m.written
@@ -360,8 +385,7 @@ func (m *memory) wait(t testing.TB, fits func(entry) bool) entry {
 	}
 }
 
-// logged returns the entry of a client's session as soon as it has ended. Every test fetches those of its
-// sessions, since the next client may have the same port.
+// logged returns the entry of a client's session as soon as it has ended.
 func logged(t testing.TB, client net.Conn) entry {
 	t.Helper()
 	return accessLog.wait(t, func(e entry) bool { return e.ClientPort == client.LocalAddr().(*net.TCPAddr).Port })
