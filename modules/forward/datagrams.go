@@ -24,6 +24,7 @@ func (h *Handler) datagrams(
 	line, counts := h.succession.of(client)
 	next := &datagramUpstreams{h: h, line: line, sess: sess, begin: begin, way: first, roster: first.roster, trials: h.guard.watched().Begin()}
 	first.Trials = next.trials
+	wait := first.wait // and not first, which most sessions need only until they have an upstream
 	cfg := relay.PacketConfig{
 		Client: client,
 		Next:   next.next,
@@ -44,6 +45,7 @@ func (h *Handler) datagrams(
 			line.remove(sess)
 			trip.End()
 			next.trials.Over()
+			wait.over()
 			end(sess, result.Reason, result.Connect, result.Err)
 		},
 	}

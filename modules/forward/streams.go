@@ -23,7 +23,7 @@ var hangups hangup.Watch
 // relay prepares what moves the session's bytes. Upstreams are told who the client is, and then get what was prefetched.
 func (h *Handler) relay(sess *session.Session, way *way, trip *hops.Trip, client net.Conn, told told, prefetched []byte) *relay.Relay {
 	countLoops()
-	taken := descriptors.Of(client)
+	taken, wait := descriptors.Of(client), way.wait
 	way.Trials = h.guard.watched().Begin()
 	cfg := relay.Config{
 		Client:     client,
@@ -44,6 +44,7 @@ func (h *Handler) relay(sess *session.Session, way *way, trip *hops.Trip, client
 		Done: func(result relay.Result) {
 			taken.Release()
 			trip.End()
+			wait.over()
 			end(sess, result.Reason, result.Connect, result.Err)
 		},
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
@@ -16,8 +17,8 @@ type waiting struct {
 	notice func()    // has the relay notice a client that leaves; nil for datagrams, whose clients say nothing when they leave
 	until  time.Time // when lb_try_duration is over; zero before the first upstream is tried
 
-	place   *upstream.Place // in the queue; nil where it has none
-	refused error           // by the queue
+	place   atomic.Pointer[upstream.Place] // in the queue; whoever takes it leaves it
+	refused error                          // by the queue
 
 	// What ready has found for the first next.
 	found    bool
@@ -64,8 +65,10 @@ func (w *waiting) ready() bool {
 
 // enter puts the session into the queue. It reports false where it is refused.
 func (w *waiting) enter() bool {
-	w.place, w.refused = w.h.queue.Enter()
-	return w.refused == nil
+	place, err := w.h.queue.Enter()
+	w.place.Store(place)
+	w.refused = err
+	return err == nil
 }
 
 // next returns the next upstream, and begins again with all of them where there is none and lb_try_duration is not over.
@@ -85,15 +88,15 @@ func (w *waiting) next(ctx context.Context, failed error) (net.Addr, error) {
 // failure.
 func (w *waiting) inTurn(ctx context.Context, failed error) (net.Addr, error) {
 	q := w.h.queue
-	if q != nil && q.Waiting() > 0 && failed == nil && w.place == nil && w.refused == nil && !w.found {
+	if q != nil && q.Waiting() > 0 && failed == nil && w.place.Load() == nil && w.refused == nil && !w.found {
 		w.enter()
 	}
 	for {
 		if w.refused != nil {
 			return nil, w.refused
 		}
-		if w.place != nil {
-			if err := w.stand(ctx); err != nil {
+		if place := w.place.Swap(nil); place != nil {
+			if err := w.stand(ctx, place); err != nil {
 				return nil, err
 			}
 		}
@@ -116,9 +119,7 @@ func (w *waiting) goOn(ctx context.Context, failed error) (net.Addr, error) {
 }
 
 // stand waits in the queue until the session has a place at an upstream.
-func (w *waiting) stand(ctx context.Context) error {
-	place := w.place
-	w.place = nil
+func (w *waiting) stand(ctx context.Context, place *upstream.Place) error {
 	w.leaveUpstream()
 	queued.WithLabelValues(w.sess.Listener).Inc()
 	defer queued.WithLabelValues(w.sess.Listener).Dec()
@@ -154,5 +155,16 @@ func (w *waiting) leaveUpstream() {
 	w.sess.Uncount()
 	if w.notice != nil {
 		w.notice()
+	}
+}
+
+// over gives up a place in the queue for which find was not called, or did not get as far as that. It is called at the end of the session.
+func (w *waiting) over() {
+	if w == nil {
+		return
+	}
+	if place := w.place.Swap(nil); place != nil {
+		place.Leave()
+		w.h.queue.left()
 	}
 }
