@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/portgate/caddy-portgate/integration/gate"
 )
@@ -83,6 +84,58 @@ func TestWeights(t *testing.T) {
 		conn.Close()
 	}
 	living(0, 0, 0, 0)
+}
+
+// Ten thousand sessions, many at a time, are dealt out as the weights say, and none of them is counted when they have ended.
+func TestWeightsOfManySessions(t *testing.T) {
+	const sessions, callers = 10_000, 16
+	weights := map[string]int{"a": 5, "b": 3, "c": 1}
+	upstreams, sum := []gate.JSON{}, 0
+	for name, weight := range weights {
+		upstreams, sum = append(upstreams, upstreamWith(serveName(t, name), gate.JSON{"weight": weight})), sum+weight
+	}
+	addr := gate.ReserveAddr(t)
+	p := gate.Start(t, gate.Layer4(gate.Listen(addr, gate.Forward().With("to", nil).With("upstreams", upstreams))), gate.WithoutRace())
+	var (
+		all  sync.WaitGroup
+		mu   sync.Mutex
+		got  = make(map[string]int)
+		errs []error
+	)
+	for range callers {
+		all.Go(func() {
+			for range sessions / callers {
+				name, err := nameAt(addr)
+				mu.Lock()
+				got[name]++
+				if err != nil {
+					errs = append(errs, err)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	all.Wait()
+	must(t, errors.Join(errs...))
+	for name, weight := range weights {
+		if want := sessions * weight / sum; got[name] < want*98/100 || got[name] > want*102/100 {
+			t.Errorf("%s has got %d sessions, want %d within 2 %%: %v", name, got[name], want, got)
+		}
+	}
+	gate.Eventually(t, peerTimeout, func() error { return equal(p.Metrics(), "caddy_portgate_upstream_sessions_active", 0) })
+}
+
+// nameAt makes a session, and returns the name of the upstream. It is reset, so that it leaves no TIME_WAIT.
+func nameAt(addr string) (name string, err error) {
+	conn, err := net.DialTimeout("tcp", addr, peerTimeout)
+	if err != nil {
+		return "", err
+	}
+	defer reset(conn.(*net.TCPConn))
+	_ = conn.SetDeadline(time.Now().Add(peerTimeout))
+	b := make([]byte, 1)
+	_, err = io.ReadFull(conn, b)
+	return string(b), err
 }
 
 // A session of datagrams is counted at the upstream that has it in the end, and nowhere once it is over.

@@ -159,15 +159,24 @@ func pageFrom(t *testing.T, from, addr string) string {
 
 func mustGetPage(t *testing.T, addr string) string {
 	t.Helper()
+	page, err := getPage(addr)
+	must(t, err)
+	return page
+}
+
+// getPage gets the page of a web server, over a connection of its own.
+func getPage(addr string) (page string, err error) {
 	client := http.Client{Timeout: peerTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Get("http://" + addr + "/")
-	must(t, err)
+	if err != nil {
+		return "", err
+	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		t.Fatalf("GET http://%s/: status %d, %v", addr, resp.StatusCode, err)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("GET http://%s/: status %d", addr, resp.StatusCode)
 	}
-	return string(body)
+	return string(body), err
 }
 
 // Every file in examples/ starts and does what it is for.

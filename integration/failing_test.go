@@ -2,9 +2,7 @@ package integration
 
 import (
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"os/exec"
 	"slices"
 	"strings"
@@ -25,24 +23,6 @@ type third struct {
 	cmd  *exec.Cmd
 }
 
-// named serves its name.
-func named(t *testing.T, addr, name string, in ...string) *exec.Cmd {
-	t.Helper()
-	path := writeFile(t, "haproxy.cfg", fmt.Sprintf(`defaults
-	mode http
-	timeout connect 10s
-	timeout client 60s
-	timeout server 60s
-frontend f
-	bind %s
-	http-request return status 200 content-type text/plain string %s
-`, addr, name))
-	command := append(slices.Clone(in), program(t, "haproxy"), "-db", "-f", path)
-	cmd := exec.Command(command[0], command[1:]...)
-	server(t, addr, cmd)
-	return cmd
-}
-
 func startThird(t *testing.T) *third {
 	t.Helper()
 	far := newNamespace(t)
@@ -52,7 +32,7 @@ func startThird(t *testing.T) *third {
 }
 
 func (u *third) start() {
-	u.cmd = named(u.t, u.addr, "third", program(u.t, "ip"), "netns", "exec", u.far.name)
+	u.cmd = webHAProxy(u.t, u.addr, "third", program(u.t, "ip"), "netns", "exec", u.far.name)
 }
 
 func (u *third) nft(rules string) {
@@ -75,7 +55,7 @@ func callAgain(addr string, count int) *callers {
 		v.done.Go(func() {
 			for {
 				began := time.Now()
-				page, err := fetchPage(addr)
+				page, err := getPage(addr)
 				v.mu.Lock()
 				v.took = append(v.took, time.Since(began))
 				v.answers[page]++
@@ -95,15 +75,20 @@ func callAgain(addr string, count int) *callers {
 }
 
 // wait until there have been so many visits since it was called.
-func (v *callers) wait(n int) {
-	now := func() int {
+func (v *callers) wait(t *testing.T, n int) {
+	t.Helper()
+	made := func() int {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		return len(v.took)
 	}
-	for began := now(); now() < began+n; {
-		<-time.After(time.Millisecond)
-	}
+	began := made()
+	gate.Eventually(t, connTimeout, func() error {
+		if now := made(); now < began+n {
+			return fmt.Errorf("%d of %d visits were made", now-began, n)
+		}
+		return nil
+	})
 }
 
 // end returns the 99th percentile of how long a visit took.
@@ -112,20 +97,6 @@ func (v *callers) end() time.Duration {
 	v.done.Wait()
 	slices.Sort(v.took)
 	return percentile(v.took, 99)
-}
-
-func fetchPage(addr string) (page string, err error) {
-	client := http.Client{Timeout: peerTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Get("http://" + addr + "/")
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("status %d", resp.StatusCode)
-	}
-	return string(body), err
 }
 
 // One of three upstreams refuses, hangs, or vanishes. Where sessions can be retried none fails. Once checks have found out, no client waits for it,
@@ -161,8 +132,8 @@ func TestOneOfThreeUpstreamsFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			first, second := gate.ReserveAddr(t), gate.ReserveAddr(t)
-			named(t, first, "first")
-			named(t, second, "second")
+			webHAProxy(t, first, "first")
+			webHAProxy(t, second, "second")
 			u := startThird(t)
 			addr := gate.ReserveAddr(t)
 			config := func(round int) gate.JSON {
@@ -173,7 +144,7 @@ func TestOneOfThreeUpstreamsFails(t *testing.T) {
 			p := gate.Start(t, config(0), gate.WithoutRace())
 			mustBeUp(t, p, u.addr, true)
 			before := callAgain(addr, atOnce)
-			before.wait(600)
+			before.wait(t, 600)
 			p99 := before.end()
 			mustShare(t, before, "third")
 
@@ -184,7 +155,7 @@ func TestOneOfThreeUpstreamsFails(t *testing.T) {
 			fails := label("upstream", u.addr)
 			tried := p.Metrics().Sum("caddy_portgate_upstream_fails_total", fails)
 			after := callAgain(addr, atOnce)
-			after.wait(600)
+			after.wait(t, 600)
 			p99After := after.end()
 			if n := after.answers["third"]; n > 0 || len(after.failures) > 0 {
 				t.Errorf("once checks had found out: %d answers of the one that fails, %d visits failed, such as %v", n, len(after.failures), after.failures)
@@ -204,7 +175,7 @@ func TestOneOfThreeUpstreamsFails(t *testing.T) {
 			}
 			gate.Eventually(t, peerTimeout, func() error { return stateOf(p, u.addr, "up") }) // not slow_start any more
 			again := callAgain(addr, atOnce)
-			again.wait(600)
+			again.wait(t, 600)
 			again.end()
 			mustShare(t, again, "third")
 			t.Logf("%d reloads; %d visits meanwhile", reloads, len(until.took))

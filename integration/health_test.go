@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -94,8 +95,8 @@ http {
 	return healthy
 }
 
-// webHAProxy serves its name, and a page for monitors.
-func webHAProxy(t *testing.T, addr string) *exec.Cmd {
+// webHAProxy serves a name, and a page for monitors. The program in front of it, if there is one, says where it runs.
+func webHAProxy(t *testing.T, addr, name string, in ...string) *exec.Cmd {
 	t.Helper()
 	path := writeFile(t, "haproxy.cfg", fmt.Sprintf(`defaults
 	mode http
@@ -105,9 +106,10 @@ func webHAProxy(t *testing.T, addr string) *exec.Cmd {
 frontend f
 	bind %s
 	monitor-uri /healthz
-	http-request return status 200 content-type text/plain string haproxy
-`, addr))
-	cmd := exec.Command(program(t, "haproxy"), "-db", "-f", path)
+	http-request return status 200 content-type text/plain string %s
+`, addr, name))
+	command := append(slices.Clone(in), program(t, "haproxy"), "-db", "-f", path)
+	cmd := exec.Command(command[0], command[1:]...)
 	server(t, addr, cmd)
 	return cmd
 }
@@ -116,7 +118,7 @@ frontend f
 func TestHealthChecksOfWebServers(t *testing.T) {
 	t.Parallel()
 	addr, nginx, haproxy := gate.ReserveAddr(t), gate.ReserveAddr(t), gate.ReserveAddr(t)
-	healthy, hangs := webNginx(t, nginx, ""), webHAProxy(t, haproxy)
+	healthy, hangs := webNginx(t, nginx, ""), webHAProxy(t, haproxy, "haproxy")
 	t.Cleanup(func() { _ = hangs.Process.Signal(syscall.SIGCONT) })
 	config := gate.Layer4(gate.Listen(addr, gate.Forward(nginx, haproxy).
 		With("health_check", quickly(gate.JSON{"type": "http", "path": "/healthz", "status": "2xx"}))))
