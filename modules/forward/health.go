@@ -72,9 +72,8 @@ type checked struct {
 	sessions tenants
 
 	mu      sync.Mutex
-	speaks  map[string]*encryption // by the host of an upstream
-	notMade time.Time              // when a check could last not be made
-	part    *degraded.Part         // nil where all were
+	notMade time.Time      // when a check could last not be made
+	part    *degraded.Part // nil where all were
 }
 
 var (
@@ -108,7 +107,7 @@ func (u upNow) Collect(to chan<- prometheus.Metric) {
 }
 
 func newChecked(spec check.Spec, t *TLS) (_ *checked, err error) {
-	c := &checked{speaks: make(map[string]*encryption)}
+	c := new(checked)
 	defer func() {
 		if err != nil {
 			_ = c.Destruct()
@@ -127,7 +126,7 @@ func newChecked(spec check.Spec, t *TLS) (_ *checked, err error) {
 	if err != nil {
 		return nil, err
 	}
-	c.Group, err = check.NewGroup(c.checker.Value().Checker, spec, func(host string) *tls.Config { return c.speak(t, host) }, c.tell)
+	c.Group, err = check.NewGroup(c.checker.Value().Checker, spec, func(host string) func() *tls.Config { return c.speak(t, host) }, c.tell)
 	return c, err
 }
 
@@ -143,24 +142,17 @@ func (c *checked) Destruct() error {
 	return nil
 }
 
-// speak returns how TLS is spoken with upstreams of a host.
-func (c *checked) speak(t *TLS, host string) *tls.Config {
-	c.mu.Lock()
-	e := c.speaks[host]
-	if e == nil {
-		name := t.ServerName
-		if name == "" {
-			name = withoutZone(host)
-		}
-		var files *identity
-		if c.files != nil {
-			files = c.files.Value()
-		}
-		e = newEncryption(t, caddy.NewReplacer().ReplaceKnown(name, ""), files)
-		c.speaks[host] = e
+// speak returns what knows how TLS is spoken with upstreams of a host.
+func (c *checked) speak(t *TLS, host string) func() *tls.Config {
+	name := t.ServerName
+	if name == "" {
+		name = withoutZone(host)
 	}
-	c.mu.Unlock()
-	return e.config()
+	var files *identity
+	if c.files != nil {
+		files = c.files.Value()
+	}
+	return newEncryption(t, caddy.NewReplacer().ReplaceKnown(name, ""), files).config
 }
 
 // holdChecks has upstreams of a roster checked, until it ends.

@@ -127,7 +127,9 @@ func (i *identity) latest() *material {
 // refresh reads the files if they have changed. Who replaces a certificate and its key writes one after the other: that they do not fit
 // is a fault only if they are still the same at the next look.
 func (i *identity) refresh() {
-	i.mu.Lock()
+	if !i.mu.TryLock() {
+		return // somebody looks, and may wait for a file system that hangs: no more than one does
+	}
 	defer i.mu.Unlock()
 	seen := look(i.files.all())
 	changed := !slices.EqualFunc(seen, i.seen, sameFile)

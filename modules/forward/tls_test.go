@@ -420,6 +420,25 @@ func TestFilesOfTLSAreSeldomLookedAt(t *testing.T) {
 	}
 }
 
+// While one looks at the files, which may be on a file system that hangs, others go on with what was read before.
+func TestFilesOfTLSThatHang(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	ref, err := holdIdentity(identityFiles{ca: a.file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ref.Release()
+	id := ref.Value()
+	before := id.now.Load()
+	id.mu.Lock() // somebody looks
+	defer id.mu.Unlock()
+	id.lookAt.Store(0)
+	if id.latest() != before {
+		t.Error("other certificates than those that were read")
+	}
+}
+
 // Whoever is told nothing, or something else than others, of each session.
 func TestHeaderOfEachUpstream(t *testing.T) {
 	t.Parallel()

@@ -88,7 +88,12 @@ func (x *exchange) dial(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	defer conn.Close()
 	if x.tls != nil {
-		secure := tls.Client(conn, x.tls)
+		cfg := x.tls()
+		if x.protos != nil {
+			cfg = cfg.Clone()
+			cfg.NextProtos = x.protos
+		}
+		secure := tls.Client(conn, cfg)
 		if err := secure.HandshakeContext(ctx); err != nil {
 			return plain(err)
 		}

@@ -19,7 +19,8 @@ import (
 type exchange struct {
 	addr    net.Addr // *net.TCPAddr, *net.UDPAddr or *net.UnixAddr
 	source  netip.Addr
-	tls     *tls.Config
+	tls     func() *tls.Config // nil: there is no TLS. It may block.
+	protos  []string           // to ask for in TLS
 	request []byte
 	// judge looks at all that has come of a stream so far, or at a datagram. ended: nothing will follow. It reports whether that is enough,
 	// and what is wrong with it. Nil: to be connected is enough.
@@ -41,12 +42,9 @@ const maxReply = 16 << 10
 // turns counts checks, for sources that take turns.
 var turns atomic.Uint32
 
-// exchange returns a check of an address of an upstream, which has the host as configured.
-func (p *prober) exchange(addr net.Addr, host string) *exchange {
-	x := &exchange{addr: addr, request: p.sent}
-	if p.TLS != "" {
-		x.tls = p.secure(host)
-	}
+// exchange returns a check of an address of an upstream, which has the host as configured. speak is from [Secure], nil where there is no TLS.
+func (p *prober) exchange(addr net.Addr, host string, speak func() *tls.Config) *exchange {
+	x := &exchange{addr: addr, request: p.sent, tls: speak}
 	if ap, ok := addr.(interface{ AddrPort() netip.AddrPort }); ok && p.Sources != "" {
 		sources := p.v4
 		if ap.AddrPort().Addr().Unmap().Is6() {
@@ -63,10 +61,7 @@ func (p *prober) exchange(addr net.Addr, host string) *exchange {
 		x.judge = p.judgeDatagram
 	case HTTP:
 		x.request, x.judge = p.httpRequest(addr, host), x.noting(p.judgeHTTP)
-		if x.tls != nil {
-			x.tls = x.tls.Clone()
-			x.tls.NextProtos = []string{"http/1.1"}
-		}
+		x.protos = []string{"http/1.1"}
 	case DNS:
 		p.ask(x)
 	}

@@ -1,6 +1,7 @@
 package check
 
 import (
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/netip"
@@ -98,6 +99,10 @@ type target struct {
 	checked *upstream.Checked
 	held    []*Held // which have it
 	task    *task
+
+	// How TLS is spoken with it, and the host that this is for. Only begin has them.
+	host  string
+	speak func() *tls.Config
 }
 
 // Wanted is an upstream to check.
@@ -229,7 +234,10 @@ func (t *target) begin() *exchange {
 	case host == "":
 		host = "localhost"
 	}
-	return t.of.prober.exchange(t.checked.Addr, host)
+	if p := t.of.prober; p.TLS != "" && (t.speak == nil || t.host != host) {
+		t.host, t.speak = host, p.secure(host)
+	}
+	return t.of.prober.exchange(t.checked.Addr, host, t.speak)
 }
 
 // over takes the result of a check.

@@ -102,15 +102,20 @@ func (l *loop) connect(x *exchange) (done bool, err error) {
 	}
 	l.last++
 	x.number, x.fd, x.connected, x.reply = l.last, fd, false, nil
-	event := unix.EpollEvent{
-		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET, Fd: int32(x.number), Pad: int32(x.number >> 32),
-	}
-	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
+	if err := l.watch(x, unix.EPOLL_CTL_ADD); err != nil {
 		_ = unix.Close(fd)
-		return false, os.NewSyscallError("epoll_ctl", err)
+		return false, err
 	}
 	l.open[x.number] = x
 	return false, nil
+}
+
+// watch has run hear of the socket: of what is there already, too.
+func (l *loop) watch(x *exchange, how int) error {
+	event := unix.EpollEvent{
+		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET, Fd: int32(x.number), Pad: int32(x.number >> 32),
+	}
+	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(l.epoll, how, x.fd, &event))
 }
 
 func sockaddrOf(addr net.Addr) (to unix.Sockaddr, family, kind int) {
@@ -231,9 +236,12 @@ func (*loop) send(x *exchange) error {
 	return os.NewSyscallError("send", err)
 }
 
+// readsAtOnce bounds how often an exchange reads before others have their turn: somebody may send faster than it is read.
+const readsAtOnce = 16
+
 func (l *loop) receive(x *exchange) (done bool, err error) {
 	_, datagrams := x.addr.(*net.UDPAddr)
-	for {
+	for range readsAtOnce {
 		n, _, err := unix.Recvfrom(x.fd, l.buffer[:], 0)
 		switch {
 		case errors.Is(err, unix.EAGAIN):
@@ -264,6 +272,8 @@ func (l *loop) receive(x *exchange) (done bool, err error) {
 			return true, err
 		}
 	}
+	err = l.watch(x, unix.EPOLL_CTL_MOD)
+	return err != nil, err
 }
 
 // close ends the loop and all exchanges, without results.

@@ -189,8 +189,9 @@ func (p *prober) checkTLS() error {
 	return nil
 }
 
-// Secure returns how TLS is spoken with an upstream that has the host of its address as configured, "" for a unix socket. It must not block.
-type Secure func(host string) *tls.Config
+// Secure returns what knows how TLS is spoken with an upstream that has the host of its address as configured, "" for a unix socket. It is kept as long
+// as an address is checked with that host, and asked for each check. It may read files: no other check waits for that.
+type Secure func(host string) func() *tls.Config
 
 // ParseText reads a text in which \r, \n, \t, \\ and \x with two hexadecimal digits stand for bytes.
 func ParseText(s string) ([]byte, error) {
