@@ -332,12 +332,16 @@ func TestSessionsAgreeWithMetricsAndLogOverReloads(t *testing.T) {
 	for range udpSessions {
 		clients = append(clients, dialUDP(t, udp))
 	}
-	rounds := make(map[int]int64) // by port
+	type client struct {
+		network string
+		port    int // one of TCP may have the number of one of UDP
+	}
+	rounds := make(map[client]int64)
 	for i := range reloads {
-		for j, client := range clients {
+		for j, c := range clients {
 			if i == 0 || (i+j)%7 == 0 {
-				mustExchange(t, client)
-				rounds[port(client)]++
+				mustExchange(t, c)
+				rounds[client{c.LocalAddr().Network(), port(c)}]++
 			}
 		}
 		p.Load(config)
@@ -348,7 +352,7 @@ func TestSessionsAgreeWithMetricsAndLogOverReloads(t *testing.T) {
 			return fmt.Errorf("%d sessions (%v)", len(all), err)
 		}
 		for _, s := range all {
-			if want := rounds[s.ClientPort] * int64(messageSize); s.BytesUp != want || s.BytesDown != want || !s.Replaced && s.Network == "tcp" {
+			if want := rounds[client{s.Network, s.ClientPort}] * int64(messageSize); s.BytesUp != want || s.BytesDown != want || !s.Replaced && s.Network == "tcp" {
 				return fmt.Errorf("want %d bytes: %+v", want, s)
 			}
 		}
@@ -365,7 +369,7 @@ func TestSessionsAgreeWithMetricsAndLogOverReloads(t *testing.T) {
 	))
 	mustClose(t, p, "?all=true", len(clients))
 	for _, s := range p.WaitSessions(len(clients), func(s gate.Session) bool { return s.Reason == "admin_closed" }) {
-		if want := rounds[s.ClientPort] * int64(messageSize); s.BytesUp != want || s.BytesDown != want {
+		if want := rounds[client{s.Network, s.ClientPort}] * int64(messageSize); s.BytesUp != want || s.BytesDown != want {
 			t.Errorf("want %d bytes: %s", want, s.Line)
 		}
 	}

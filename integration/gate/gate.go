@@ -93,13 +93,16 @@ func Eventually(tb testing.TB, timeout time.Duration, check func() error) {
 	poll := time.NewTicker(5 * time.Millisecond)
 	defer poll.Stop()
 	deadline := time.Now().Add(timeout)
+	var early error // what was wrong before the time-outs of the product itself changed what is seen
 	for {
 		err := check()
 		if err == nil {
 			return
 		}
-		if time.Now().After(deadline) {
-			tb.Fatalf("not within %v: %v", timeout, err)
+		if left := time.Until(deadline); left < 0 {
+			tb.Fatalf("not within %v: %v (at half of it: %v)", timeout, err, early)
+		} else if left > timeout/2 {
+			early = err
 		}
 		<-poll.C
 	}
