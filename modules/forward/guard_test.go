@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -76,19 +77,25 @@ func breakerStatesOf(t *testing.T, ctx caddy.Context, name string) string {
 	return strings.Join(states, ", ")
 }
 
-// Sessions that are reset open the breaker. Then none is tried, over a reload, too, and a handler with other terms knows nothing of it. A probe
-// that goes well closes it.
+// breakOpen has sessions be reset until the breaker of an upstream that resets is open.
+func breakOpen(t *testing.T, k kind, h *Handler) {
+	t.Helper()
+	for range 2 {
+		client := k.client(t, h)
+		wantReset(t, client)
+		if got := logged(t, client); got.Reason != "upstream_reset" {
+			t.Errorf("%+v", got)
+		}
+	}
+}
+
+// Sessions that are reset open the breaker. Then none is tried, over a reload, too, and a handler with other terms knows nothing of it.
 func TestBreakerOfFailures(t *testing.T) {
 	t.Parallel()
 	overKinds(t, func(t *testing.T, k kind) {
-		var mu sync.Mutex
-		bad := true
-		address := resets(t, func() bool {
-			mu.Lock()
-			defer mu.Unlock()
-			return bad
-		})
-		config := fmt.Sprintf(`{"to": [%q], "breaker": {"when": "failures 1", "min_sessions": 2, "open": "1.5s"}}`, address)
+		var good atomic.Bool
+		address := resets(t, func() bool { return !good.Load() })
+		config := fmt.Sprintf(`{"to": [%q], "breaker": {"when": "failures 1", "min_sessions": 2, "open": "1h"}}`, address)
 		h, ctx, unload := provision(t, config)
 		refused := func(h *Handler) {
 			t.Helper()
@@ -99,13 +106,7 @@ func TestBreakerOfFailures(t *testing.T) {
 				t.Errorf("%+v", got)
 			}
 		}
-		for range 2 {
-			client := k.client(t, h)
-			wantReset(t, client)
-			if got := logged(t, client); got.Reason != "upstream_reset" {
-				t.Errorf("%+v", got)
-			}
-		}
+		breakOpen(t, k, h)
 		if got := breakerStatesOf(t, ctx, address); got != "open 1" {
 			t.Errorf("the metric says %q", got)
 		}
@@ -114,14 +115,25 @@ func TestBreakerOfFailures(t *testing.T) {
 		unload()
 		refused(next)
 		other, _, _ := provision(t, strings.Replace(config, "failures 1", "failures 2", 1))
-		mu.Lock()
-		bad = false
-		mu.Unlock()
+		good.Store(true)
 		client := k.client(t, other)
 		exchange(t, client, "ping")
 		finish(t, client)
+		refused(next)
+	})
+}
+
+// A probe that goes well closes the breaker.
+func TestBreakerCloses(t *testing.T) {
+	t.Parallel()
+	overKinds(t, func(t *testing.T, k kind) {
+		var good atomic.Bool
+		address := resets(t, func() bool { return !good.Load() })
+		h, ctx, _ := provision(t, fmt.Sprintf(`{"to": [%q], "breaker": {"when": "failures 1", "min_sessions": 2, "open": "500ms"}}`, address))
+		breakOpen(t, k, h)
+		good.Store(true)
 		eventually(t, func() error {
-			client := k.client(t, next)
+			client := k.client(t, h)
 			err := ask(client)
 			if err == nil {
 				finish(t, client)
@@ -131,8 +143,11 @@ func TestBreakerOfFailures(t *testing.T) {
 			}
 			return err
 		})
+		if got := breakerStatesOf(t, ctx, address); got != "" {
+			t.Errorf("the metric says %q when it is closed", got)
+		}
 		for range 3 {
-			client := k.client(t, next)
+			client := k.client(t, h)
 			exchange(t, client, "ping")
 			finish(t, client)
 		}
