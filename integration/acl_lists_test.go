@@ -171,9 +171,8 @@ func TestACLSwapOfALongListStallsNobody(t *testing.T) {
 	}
 	var stop atomic.Bool
 	var load sync.WaitGroup
-	var mu sync.Mutex
-	var took []time.Duration
-	for range 2 {
+	var took, without []time.Duration // without the gateway: on a busy machine these wait, too
+	ask := func(addr string, took *[]time.Duration) {
 		load.Go(func() {
 			for !stop.Load() {
 				start := time.Now()
@@ -181,12 +180,12 @@ func TestACLSwapOfALongListStallsNobody(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				mu.Lock()
-				took = append(took, time.Since(start))
-				mu.Unlock()
+				*took = append(*took, time.Since(start))
 			}
 		})
 	}
+	ask(addr, &took)
+	ask(serve(t, echo), &without)
 	for n := range swaps {
 		must(t, os.Rename(lists[n%2], path))
 		gate.Eventually(t, peerTimeout, func() error {
@@ -202,10 +201,10 @@ func TestACLSwapOfALongListStallsNobody(t *testing.T) {
 	stop.Store(true)
 	load.Wait()
 	slices.Sort(took)
-	t.Logf("%d connections during %d swaps: median %v, 99.9th percentile %v, most %v", len(took), swaps,
-		percentile(took, 50), took[len(took)*999/1000], took[len(took)-1])
-	if most := took[len(took)-1]; most > 500*time.Millisecond {
-		t.Errorf("a connection took %v", most)
+	t.Logf("%d connections during %d swaps: median %v, 99.9th percentile %v, most %v; without the gateway most %v", len(took), swaps,
+		percentile(took, 50), took[len(took)*999/1000], took[len(took)-1], slices.Max(without))
+	if most, alone := took[len(took)-1], slices.Max(without); most > 500*time.Millisecond+2*alone {
+		t.Errorf("a connection took %v, and %v at most without the gateway", most, alone)
 	}
 	if resident := p.ResidentKiB(); resident > 400<<10 {
 		t.Errorf("the process has grown to %d MiB", resident>>10)

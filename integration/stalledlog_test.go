@@ -98,7 +98,7 @@ func TestAnAccessLogThatNobodyReads(t *testing.T) {
 			p := gate.Start(t, config, gate.WithStdout(fullPipe(t)), gate.WithoutRace())
 			must(t, bothKinds(addr))
 			goroutines := p.Goroutines()
-			gate.Eventually(t, time.Minute, func() error {
+			gate.Eventually(t, peerTimeout, func() error {
 				for range 200 {
 					must(t, oneRequest(addr))
 				}

@@ -100,8 +100,8 @@ func TestGibibyteEachWayArrivesUnchanged(t *testing.T) {
 	start := time.Now()
 	up, down := sending(client, n), sending(upstream, n)
 	upGot, downGot := receiving(upstream), receiving(client)
-	mustArrive(t, "up", within(t, peerTimeout, "sending up", up), within(t, peerTimeout, "receiving up", upGot), n)
-	mustArrive(t, "down", within(t, peerTimeout, "sending down", down), within(t, peerTimeout, "receiving down", downGot), n)
+	mustArrive(t, "up", within(t, connTimeout, "sending up", up), within(t, connTimeout, "receiving up", upGot), n)
+	mustArrive(t, "down", within(t, connTimeout, "sending down", down), within(t, connTimeout, "receiving down", downGot), n)
 	t.Logf("1 GiB each way at once in %v", time.Since(start).Round(time.Millisecond))
 	if s := p.WaitSession(port(client)); s.BytesUp != n || s.BytesDown != n || s.Status != 200 {
 		t.Errorf("access log: %s", s.Line)

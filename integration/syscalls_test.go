@@ -133,19 +133,23 @@ func TestBusySessionGivesWay(t *testing.T) {
 		}
 		return nil
 	})
-	calls := p.Trace(func() { <-time.After(watched) })
-	moved := make(map[int]int64) // by each thread since it last asked
+	var calls gate.Calls
 	turns, most := 0, int64(0)
-	for _, call := range calls {
-		switch call.Name {
-		case "splice":
-			moved[call.Thread] += call.Result
-			most = max(most, moved[call.Thread]/2) // into a pipe, and out of it
-		case "epoll_pwait":
-			if moved[call.Thread] > 0 {
-				turns++
+	for try := 0; try < 20 && turns < minTurns; try++ { // a busy machine may give the process no time meanwhile
+		calls = p.Trace(func() { <-time.After(watched) })
+		turns = 0
+		moved := make(map[int]int64) // by each thread since it last asked
+		for _, call := range calls {
+			switch call.Name {
+			case "splice":
+				moved[call.Thread] += call.Result
+				most = max(most, moved[call.Thread]/2) // into a pipe, and out of it
+			case "epoll_pwait":
+				if moved[call.Thread] > 0 {
+					turns++
+				}
+				moved[call.Thread] = 0
 			}
-			moved[call.Thread] = 0
 		}
 	}
 	t.Logf("%d turns, %.1f MiB on average, %.1f at most", turns, float64(calls.Sum("splice")/2)/float64(turns)/mib, float64(most)/mib)

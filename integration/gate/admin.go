@@ -16,7 +16,7 @@ import (
 )
 
 // adminTimeout bounds one request, so that a reload that hangs fails the test.
-const adminTimeout = 60 * time.Second
+const adminTimeout = 3 * time.Minute
 
 // attempts is how often a request is sent. Caddy replaces its admin server with each config, and drops a connection that reached
 // the previous server without an answer.

@@ -17,9 +17,9 @@ import (
 
 const (
 	// startTimeout bounds the start of a race binary on a busy machine with two cores, and everything else that takes no time on an idle one.
-	startTimeout = 60 * time.Second
+	startTimeout = 3 * time.Minute
 	// stopTimeout is longer than forward's default grace_period, so that a test which left a busy session behind still ends cleanly.
-	stopTimeout = 60 * time.Second
+	stopTimeout = 3 * time.Minute
 )
 
 // Process is a running binary.

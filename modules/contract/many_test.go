@@ -77,8 +77,8 @@ func TestManyListenersTakeWorkInProportion(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			bytes := [3]float64{math.MaxFloat64, math.MaxFloat64, math.MaxFloat64}
-			ratio := math.MaxFloat64                       // 2 in proportion, 4 with the square
-			for i := 0; i < 2 || i < 6 && ratio > 3; i++ { // what is made once and for all, and what configs before left to be done, adds to some
+			ratio := math.MaxFloat64                        // 2 in proportion, 4 with the square
+			for i := 0; i < 2 || i < 20 && ratio > 3; i++ { // what is made once and for all, and what configs before left to be done, adds to some
 				for j := range bytes {
 					bytes[j] = min(bytes[j], allocatedBy(t, c.servers(c.n<<j)))
 				}
