@@ -253,7 +253,7 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	}
 	h.at, h.shownAs = at, placed.shown
 	handlers.add(h)
-	if err := h.beginQueue(at.Canonical(), upstreams); err != nil {
+	if err := h.beginQueue(at.Canonical()); err != nil {
 		return err
 	}
 	if err := h.dynamic.begin(ctx, h, upstreams, options.Zone, placed.listen); err != nil {

@@ -10,9 +10,11 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/portgate/caddy-portgate/modules/forward/relay"
+	"github.com/portgate/caddy-portgate/modules/forward/upstream"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
@@ -421,4 +423,82 @@ func TestSessionThatKeepsItsUpstreamIsCountedThere(t *testing.T) {
 	held.Release()
 	sess.End(session.End{})
 	expectLiving(t, "after all", names, 0, 0)
+}
+
+// A queue looks for room as soon as a session of an upstream ends that it watches, and lets go of those that it need not watch any more.
+func TestQueueWatches(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const first, second = "queue-watches.example:1", "queue-watches.example:2"
+		q := newQueue(9, time.Hour)
+		q.watch([]upstream.Upstream{{Name: first, MaxSessions: 1}})
+		q.watch([]upstream.Upstream{{Name: second, MaxSessions: 2}, {Name: "queue-watches.example:3"}})
+		if counts.Held(first) || len(q.rooms) != 1 {
+			t.Errorf("watches %v, and holds the first one: %v", q.rooms, counts.Held(first))
+		}
+		held := counts.Hold(second)
+		one := held.Begin()
+		place, err := q.Enter()
+		if err != nil {
+			t.Fatal(err)
+		}
+		start, looked := time.Now(), 0
+		served := make(chan time.Duration, 1)
+		go func() {
+			if err := place.Wait(t.Context(), func() bool { looked++; return looked > 1 }); err != nil {
+				t.Error(err)
+			}
+			q.left()
+			served <- time.Since(start)
+		}()
+		synctest.Wait() // it has looked once
+		if err := q.Destruct(); err != nil {
+			t.Fatal(err)
+		}
+		one.End()
+		if took := <-served; took != 0 {
+			t.Errorf("looked after %v", took)
+		}
+		held.Release()
+		q.watch([]upstream.Upstream{{Name: first, MaxSessions: 1}})
+		if counts.Held(first) || counts.Held(second) {
+			t.Error("counts are held when nobody waits any more")
+		}
+	})
+}
+
+// A queue watches the upstreams that are discovered, too, with the limits that they have now.
+func TestQueueWatchesDiscovered(t *testing.T) {
+	t.Parallel()
+	a, b, fixed := refuses(), refuses(), refuses()
+	source, config := dynamicTo(t, fmt.Sprintf(`, "upstreams": [{"address": %q, "max_connections": 7}], "queue": {"count": 9, "duration": "1h"}`, fixed))
+	h, _, unload := provision(t, config)
+	expect := func(want ...room) {
+		t.Helper()
+		eventually(t, func() error {
+			h.queue.mu.Lock()
+			defer h.queue.mu.Unlock()
+			for _, r := range want {
+				if h.queue.rooms[r] == nil {
+					return fmt.Errorf("%v is not watched", r)
+				}
+			}
+			if len(h.queue.rooms) != len(want) {
+				return fmt.Errorf("%d are watched, want %d", len(h.queue.rooms), len(want))
+			}
+			return nil
+		})
+	}
+	expect(room{fixed, 7})
+	source.says(lists(t, a+" max_connections=1", b))
+	expect(room{fixed, 7}, room{a, 1})
+	source.says(lists(t, a+" max_connections=2", b+" max_connections=3"))
+	expect(room{fixed, 7}, room{a, 2}, room{b, 3})
+	source.says(lists(t, b+" max_connections=3"))
+	expect(room{fixed, 7}, room{b, 3})
+	unload()
+	expect()
+	if counts.Held(b) {
+		t.Error("a count is held without a config")
+	}
 }

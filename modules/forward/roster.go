@@ -125,7 +125,11 @@ type rosters struct {
 // give has new sessions go to these upstreams, which the config has or which were discovered. After Cleanup it does nothing.
 func (h *Handler) give(upstreams []upstream.Upstream) error {
 	defer h.look()
-	return h.rosters.change(func(*roster) (*roster, error) { return h.newRoster(upstreams) })
+	err := h.rosters.change(func(*roster) (*roster, error) { return h.newRoster(upstreams) })
+	if err == nil && h.queue != nil {
+		h.queue.watch(upstreams)
+	}
+	return err
 }
 
 // judge has new sessions go by what was set of an upstream at run time. It does nothing where they do already, or where the handler has no such
