@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"sync"
@@ -103,17 +104,17 @@ type allOrders struct {
 	now atomic.Pointer[orders] // nil where nothing is set
 }
 
-// set gives an upstream the order that to makes of the one that it has. When set returns, all handlers that have the upstream go by it.
+// set gives an upstream the order that to makes of the one that it has. When set returns, all handlers that have the upstream go by it,
+// except for those that the error tells of.
 func (a *allOrders) set(name string, to func(order) order) error {
 	if set, changed := a.change(name, to); changed {
 		logqueue.Default("forward").Info("upstream set at run time", zap.String("upstream", name), zap.Stringer("state", set.state), set.weightField())
 	}
+	var errs []error
 	for _, h := range handlers.newestFirst() {
-		if err := h.judge(name); err != nil {
-			return err
-		}
+		errs = append(errs, h.judge(name))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // maxAbsent bounds the orders of upstreams that no config has.

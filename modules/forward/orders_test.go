@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -105,6 +107,33 @@ func TestWeightAtRunTime(t *testing.T) {
 	expect(three, 7, false)
 	if none.rosters.now.Load() != before {
 		t.Error("a handler without the upstream got another roster")
+	}
+}
+
+// What is set reaches all handlers, also where one of them can't go by it.
+func TestSetReachesAllHandlers(t *testing.T) {
+	t.Parallel()
+	a, ca := refuses(), newAuthority(t)
+	first, _, _ := provision(t, fmt.Sprintf(`{"to": [%q]}`, a))
+	second, _, _ := provision(t, fmt.Sprintf(`{"to": [%q], "tls": {"ca": [%q]}}`, a, ca.file))
+	third, _, _ := provision(t, fmt.Sprintf(`{"to": [%q, %q]}`, a, refuses()))
+	whole, err := os.ReadFile(ca.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, ca.file, []byte("damaged"))
+	t.Cleanup(func() {
+		write(t, ca.file, whole)
+		_ = atRunTime.set(a, func(order) order { return order{weight: noWeight} })
+	})
+	err = atRunTime.set(a, func(order) order { return order{state: drain, weight: noWeight} })
+	if err == nil || !strings.Contains(err.Error(), ca.file) {
+		t.Errorf("the error is %v", err)
+	}
+	for i, h := range []*Handler{first, second, third} {
+		if drained := h.rosters.now.Load().pool.At(0).Drained; drained != (h != second) {
+			t.Errorf("handler %d: drained %v", i+1, drained)
+		}
 	}
 }
 
