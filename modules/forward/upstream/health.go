@@ -182,7 +182,7 @@ func (c *Checked) Remove() {
 }
 
 // Note takes the result of a check, nil where it has passed. It reports whether the address is down or up since then, and for how long it was
-// what it was before.
+// what it was before: zero where it had been up from the start.
 func (c *Checked) Note(err error) (now Report, changed bool, lasted time.Duration) {
 	h := c.of
 	h.mu.Lock()
@@ -196,7 +196,9 @@ func (c *Checked) Note(err error) (now Report, changed bool, lasted time.Duratio
 	if !changed {
 		return *r, false, 0
 	}
-	lasted = r.At.Sub(r.Since)
+	if !r.Since.IsZero() {
+		lasted = r.At.Sub(r.Since)
+	}
 	r.Down, r.Since = c.down, r.At
 	if h.records[c.key] == c {
 		if c.down {
