@@ -171,12 +171,9 @@ func decodeCopy(value []byte) (kept discovery.Kept, err error) {
 	for _, e := range all {
 		c.Add(e, "")
 	}
-	kept = discovery.Kept{Answer: c.Answer(), Confirmed: head.Confirmed}
-	if len(kept.Entries) == 0 {
-		return kept, discovery.ErrEmpty
+	kept.Confirmed = head.Confirmed
+	if kept.Answer, err = c.Answer(); err == nil && len(kept.Entries) == 0 {
+		err = discovery.ErrEmpty
 	}
-	if now := time.Now(); kept.Confirmed.After(now) { // by a clock that was wrong
-		kept.Confirmed = now
-	}
-	return kept, nil
+	return kept, err
 }

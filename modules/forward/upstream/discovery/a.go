@@ -37,7 +37,8 @@ func (a *A) Run(ctx context.Context, to Sink) {
 		for _, ip := range ips {
 			c.Add(Entry{Address: a.Network + netip.AddrPortFrom(ip, a.Port).String()}, "")
 		}
-		return c.Answer(), ttl, nil
+		answer, err := c.Answer()
+		return answer, ttl, err
 	})
 }
 

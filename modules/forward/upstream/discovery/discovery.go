@@ -50,8 +50,10 @@ type Made struct {
 // DefaultGracePeriod is how long the last good answer is used, unless the config says otherwise.
 const DefaultGracePeriod = 24 * time.Hour
 
-// MaxEntries bounds an answer.
+// MaxEntries bounds an answer. One with more, bad entries included, is not used in part: the source has failed.
 const MaxEntries = 65536
+
+func errTooMany() error { return fmt.Errorf("it has more than %d upstreams", MaxEntries) }
 
 // Entry is an upstream as a source knows it.
 type Entry struct {
@@ -91,17 +93,21 @@ func (a *Answer) skip(err error) {
 // ErrEmpty is the failure of a source that answers that there are no upstreams: a pool is never emptied by that.
 var ErrEmpty = errors.New("the answer has no upstream")
 
-// Collector makes an answer of entries, of which some may make no sense.
+// Collector makes an answer of entries, of which some may make no sense. It takes no more than [MaxEntries].
 type Collector struct {
 	// Unix allows unix sockets, for sources on this machine.
 	Unix bool
 
-	answer Answer
-	seen   map[string]struct{}
+	answer  Answer
+	seen    map[string]struct{}
+	tooMany bool // were to be added
 }
 
 // Add takes an entry, or says why not. What it says is counted as a bad entry, with where, if that is not empty, in front.
 func (c *Collector) Add(e Entry, where string) {
+	if !c.hasRoom() {
+		return
+	}
 	err := c.check(&e)
 	if err == nil {
 		key := strings.ToLower(e.Address)
@@ -126,17 +132,32 @@ func (c *Collector) Add(e Entry, where string) {
 
 // Skip counts an entry that can't even be read.
 func (c *Collector) Skip(err error, where string) {
+	if !c.hasRoom() {
+		return
+	}
 	if where != "" {
 		err = fmt.Errorf("%s: %w", where, err)
 	}
 	c.answer.skip(err)
 }
 
-// Len is how many entries there are, bad ones included.
-func (c *Collector) Len() int { return len(c.answer.Entries) + c.answer.Bad }
+func (c *Collector) hasRoom() bool {
+	if len(c.answer.Entries)+c.answer.Bad >= MaxEntries {
+		c.tooMany = true
+	}
+	return !c.tooMany
+}
 
-// Answer returns what was collected. It is called once.
-func (c *Collector) Answer() Answer { return c.answer }
+// TooMany reports whether there were more entries than an answer may have. No further ones are taken then.
+func (c *Collector) TooMany() bool { return c.tooMany }
+
+// Answer returns what was collected, or an error where there were too many entries. It is called once.
+func (c *Collector) Answer() (Answer, error) {
+	if c.tooMany {
+		return Answer{}, errTooMany()
+	}
+	return c.answer, nil
+}
 
 func (c *Collector) check(e *Entry) error {
 	addr, err := upstream.Parse(e.Address)

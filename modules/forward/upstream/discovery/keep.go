@@ -15,7 +15,7 @@ type Keeper struct {
 	answer    Answer
 	known     bool          // there is an answer
 	given     bool          // by the source, in this process
-	confirmed time.Time     // when it was last given
+	confirmed time.Time     // when it was last given, with a monotonic reading: the system's clock may be set meanwhile
 	failure   error         // why the last one failed; nil where it did not
 	sought    bool          // what an earlier process knew
 	expired   bool          // the answer is older than the grace period, and the source fails
@@ -154,15 +154,16 @@ func (s sink) Answer(a Answer) {
 	if s.ctx.Err() != nil {
 		return
 	}
-	if len(a.Entries) == 0 {
-		err := ErrEmpty
-		if a.Bad > 0 {
-			err = &BadError{a}
-		}
-		s.Failed(err)
-		return
+	switch {
+	case len(a.Entries) > MaxEntries:
+		s.Failed(errTooMany())
+	case len(a.Entries) > 0:
+		s.take(Kept{a, time.Now()})
+	case a.Bad > 0:
+		s.Failed(&BadError{a})
+	default:
+		s.Failed(ErrEmpty)
 	}
-	s.take(Kept{a, time.Now()})
 }
 
 // Same implements [Sink].
@@ -264,6 +265,7 @@ func (k *Keeper) restore() {
 	if !ok {
 		return
 	}
+	kept.Confirmed = time.Now().Add(-max(time.Since(kept.Confirmed), 0))
 	k.mu.Lock()
 	k.answer, k.confirmed = kept.Answer, kept.Confirmed
 	k.knowLocked()

@@ -35,7 +35,8 @@ func answer(addresses ...string) Answer {
 	for _, a := range addresses {
 		c.Add(Entry{Address: a}, "")
 	}
-	return c.Answer()
+	answer, _ := c.Answer()
+	return answer
 }
 
 var errAway = errors.New("it is away")
@@ -228,6 +229,38 @@ func TestKeeperRestoresOldAnswers(t *testing.T) {
 			t.Error("not expired")
 		}
 		want(t, k, got, told{changes: 2, restored: 1, failed: 1, expired: 1}, "a:1")
+	})
+}
+
+// The grace period of an answer of an earlier process does not depend on the clock of the system, which somebody may set: neither on one that
+// was set back before the process began, nor on one that is set meanwhile.
+func TestKeeperWhenTheClockIsSet(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		k, report, got := keep(t, time.Hour, &Kept{answer("a:1"), time.Now().Add(1000 * time.Hour)})
+		defer k.Close()
+		report(errAway)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		want(t, k, got, told{changes: 2, restored: 1, failed: 1, expired: 1}, "a:1")
+	})
+	k := Keep(scripted{}, KeeperConfig{Stored: func() (Kept, bool) { return Kept{answer("a:1"), time.Now().Add(-time.Hour).Round(0)}, true }})
+	defer k.Close()
+	k.restore()
+	if at := k.State().Confirmed; at == at.Round(0) || time.Since(at) < time.Hour { // the clock of a synctest has no monotonic reading
+		t.Errorf("%v, want a monotonic reading of an hour ago", at)
+	}
+}
+
+// A source that gives more upstreams than an answer may have has failed.
+func TestKeeperRefusesTooMany(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		k, report, got := keep(t, time.Hour, nil)
+		defer k.Close()
+		report(answer("a:1"))
+		report(Answer{Entries: make([]Entry, MaxEntries+1)})
+		want(t, k, got, told{changes: 1, good: 1, failed: 1}, "a:1")
 	})
 }
 

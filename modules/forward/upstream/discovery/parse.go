@@ -45,7 +45,7 @@ func Parse(data []byte, unix bool) (Answer, error) {
 	if err != nil {
 		return Answer{}, err
 	}
-	return c.Answer(), nil
+	return c.Answer()
 }
 
 // isJSON tells an array from an IPv6 address in brackets.
@@ -53,8 +53,6 @@ func isJSON(list []byte) bool {
 	rest := bytes.TrimLeft(list[1:], " \t\r\n")
 	return len(rest) == 0 || bytes.IndexByte([]byte(`"{]`), rest[0]) >= 0
 }
-
-func errTooMany() error { return fmt.Errorf("it has more than %d upstreams", MaxEntries) }
 
 func (c *Collector) parseLines(data []byte) error {
 	n := 0
@@ -74,8 +72,8 @@ func (c *Collector) parseLines(data []byte) error {
 		default:
 			c.Add(e, where)
 		}
-		if c.Len() > MaxEntries {
-			return errTooMany()
+		if c.TooMany() {
+			return nil
 		}
 	}
 	return nil
@@ -178,8 +176,8 @@ func (c *Collector) parseJSON(data []byte) error {
 		} else {
 			c.Add(e, where)
 		}
-		if c.Len() > MaxEntries {
-			return errTooMany()
+		if c.TooMany() {
+			return nil
 		}
 	}
 	if _, err := decoder.Token(); err != nil {

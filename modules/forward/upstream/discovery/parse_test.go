@@ -129,8 +129,8 @@ func FuzzParse(f *testing.F) {
 		for _, e := range answer.Entries {
 			again.Add(e, "")
 		}
-		if got := again.Answer(); got.Bad > 0 {
-			t.Errorf("%v", got.First)
+		if got, err := again.Answer(); got.Bad > 0 || err != nil {
+			t.Errorf("%v, %v", got.First, err)
 		}
 		if (answer.Bad > 0) != (len(answer.First) > 0) || len(answer.First) > maxReported {
 			t.Errorf("%d bad entries, %d reported", answer.Bad, len(answer.First))

@@ -2,11 +2,13 @@ package discovery
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -357,13 +359,13 @@ func TestSRVNames(t *testing.T) {
 		return rr.(*dns.SRV)
 	}
 	srv := &SRV{Network: "udp/"}
-	got := srv.named(servers([]dns.RR{
+	got, err := srv.named(servers([]dns.RR{
 		record("x. 60 SRV 2 7 53 b.test."), record("x. 60 SRV 1 7 53 a.test."), record("x. 60 SRV 2 7 53 b.test."), record("x. 60 SRV 2 7 0 c.test."),
 		record(`x. 60 SRV 2 7 53 a\.\*b.test.`),
 	}))
 	want := []Entry{{Address: "udp/a.test.:53", Weight: 7}, {Address: "udp/b.test.:53", Weight: 7, Priority: 1}}
-	if !reflect.DeepEqual(got.Entries, want) || got.Bad != 3 {
-		t.Errorf("got %+v", got)
+	if err != nil || !reflect.DeepEqual(got.Entries, want) || got.Bad != 3 {
+		t.Errorf("got %+v, %v", got, err)
 	}
 }
 
@@ -394,8 +396,8 @@ func TestSRVTargetFails(t *testing.T) {
 	hosts := make(map[string]*host)
 	targets := servers(known("", new(dns.Msg).SetQuestion("_db._tcp.test.", dns.TypeSRV)).Answer)
 	s.set(known)
-	if got, ttl := srv.resolved(t.Context(), targets, hosts); len(got.Entries) != 2 || ttl != time.Minute {
-		t.Fatalf("got %+v, %v", got, ttl)
+	if got, ttl, err := srv.resolved(t.Context(), targets, hosts); err != nil || len(got.Entries) != 2 || ttl != time.Minute {
+		t.Fatalf("got %+v, %v, %v", got, ttl, err)
 	}
 	s.set(func(network string, query *dns.Msg) *dns.Msg {
 		if query.Question[0].Name == "b.test." {
@@ -403,15 +405,46 @@ func TestSRVTargetFails(t *testing.T) {
 		}
 		return known(network, query)
 	})
-	if got, ttl := srv.resolved(t.Context(), targets, hosts); len(got.Entries) != 2 || got.Bad > 0 || ttl != MinRefresh {
-		t.Errorf("one fails: %+v, %v", got, ttl)
+	if got, ttl, err := srv.resolved(t.Context(), targets, hosts); err != nil || len(got.Entries) != 2 || got.Bad > 0 || ttl != MinRefresh {
+		t.Errorf("one fails: %+v, %v, %v", got, ttl, err)
 	}
-	if got, _ := srv.resolved(t.Context(), targets[:1], hosts); len(got.Entries) != 1 || len(hosts) != 1 {
-		t.Errorf("one has gone: %+v, and %d hosts", got, len(hosts))
+	if got, _, err := srv.resolved(t.Context(), targets[:1], hosts); err != nil || len(got.Entries) != 1 || len(hosts) != 1 {
+		t.Errorf("one has gone: %+v, %v, and %d hosts", got, err, len(hosts))
 	}
 }
 
 // FuzzRecords feeds any answer of a name server.
+// An answer is bounded, however many addresses the servers of a service have.
+func TestSRVTooMany(t *testing.T) {
+	t.Parallel()
+	const hosts, each = 30, 2500
+	s := newNameServer(t)
+	s.set(func(network string, query *dns.Msg) *dns.Msg {
+		m, q := new(dns.Msg).SetReply(query), query.Question[0]
+		if m.Compress = true; network == "udp" {
+			m.Truncated = true
+			return m
+		}
+		head := dns.RR_Header{Name: q.Name, Rrtype: q.Qtype, Class: dns.ClassINET, Ttl: 60}
+		switch q.Qtype {
+		case dns.TypeSRV:
+			for i := range hosts {
+				m.Answer = append(m.Answer, &dns.SRV{Hdr: head, Target: fmt.Sprintf("%d.test.", i), Port: 1})
+			}
+		case dns.TypeA:
+			host, _ := strconv.Atoi(strings.TrimSuffix(q.Name, ".test."))
+			for i := range each {
+				m.Answer = append(m.Answer, &dns.A{Hdr: head, A: net.IPv4(10, byte(host), byte(i>>8), byte(i))})
+			}
+		}
+		return m
+	})
+	answer, err := next(t, &SRV{Name: "service.test.", Refresh: time.Hour, Resolver: Resolver{Servers: []string{s.addr}}})
+	if err == nil || err.Error() != errTooMany().Error() {
+		t.Errorf("%d upstreams, %v", len(answer.Entries), err)
+	}
+}
+
 func FuzzRecords(f *testing.F) {
 	m := new(dns.Msg).SetQuestion("x.", dns.TypeSRV)
 	m.Answer = append(m.Answer, &dns.SRV{Hdr: dns.RR_Header{Name: "x.", Rrtype: dns.TypeSRV, Class: dns.ClassINET, Ttl: 1}, Target: "a.", Port: 1})
@@ -422,13 +455,16 @@ func FuzzRecords(f *testing.F) {
 		if m.Unpack(data) != nil {
 			return
 		}
-		answer := (&SRV{}).named(servers(m.Answer))
+		answer, err := (&SRV{}).named(servers(m.Answer))
+		if err != nil {
+			t.Error(err)
+		}
 		var again Collector
 		for _, e := range answer.Entries {
 			again.Add(e, "")
 		}
-		if got := again.Answer(); got.Bad > 0 {
-			t.Errorf("%v", got.First)
+		if got, err := again.Answer(); got.Bad > 0 || err != nil {
+			t.Errorf("%v, %v", got.First, err)
 		}
 		addresses(m.Answer)
 		ttlOf(m.Answer)

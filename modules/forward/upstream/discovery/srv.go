@@ -38,10 +38,11 @@ func (s *SRV) Run(ctx context.Context, to Sink) {
 		}
 		records, ttl := servers(msg.Answer), ttlOf(msg.Answer)
 		if len(s.Resolver.Servers) == 0 {
-			return s.named(records), ttl, nil
+			answer, err := s.named(records)
+			return answer, ttl, err
 		}
-		answer, soonest := s.resolved(ctx, records, hosts)
-		return answer, min(ttl, soonest), ctx.Err()
+		answer, soonest, err := s.resolved(ctx, records, hosts)
+		return answer, min(ttl, soonest), err
 	})
 }
 
@@ -57,7 +58,7 @@ func servers(records []dns.RR) (all []*dns.SRV) {
 }
 
 // named returns the servers by their names.
-func (s *SRV) named(records []*dns.SRV) Answer {
+func (s *SRV) named(records []*dns.SRV) (Answer, error) {
 	var c Collector
 	for i, e := range entries(records) {
 		e.Address = s.Network + portOf(records[i].Target, records[i].Port)
@@ -77,7 +78,7 @@ func (s *SRV) add(c *Collector, e Entry) {
 
 // resolved returns the servers by their addresses, and how long these are valid. One whose name can't be looked up now has the addresses
 // that it had.
-func (s *SRV) resolved(ctx context.Context, records []*dns.SRV, hosts map[string]*host) (Answer, time.Duration) {
+func (s *SRV) resolved(ctx context.Context, records []*dns.SRV, hosts map[string]*host) (Answer, time.Duration, error) {
 	targets := make(map[string]*found, len(records))
 	for _, record := range records {
 		targets[record.Target] = nil
@@ -89,6 +90,9 @@ func (s *SRV) resolved(ctx context.Context, records []*dns.SRV, hosts map[string
 		soonest = min(soonest, at.ttl)
 	}
 	for i, e := range entries(records) {
+		if c.TooMany() {
+			break
+		}
 		at := targets[records[i].Target]
 		if at.err != nil {
 			c.Skip(at.err, "")
@@ -99,7 +103,8 @@ func (s *SRV) resolved(ctx context.Context, records []*dns.SRV, hosts map[string
 			s.add(&c, e)
 		}
 	}
-	return c.Answer(), soonest
+	answer, err := c.Answer()
+	return answer, soonest, err
 }
 
 // found is what a target of records stands for.
