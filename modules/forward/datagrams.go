@@ -22,7 +22,7 @@ func (h *Handler) datagrams(
 	sess *session.Session, client net.Conn, told told, trip *hops.Trip, first *way, begin func(*roster) *way,
 ) *relay.PacketRelay {
 	line, counts := h.succession.of(client)
-	next := &datagramUpstreams{h: h, line: line, sess: sess, begin: begin, way: first, roster: first.roster, trials: h.guard.watched().Begin()}
+	next := &datagramUpstreams{h: h, sess: sess, begin: begin, way: first, roster: first.roster, trials: h.guard.watched().Begin()}
 	first.Trials = next.trials
 	wait := first.wait // and not first, which most sessions need only until they have an upstream
 	cfg := relay.PacketConfig{
@@ -86,7 +86,6 @@ var dropReasons = map[relay.Drop]listeners.DropReason{
 // have come back, or have another address by now. Where something else than a refusal is wrong, it looks the same one up again.
 type datagramUpstreams struct {
 	h      *Handler
-	line   *line
 	sess   *session.Session
 	begin  func(*roster) *way
 	trials *upstream.Trials // nil where there is no breaker
@@ -112,16 +111,6 @@ func (u *datagramUpstream) attempted(h *Handler, sess *session.Session, addr net
 		u.source.Works(addr)
 	}
 	h.watch.attempted(sess, u.name, addr, err)
-}
-
-// now returns the upstreams that there are now. For a session that an earlier config has left they are those of the running one.
-func (u *datagramUpstreams) now() *roster {
-	if running := u.line.rosters(); running != nil {
-		if now := running.now.Load(); now != nil {
-			return now
-		}
-	}
-	return u.h.rosters.now.Load()
 }
 
 // tried has the breaker hear of an attempt. The first reply is the first byte.
@@ -173,7 +162,7 @@ func (u *datagramUpstreams) goOn(ctx context.Context, failed error) (addr net.Ad
 		u.h.watch.chosen(u.sess, &u.way.Walk)
 	}
 	if err != nil && hadUpstream {
-		u.way = u.begin(u.now())
+		u.way = u.begin(u.h.latest().rosters.now.Load())
 		u.roster, u.way.Renew, u.way.Trials = u.way.roster, true, u.trials
 		addr, err = u.way.Next(ctx, nil)
 		u.h.watch.chosen(u.sess, &u.way.Walk)

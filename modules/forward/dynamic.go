@@ -28,7 +28,7 @@ type dynamic struct {
 	sources  []useOfSource
 	unusable *degraded.Part
 
-	ready chan struct{} // closed when there is an upstream
+	ready chan struct{} // closed when there is an upstream, or none is given any more
 
 	mu      sync.Mutex // held while upstreams are given
 	ended   bool
@@ -72,6 +72,7 @@ func (d *dynamic) begin(ctx caddy.Context, h *Handler, fixed []upstream.Upstream
 func (d *dynamic) end() {
 	d.mu.Lock()
 	d.ended = true
+	d.wake()
 	sources := d.sources
 	d.sources = nil
 	d.mu.Unlock()
@@ -115,13 +116,21 @@ func (d *dynamic) update() {
 // settle is called when new sessions go to what was given.
 func (d *dynamic) settle(before map[string]upstream.Upstream) {
 	if len(d.given)+len(d.fixed) > 0 {
-		select {
-		case <-d.ready:
-		default:
-			close(d.ready)
-		}
+		d.wake()
 	}
 	d.leaving.change(before, d.given)
+}
+
+// wake has sessions go on that wait for an upstream.
+func (d *dynamic) wake() {
+	if d.ready == nil {
+		return
+	}
+	select {
+	case <-d.ready:
+	default:
+		close(d.ready)
+	}
 }
 
 // merge returns the upstreams of the config and of all sources. What an earlier one has is not taken a second time. A source whose grace period
@@ -232,19 +241,27 @@ func (h *Handler) awaits(r *roster) <-chan struct{} {
 	return h.dynamic.ready
 }
 
-// await waits until there is an upstream, for up to connect_timeout, and begins the way anew.
+// await waits until there is an upstream, for up to connect_timeout, and begins the way anew. Over a reload it goes on to wait for what the next
+// config knows.
 func (w *way) await(ctx context.Context) error {
 	timeout := time.NewTimer(w.h.limits.Connect)
 	defer timeout.Stop()
-	select {
-	case <-w.awaits:
-	case <-timeout.C:
-		return errNoAnswer
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	for h := w.h; w.awaits != nil; {
+		select {
+		case <-w.awaits:
+		case <-timeout.C:
+			return errNoAnswer
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		before := h
+		h = w.h.latest()
+		w.follow(h.rosters.now.Load())
+		w.awaits = nil
+		if h != before {
+			w.awaits = h.awaits(w.roster)
+		}
 	}
-	w.awaits = nil
-	w.follow(w.h.rosters.now.Load())
 	return nil
 }
 

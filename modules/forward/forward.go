@@ -262,7 +262,7 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	if err := h.dynamic.start(h, upstreams); err != nil {
 		return err
 	}
-	if err := h.succession.begin(at, at.Canonical(), placed.listen, &h.rosters); err != nil {
+	if err := h.succession.begin(at, at.Canonical(), placed.listen, h); err != nil {
 		return err
 	}
 	if !h.needsConnection() { // placeholders need a layer4 connection

@@ -353,6 +353,51 @@ func TestTryDuration(t *testing.T) {
 	})
 }
 
+// A session that waits while a reload brings the same handler again goes by what that knows, of discovered upstreams and of run-time orders.
+func TestWaitingSessionsFollowTheNextConfig(t *testing.T) {
+	t.Parallel()
+	overEntrances(t, func(t *testing.T, client func(*Handler) *net.TCPConn) {
+		full, later := echo(t), named(t, "127.0.0.1:0", "later ")
+		source, config := dynamicTo(t, `, "queue": {"count": 9, "duration": "1h"}`)
+		source.says(lists(t, full+" max_connections=1"))
+		h, _, unload := provision(t, config)
+		first := client(h)
+		exchange(t, first, "first")
+		waits := client(h)
+		expectWaiting(t, h, 1)
+		provision(t, config)
+		unload()
+		source.says(lists(t, full+" max_connections=1", later))
+		read(t, waits, "later ")
+		finish(t, waits)
+		finish(t, first)
+	})
+	overEntrances(t, func(t *testing.T, client func(*Handler) *net.TCPConn) {
+		drained := named(t, "127.0.0.1:0", "back ")
+		setUpstream(t, drained, drain, noWeight)
+		config := fmt.Sprintf(`{"to": [%q], "lb_try_duration": "1h", "lb_try_interval": "20ms"}`, drained)
+		h, _, unload := provision(t, config)
+		waits := client(h)
+		provision(t, config)
+		unload()
+		setUpstream(t, drained, ready, noWeight)
+		read(t, waits, "back ")
+		finish(t, waits)
+	})
+	overEntrances(t, func(t *testing.T, client func(*Handler) *net.TCPConn) {
+		first := named(t, "127.0.0.1:0", "first ")
+		source, config := dynamicTo(t, `, "connect_timeout": "1m"`)
+		source.says(errAway)
+		h, _, unload := provision(t, config)
+		waits := client(h)
+		provision(t, config)
+		unload()
+		source.says(lists(t, first))
+		read(t, waits, "first ")
+		finish(t, waits)
+	})
+}
+
 func TestTryDurationIsOver(t *testing.T) {
 	t.Parallel()
 	overEntrances(t, func(t *testing.T, client func(*Handler) *net.TCPConn) {
@@ -407,7 +452,7 @@ func TestSessionThatKeepsItsUpstreamIsCountedThere(t *testing.T) {
 		`{"upstreams": [{"address": %q, "max_connections": 1}, {"address": %q, "max_connections": 1}], "lb_policy": "first"}`, names[0], names[1]))
 	sess := (&session.Arrival{Network: "udp", Listener: "test:keeps"}).Begin(h.scope)
 	begin := func(r *roster) *way { return h.way(sess, nil, r) }
-	u := &datagramUpstreams{h: h, sess: sess, line: newLine(), begin: begin, way: begin(h.rosters.now.Load()), roster: h.rosters.now.Load()}
+	u := &datagramUpstreams{h: h, sess: sess, begin: begin, way: begin(h.rosters.now.Load()), roster: h.rosters.now.Load()}
 	if addr, err := u.next(t.Context(), nil); err != nil || addr == nil {
 		t.Fatal(addr, err)
 	}

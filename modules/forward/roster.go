@@ -122,6 +122,15 @@ type rosters struct {
 	ended bool
 }
 
+// latest returns the handler that knows which upstreams there are now, for a session of h that goes on to look for one: that of the running config,
+// if it has the same. Else it is h itself. After its Cleanup h knows what it knew last, but for what was shut since.
+func (h *Handler) latest() *Handler {
+	if running := h.succession.latest(); running != nil {
+		return running
+	}
+	return h
+}
+
 // give has new sessions go to these upstreams, which the config has or which were discovered. After Cleanup it does nothing.
 func (h *Handler) give(upstreams []upstream.Upstream) error {
 	defer h.look()

@@ -3,7 +3,6 @@ package forward
 import (
 	"net"
 	"sync"
-	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -27,17 +26,6 @@ type lineKey struct {
 type line struct {
 	mu       sync.Mutex
 	sessions map[*session.Session]struct{} // nil once the line has ended
-
-	alikes state.Youngest[*alike] // of the configs that have it
-}
-
-// rosters returns where the sessions of the line find upstreams now: sessions of an earlier config go by what the running one knows. It returns nil for a line
-// that is not one of several configs.
-func (l *line) rosters() *rosters {
-	if a, ok := l.alikes.Latest(); ok {
-		return a.rosters.Load()
-	}
-	return nil
 }
 
 func newLine() *line { return &line{sessions: make(map[*session.Session]struct{})} }
@@ -78,20 +66,34 @@ func (l *line) Destruct() error {
 	return nil
 }
 
+// lineages of all configs, by the JSON of handlers.
+var lineages = state.NewPool[string, *lineage]()
+
+// lineage is the handlers of all configs that are alike: those of a config, and those of the next one that take their place.
+type lineage struct{ configs state.Youngest[*alike] }
+
+// Destruct has nothing to release.
+func (*lineage) Destruct() error { return nil }
+
 // alike has the lines of all handlers of a config that are alike. There may be thousands of them, each with the listeners of all.
 type alike struct {
+	lineage    *state.Ref[*lineage]
+	gone       func() // from the lineage
 	refs       []*state.Ref[*line]
-	gone       []func()
-	rosters    atomic.Pointer[rosters] // of one of the handlers
-	byListener gate.Index[*line]       // listeners of datagrams of the gate networks
+	handler    *Handler          // one of them
+	byListener gate.Index[*line] // listeners of datagrams of the gate networks
 }
 
 // alikes of all configs. A finding is of one config.
 var alikes = state.NewPool[*placement.Finding, *alike]()
 
 // newAlike acquires the lines of the gate networks among the listen addresses.
-func newAlike(canonical string, listen []caddy.NetworkAddress) (*alike, error) {
-	a := new(alike)
+func newAlike(canonical string, listen []caddy.NetworkAddress, h *Handler) (a *alike, err error) {
+	a = &alike{handler: h}
+	if a.lineage, err = lineages.Acquire(canonical, func() (*lineage, error) { return new(lineage), nil }); err != nil {
+		return nil, err
+	}
+	a.gone = a.lineage.Value().configs.Use(a)
 	for _, addr := range listen {
 		n, ok := gate.Parse(addr.Network)
 		if !ok || n.Transport != "udp" {
@@ -103,7 +105,6 @@ func newAlike(canonical string, listen []caddy.NetworkAddress) (*alike, error) {
 			return nil, err
 		}
 		a.refs = append(a.refs, ref)
-		a.gone = append(a.gone, ref.Value().alikes.Use(a))
 		a.byListener.Add(n.Transport, gate.Listener(n, addr, 0), addr.PortRangeSize(), ref.Value())
 	}
 	return a, nil
@@ -111,9 +112,8 @@ func newAlike(canonical string, listen []caddy.NetworkAddress) (*alike, error) {
 
 // Destruct releases the lines.
 func (a *alike) Destruct() error {
-	for _, gone := range a.gone {
-		gone()
-	}
+	a.gone()
+	_ = a.lineage.Release()
 	for _, ref := range a.refs {
 		_ = ref.Release()
 	}
@@ -127,12 +127,21 @@ type succession struct {
 }
 
 // begin acquires the lines of a handler, which stands at these listen addresses. After an error, end releases what it has acquired.
-func (s *succession) begin(at *placement.Finding, canonical string, listen []caddy.NetworkAddress, now *rosters) (err error) {
+func (s *succession) begin(at *placement.Finding, canonical string, listen []caddy.NetworkAddress, h *Handler) (err error) {
 	s.own = newLine()
-	if s.alike, err = alikes.Acquire(at, func() (*alike, error) { return newAlike(canonical, listen) }); err == nil {
-		s.alike.Value().rosters.Store(now)
-	}
+	s.alike, err = alikes.Acquire(at, func() (*alike, error) { return newAlike(canonical, listen, h) })
 	return err
+}
+
+// latest returns the handler of the youngest config that is like this one, nil if no config has one any more.
+func (s *succession) latest() *Handler {
+	if s.alike == nil {
+		return nil
+	}
+	if a, ok := s.alike.Value().lineage.Value().configs.Latest(); ok {
+		return a.handler
+	}
+	return nil
 }
 
 // of returns the line of a client's session, and the counters of its listener; nil if the listener has none.

@@ -34,7 +34,7 @@ func addresses(t *testing.T, list ...string) (addrs []caddy.NetworkAddress) {
 func successor(t *testing.T, canonical string, listen ...string) *succession {
 	t.Helper()
 	s := new(succession)
-	if err := s.begin(new(placement.Finding), canonical, addresses(t, listen...), new(rosters)); err != nil {
+	if err := s.begin(new(placement.Finding), canonical, addresses(t, listen...), new(Handler)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.end)
@@ -74,34 +74,32 @@ func TestIdenticalHandlersShareTheLineOfAListener(t *testing.T) {
 	}
 }
 
-// Sessions of an earlier config go by the upstreams of the running one, and not by those of a config that was rejected.
-func TestLineHasTheUpstreamsOfTheRunningConfig(t *testing.T) {
+// Sessions of an earlier config go by what the running one knows, if that has the same handler, and not by what one knows that was rejected.
+func TestLatestOfALineage(t *testing.T) {
 	t.Parallel()
-	begin := func(now *rosters) *succession {
-		s := new(succession)
-		if err := s.begin(new(placement.Finding), "running", addresses(t, "gate+udp/:53"), now); err != nil {
+	begin := func(listen ...string) *Handler {
+		h := new(Handler)
+		if err := h.succession.begin(new(placement.Finding), "running", addresses(t, listen...), h); err != nil {
 			t.Fatal(err)
 		}
-		return s
+		return h
 	}
-	var first, rejected, second rosters
-	one := begin(&first)
-	l := lineOf(one, ":53")
-	if l.rosters() != &first || one.own.rosters() != nil {
-		t.Error("not those of the only config")
+	one := begin("gate+udp/:53")
+	if one.latest() != one {
+		t.Error("not that of the only config")
 	}
-	begin(&rejected).end()
-	if l.rosters() != &first {
-		t.Error("not those of the config that runs on")
+	begin("gate+tcp/:53").succession.end()
+	if one.latest() != one {
+		t.Error("not that of the config that runs on")
 	}
-	two := begin(&second)
-	one.end()
-	if l.rosters() != &second || lineOf(two, ":53") != l {
-		t.Error("not those of the next config")
+	two := begin("gate+tcp/:53")
+	one.succession.end()
+	if one.latest() != two || two.latest() != two {
+		t.Error("not that of the next config")
 	}
-	two.end()
-	if l.rosters() != nil {
-		t.Error("those of a config that has ended")
+	two.succession.end()
+	if one.latest() != one || two.latest() != two {
+		t.Error("that of a config that has ended")
 	}
 }
 

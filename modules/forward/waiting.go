@@ -78,7 +78,7 @@ func (w *waiting) next(ctx context.Context, failed error) (net.Addr, error) {
 	}
 	addr, err := w.inTurn(ctx, failed)
 	for err != nil && w.pause(ctx, err) {
-		w.follow(w.h.rosters.now.Load())
+		w.follow(w.h.latest().rosters.now.Load())
 		addr, err = w.inTurn(ctx, nil)
 	}
 	return addr, err
@@ -121,11 +121,12 @@ func (w *waiting) goOn(ctx context.Context, failed error) (net.Addr, error) {
 // stand waits in the queue until the session has a place at an upstream.
 func (w *waiting) stand(ctx context.Context, place *upstream.Place) error {
 	w.leaveUpstream()
-	queued.WithLabelValues(w.sess.Listener).Inc()
-	defer queued.WithLabelValues(w.sess.Listener).Dec()
+	waiting := queued.WithLabelValues(w.sess.Listener)
+	waiting.Inc()
+	defer waiting.Dec()
 	defer w.h.queue.left()
 	return place.Wait(ctx, func() bool {
-		if now := w.h.rosters.now.Load(); now != w.roster {
+		if now := w.h.latest().rosters.now.Load(); now != w.roster {
 			w.follow(now)
 		}
 		return w.Claim()
