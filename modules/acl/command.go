@@ -2,6 +2,7 @@ package acl
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -9,13 +10,9 @@ import (
 	"net/netip"
 	"os"
 	"os/user"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
-	"unicode/utf16"
-	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
@@ -47,9 +44,7 @@ Caddy's default, localhost:2019.
 				return cmd.Help()
 			}
 			for _, sub := range cmd.Commands() {
-				sub.Flags().StringP("address", "", "", "Address of the admin API: host:port, http://host:port or unix//path")
-				sub.Flags().StringP("config", "c", "", "Config file that has the address of the admin API")
-				sub.Flags().StringP("adapter", "a", "", "Config adapter to apply")
+				adminapi.AddFlags(sub)
 			}
 		},
 	})
@@ -173,7 +168,7 @@ func show(flags caddycmd.Flags, path string, show func(io.Writer, []byte) error)
 	switch {
 	case err != nil:
 	case flags.Bool("json"):
-		_, err = fmt.Print(printableJSON(string(body)))
+		err = adminapi.PrintableJSON(os.Stdout, bytes.NewReader(body))
 	default:
 		err = show(os.Stdout, body)
 	}
@@ -182,24 +177,11 @@ func show(flags caddycmd.Flags, path string, show func(io.Writer, []byte) error)
 
 // request talks to the admin API, which says in its own words what it refuses.
 func request(flags caddycmd.Flags, method, path string, body []byte) ([]byte, error) {
-	given := flags.String("address")
-	if given != "" {
-		var err error
-		if given, err = adminapi.Address(given); err != nil {
-			return nil, fmt.Errorf("--address: %w", err)
-		}
-	}
-	address, err := caddycmd.DetermineAdminAPIAddress(given, nil, flags.String("config"), flags.String("adapter"))
+	client, err := adminapi.ClientOf(flags)
 	if err != nil {
 		return nil, err
 	}
-	header := http.Header{"Content-Type": {"application/json"}}
-	resp, err := caddycmd.AdminAPIRequest(address, method, path, header, bytes.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	return io.ReadAll(resp.Body)
+	return client.Do(context.Background(), method, path, body)
 }
 
 func exitCode(err error) int {
@@ -217,7 +199,7 @@ func printLists(to io.Writer, body []byte) error {
 	table := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "LIST\tENTRIES\tNOT RIGHT")
 	for _, list := range lists {
-		fmt.Fprintf(table, "%s\t%d\t%s\n", printable(list.Name), list.Size, list.wrong())
+		fmt.Fprintf(table, "%s\t%d\t%s\n", adminapi.Printable(list.Name), list.Size, list.wrong())
 	}
 	return table.Flush()
 }
@@ -226,10 +208,10 @@ func printLists(to io.Writer, body []byte) error {
 func (s *summary) wrong() string {
 	var wrong []string
 	if s.Damaged != "" {
-		wrong = append(wrong, "damaged: "+printable(s.Damaged))
+		wrong = append(wrong, "damaged: "+adminapi.Printable(s.Damaged))
 	}
 	if s.Error != "" {
-		wrong = append(wrong, "not loaded: "+printable(s.Error))
+		wrong = append(wrong, "not loaded: "+adminapi.Printable(s.Error))
 	}
 	if s.BadLines > 0 {
 		wrong = append(wrong, fmt.Sprintf("%d of %d lines left out", s.BadLines, s.Lines))
@@ -248,12 +230,12 @@ func printEntries(to io.Writer, body []byte) error {
 	table := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "PREFIX\tADDED\tEXPIRES\tBY\tREASON")
 	for _, e := range list.Entries {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", e.Prefix, when(&e.Added), when(e.Expires), printable(e.By), printable(e.Reason))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", e.Prefix, when(&e.Added), when(e.Expires), adminapi.Printable(e.By), adminapi.Printable(e.Reason))
 	}
 	if err := table.Flush(); err != nil || list.Damaged == "" {
 		return err
 	}
-	_, err := fmt.Fprintln(to, "damaged: "+printable(list.Damaged))
+	_, err := fmt.Fprintln(to, "damaged: "+adminapi.Printable(list.Damaged))
 	return err
 }
 
@@ -263,43 +245,4 @@ func when(at *time.Time) string {
 		return "never"
 	}
 	return at.Local().Format(time.RFC3339)
-}
-
-// printable escapes what somebody has written as in a string of Go, so that it can neither break out of its column nor
-// command the terminal, nor show in another order than it has.
-func printable(s string) string {
-	var shown strings.Builder
-	for len(s) > 0 {
-		r, size := utf8.DecodeRuneInString(s)
-		switch {
-		case r == utf8.RuneError && size == 1:
-			fmt.Fprintf(&shown, `\x%02x`, s[0])
-		case r == '\\':
-			shown.WriteString(`\\`)
-		case unicode.IsPrint(r):
-			shown.WriteRune(r)
-		default:
-			shown.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
-		}
-		s = s[size:]
-	}
-	return shown.String()
-}
-
-// printableJSON escapes in JSON what a terminal could take for a command. JSON allows that inside strings alone, where
-// all such characters are.
-func printableJSON(s string) string {
-	var shown strings.Builder
-	for _, r := range s {
-		switch {
-		case unicode.IsPrint(r) || r == '\n':
-			shown.WriteRune(r)
-		case r > 0xffff:
-			high, low := utf16.EncodeRune(r)
-			fmt.Fprintf(&shown, `\u%04x\u%04x`, high, low)
-		default:
-			fmt.Fprintf(&shown, `\u%04x`, r)
-		}
-	}
-	return shown.String()
 }
