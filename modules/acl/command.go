@@ -35,17 +35,7 @@ The admin API is that of --address, or else that of the config file, or else
 Caddy's default, localhost:2019.
 `,
 		CobraFunc: func(cmd *cobra.Command) {
-			cmd.AddCommand(listCommand(), addCommand(), removeCommand(), clearCommand())
-			cmd.DisableFlagParsing = true // of a subcommand that is not known, the flags are not either
-			cmd.RunE = func(cmd *cobra.Command, args []string) error {
-				if len(args) > 0 && args[0] != "-h" && args[0] != "--help" {
-					return fmt.Errorf("%q: expected one of list, add, remove, clear", args[0])
-				}
-				return cmd.Help()
-			}
-			for _, sub := range cmd.Commands() {
-				adminapi.AddFlags(sub)
-			}
+			adminapi.AddCommands(cmd, listCommand(), addCommand(), removeCommand(), clearCommand())
 		},
 	})
 }

@@ -2,6 +2,7 @@ package adminapi
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -132,11 +133,12 @@ func refusalOf(resp *http.Response) error {
 	var said struct {
 		Error string `json:"error"`
 	}
-	if json.Unmarshal(text, &said) != nil || said.Error == "" {
-		said.Error = strings.TrimSpace(string(text))
-	}
-	if said.Error == "" {
-		said.Error = http.StatusText(resp.StatusCode)
+	switch {
+	case json.Unmarshal(text, &said) == nil && said.Error != "":
+	case resp.StatusCode == http.StatusNotFound:
+		said.Error = resp.Request.URL.Path + ": expected the admin API of a Caddy that has Portgate, and a version with this"
+	default:
+		said.Error = cmp.Or(strings.TrimSpace(string(text)), http.StatusText(resp.StatusCode))
 	}
 	return &Refusal{resp.StatusCode, escape(said.Error)}
 }

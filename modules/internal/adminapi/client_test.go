@@ -28,7 +28,9 @@ func serve(t *testing.T, listener net.Listener) {
 			w.WriteHeader(http.StatusConflict)
 			fmt.Fprint(w, `{"error":"list: \"a\\x1b\": \u001b[2Jfull"}`)
 		case "/text":
-			http.Error(w, "no such\x1bpage", http.StatusNotFound)
+			http.Error(w, "no such\x1bpage", http.StatusForbidden)
+		case "/absent":
+			http.NotFound(w, r)
 		case "/silent":
 			w.WriteHeader(http.StatusBadGateway)
 		default:
@@ -71,7 +73,8 @@ func TestClient(t *testing.T) {
 		}
 		for path, want := range map[string]Refusal{
 			"/error":  {409, `list: "a\x1b": \x1b[2Jfull`},
-			"/text":   {404, `no such\x1bpage`},
+			"/text":   {403, `no such\x1bpage`},
+			"/absent": {404, "/absent: expected the admin API of a Caddy that has Portgate, and a version with this"},
 			"/silent": {502, "Bad Gateway"},
 		} {
 			_, err := c.Do(t.Context(), http.MethodGet, path, nil)
