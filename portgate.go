@@ -8,6 +8,7 @@ import (
 
 	_ "github.com/portgate/caddy-portgate/modules/acl"
 	_ "github.com/portgate/caddy-portgate/modules/admin"
+	_ "github.com/portgate/caddy-portgate/modules/admin/console"
 	_ "github.com/portgate/caddy-portgate/modules/forward"
 	_ "github.com/portgate/caddy-portgate/modules/logging"
 	_ "github.com/portgate/caddy-portgate/modules/network"
