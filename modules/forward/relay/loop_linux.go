@@ -31,6 +31,7 @@ type loop struct {
 
 	peers      []*loop      // all loops
 	roundBegan atomic.Int64 // when this round began, in the loop's time; 0 while parked
+	longest    longestRounds
 
 	// The fields below belong to the loop's goroutine.
 
@@ -69,6 +70,7 @@ var loops = sync.OnceValue(func() (all []*loop) {
 		}
 		all = append(all, l)
 	}
+	running.Store(&all)
 	for _, l := range all {
 		l.peers = all
 		go l.run()
@@ -163,6 +165,7 @@ func (l *loop) run() {
 	for {
 		if l.mayPark() {
 			l.arm()
+			l.endRound(time.Since(epoch))
 			l.roundBegan.Store(0)
 			_ = l.poller.Read(l.pollFn) // the descriptor is never closed and has no deadline
 		} else {
@@ -176,6 +179,7 @@ func (l *loop) run() {
 // round serves the sessions that poll has found or that were queued. Then it opens and closes sockets.
 func (l *loop) round() {
 	l.now = time.Since(epoch)
+	l.endRound(l.now)
 	l.roundBegan.Store(int64(l.now))
 	l.wheel.skip(l.now)
 	ready := len(l.ready)
@@ -186,6 +190,13 @@ func (l *loop) round() {
 	l.resume()
 	l.handleMessages()
 	l.reportEnded()
+}
+
+// endRound notes how long the round has taken that ends now, if there is one.
+func (l *loop) endRound(now time.Duration) {
+	if began := time.Duration(l.roundBegan.Load()); began != 0 {
+		l.longest.note(now, now-began)
+	}
 }
 
 // mayPark reports whether there is nothing to do before an event or a message comes. From then on post wakes the loop.
