@@ -5,7 +5,13 @@
 // else the process has open is counted when a config is loaded.
 package descriptors
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/portgate/caddy-portgate/modules/internal/meter"
+)
 
 // PerStream is how many descriptors a session of a stream takes: the client's and the upstream's.
 const PerStream = 2
@@ -69,6 +75,34 @@ func MustTake(n int64) { sessions.Add(n) }
 
 // Release gives back what Take has taken.
 func Release(n int64) { sessions.Add(-n) }
+
+// Open returns how many descriptors the process has open. It reports false where the system does not tell.
+func Open() (open int, ok bool) { return count() }
+
+// counts makes metrics of them, whenever they are read.
+type counts struct{ used, limit *prometheus.Desc }
+
+var collectors = counts{
+	used:  meter.Desc("descriptors_used", "Descriptors that the process has open."),
+	limit: meter.Desc("descriptors_limit", "How many descriptors the process may have open."),
+}
+
+// Register makes the metrics part of a config's registry.
+func Register(registry *prometheus.Registry) error { return meter.Register(registry, collectors) }
+
+// Describe implements [prometheus.Collector].
+func (c counts) Describe(to chan<- *prometheus.Desc) {
+	to <- c.used
+	to <- c.limit
+}
+
+// Collect implements [prometheus.Collector].
+func (c counts) Collect(to chan<- prometheus.Metric) {
+	if open, ok := count(); ok {
+		to <- prometheus.MustNewConstMetric(c.used, prometheus.GaugeValue, float64(open))
+	}
+	to <- prometheus.MustNewConstMetric(c.limit, prometheus.GaugeValue, float64(Limit()))
+}
 
 // Taken returns how many descriptors sessions have taken.
 func Taken() int64 { return sessions.Load() }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"go.uber.org/zap"
 
 	"github.com/portgate/caddy-portgate/modules/internal/degraded"
@@ -69,6 +70,17 @@ func dropped(k kind) prometheus.Counter {
 		return accessDropped.WithLabelValues()
 	}
 	return otherDropped.WithLabelValues()
+}
+
+// Dropped returns how many entries of all kinds were dropped since the process began.
+func Dropped() (n int64) {
+	for k := range kinds {
+		var read dto.Metric
+		if dropped(k).Write(&read) == nil {
+			n += int64(read.GetCounter().GetValue())
+		}
+	}
+	return n
 }
 
 // put has e written to its destination soon, unless limit entries of its kind wait already. It does not block.

@@ -7,7 +7,10 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/portgate/caddy-portgate/modules/internal/configs"
 	"github.com/portgate/caddy-portgate/modules/internal/degraded"
+	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
+	"github.com/portgate/caddy-portgate/modules/internal/events"
 	"github.com/portgate/caddy-portgate/modules/internal/listeners"
 	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 	"github.com/portgate/caddy-portgate/modules/internal/meter"
@@ -44,7 +47,7 @@ var collectors = &metrics{
 
 func (m *metrics) register(registry *prometheus.Registry) error {
 	return m.registered.In(registry, func() error {
-		for _, register := range []func(*prometheus.Registry) error{degraded.Register, logqueue.Register} {
+		for _, register := range []func(*prometheus.Registry) error{degraded.Register, logqueue.Register, configs.Register, events.Register, descriptors.Register} {
 			if err := register(registry); err != nil {
 				return err
 			}
@@ -78,12 +81,14 @@ type traffic struct {
 	counted int64
 }
 
-// reach adds what is new since the last time.
-func (t *traffic) reach(moved int64) {
-	if moved > t.counted {
-		t.total.Add(float64(moved - t.counted))
-		t.counted = moved
+// reach adds what is new since the last time, and returns how much that is.
+func (t *traffic) reach(moved int64) (added int64) {
+	if added = moved - t.counted; added <= 0 {
+		return 0
 	}
+	t.total.Add(float64(added))
+	t.counted = moved
+	return added
 }
 
 func (m *metrics) traffic(listener, upstream string) (up, down prometheus.Counter) {

@@ -10,6 +10,7 @@ import (
 	"github.com/mholt/caddy-l4/layer4"
 	"go.uber.org/zap"
 
+	"github.com/portgate/caddy-portgate/modules/internal/configs"
 	"github.com/portgate/caddy-portgate/modules/internal/gate"
 	"github.com/portgate/caddy-portgate/modules/internal/global"
 	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
@@ -62,6 +63,7 @@ func commonOf(ctx caddy.Context) (*common, error) {
 	known, loaded := commons.Load(key)
 	if !loaded { // NewContext has made one that can be done, so this goes
 		if known, loaded = commons.LoadOrStore(key, new(common)); !loaded {
+			configs.Watch(ctx)
 			context.AfterFunc(ctx.Context, func() {
 				commons.Delete(key)
 				known.(*common).end()

@@ -79,6 +79,7 @@ type Session struct {
 	Start    time.Time      // when the connection was accepted, or, where nobody tells, a handler had it wait
 
 	scope     *Scope
+	line      *Line
 	limits    throttle.Limits
 	throttles []*throttle.Throttle
 	passes    []recheck.Pass
@@ -155,6 +156,10 @@ func newSession(scope *Scope, a *Arrival) *Session {
 		s.limits.Add(t.Take())
 	}
 	scope.begins(s.Listener)
+	s.line = lineOf(s.Network, s.Listener)
+	s.line.Begun.Add(1)
+	s.line.Living.Add(1)
+	totals.begun.Add(1)
 	scope.metrics.active.WithLabelValues(s.Listener).Inc()
 	living.add(s)
 	if len(s.passes) > 0 || s.Replaced() { // else no change of a list can concern it
@@ -356,8 +361,14 @@ func (s *Session) countLocked() {
 		return
 	}
 	up, down := s.mover.Moved()
-	s.up.reach(up)
-	s.down.reach(down)
+	if moved := s.up.reach(up); moved > 0 {
+		s.line.BytesUp.Add(moved)
+		totals.bytesUp.Add(moved)
+	}
+	if moved := s.down.reach(down); moved > 0 {
+		s.line.BytesDown.Add(moved)
+		totals.bytesDown.Add(moved)
+	}
 	if m, ok := s.mover.(DatagramMover); ok {
 		s.countDatagrams(m)
 	}
@@ -389,6 +400,10 @@ func (s *Session) End(e End) {
 		t.Release()
 	}
 	duration := time.Since(s.Start)
+	s.line.Living.Add(-1)
+	if e.refused() {
+		totals.refused.add(e.Reason)
+	}
 	s.scope.metrics.count(s, &e, duration)
 	s.scope.logEnd(s, &e, duration)
 	s.scope.ends()
