@@ -10,6 +10,7 @@ import (
 
 	"github.com/portgate/caddy-portgate/modules/forward/relay"
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
+	"github.com/portgate/caddy-portgate/modules/internal/events"
 	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 	"github.com/portgate/caddy-portgate/modules/internal/meter"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
@@ -131,21 +132,22 @@ func (b breakersNow) Collect(to chan<- prometheus.Metric) {
 
 // reportBreaker writes to the log of the running config that the state of a breaker has changed. It does not block: event loops call it.
 func reportBreaker(c upstream.BreakerChange) {
-	log := logqueue.Default("forward").With(zap.String("upstream", c.Name), zap.Stringer("address", c.Addr), zap.Stringer("breaker", c.Terms.Cause))
+	log := logqueue.Default("forward")
+	fields := []zap.Field{zap.String("upstream", c.Name), zap.Stringer("address", c.Addr), zap.Stringer("breaker", c.Terms.Cause)}
 	switch c.State {
 	case upstream.BreakerOpen:
-		fields := []zap.Field{zap.Duration("for", c.Terms.Open)}
+		fields = append(fields, zap.Duration("for", c.Terms.Open))
 		if c.Sessions > 0 {
 			fields = append(fields, zap.Int("sessions", c.Sessions), zap.Int("bad", c.Bad))
 		}
 		if c.Err != nil {
 			fields = append(fields, zap.Error(c.Err))
 		}
-		log.Warn("the breaker of an upstream is open, it gets no sessions", fields...)
+		events.Report(log, events.BreakerOpen, events.Warn, "the breaker of an upstream is open, it gets no sessions", fields...)
 	case upstream.BreakerHalfOpen:
-		log.Info("the breaker of an upstream is half open, it is tried", zap.Int("probes", c.Terms.HalfOpen))
+		log.Info("the breaker of an upstream is half open, it is tried", append(fields, zap.Int("probes", c.Terms.HalfOpen))...)
 	default:
-		log.Info("the breaker of an upstream is closed, it gets sessions again")
+		events.Report(log, events.BreakerClosed, events.Info, "the breaker of an upstream is closed, it gets sessions again", fields...)
 		returns.Address(c.Addr)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/portgate/caddy-portgate/modules/forward/upstream/check"
 	"github.com/portgate/caddy-portgate/modules/internal/degraded"
 	"github.com/portgate/caddy-portgate/modules/internal/descriptors"
+	"github.com/portgate/caddy-portgate/modules/internal/events"
 	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 	"github.com/portgate/caddy-portgate/modules/internal/meter"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
@@ -218,17 +219,18 @@ func (c *checked) tell(r check.Result) {
 	if !r.Changed {
 		return
 	}
-	log := logqueue.Default("forward").With(zap.String("upstream", r.Upstream), zap.Stringer("address", r.Addr), zap.String("check", c.Spec().Kind))
+	log, fields := logqueue.Default("forward"), []zap.Field{zap.String("upstream", r.Upstream), zap.Stringer("address", r.Addr), zap.String("check", c.Spec().Kind)}
 	if !r.Report.Down {
 		for _, addr := range r.Back {
 			forgetFailures(addr)
 			returns.Address(addr)
 		}
-		log.Info("upstream is up", zap.Duration("was_down", r.Lasted))
+		events.Report(log, events.UpstreamUp, events.Info, "upstream is up", append(fields, zap.Duration("was_down", r.Lasted))...)
 		return
 	}
 	closed := c.sessions.close(c.Health().KeyOf(r.Addr))
-	log.Warn("upstream is down, sessions try others first", zap.Int("fails", r.Report.Fails), zap.Int("sessions_closed", closed), zap.Error(r.Err))
+	events.Report(log, events.UpstreamDown, events.Warn, "upstream is down, sessions try others first",
+		append(fields, zap.Int("fails", r.Report.Fails), zap.Int("sessions_closed", closed), zap.Error(r.Err))...)
 }
 
 // forgetFailures has sessions go to an address at once that a check has found up again, whatever they have found out before.

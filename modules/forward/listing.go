@@ -20,11 +20,12 @@ type shownAs struct {
 	placed             bool     // handler tells them from others of the config, and is the same in the next one
 	listeners          int      // how many listen addresses they have
 	listens            []string // their listen addresses, as configured and as in metrics
-	streams, datagrams bool     // what they forward
+	addresses          []caddy.NetworkAddress
+	streams, datagrams bool // what they forward
 }
 
 func newShownAs(at *placement.Finding, listen []caddy.NetworkAddress) *shownAs {
-	s := new(shownAs)
+	s := &shownAs{addresses: listen}
 	for _, addr := range listen {
 		s.datagrams = s.datagrams || gate.Datagrams(addr.Network)
 		s.streams = s.streams || !gate.Datagrams(addr.Network)
@@ -119,8 +120,8 @@ func (l listing) rows() iter.Seq[row] {
 	}
 }
 
-// places returns where to look. Handlers that are alike are one, and so are one of a config and that of the next one which takes its place.
-func (l listing) places() (all []place) {
+// sources returns the handlers to look at. Those that are alike are one, and so are one of a config and that of the next one which takes its place.
+func (l listing) sources() (all []*source) {
 	found, shown := make(map[string]struct{}), make(map[*placement.Finding]struct{})
 	for _, h := range handlers.newestFirst() {
 		now := h.rosters.now.Load()
@@ -132,12 +133,18 @@ func (l listing) places() (all []place) {
 			continue
 		}
 		found[h.shownAs.handler] = struct{}{}
-		if l.handler != "" && !h.shownAs.at(l.handler) {
-			continue
+		if l.handler == "" || h.shownAs.at(l.handler) {
+			all = append(all, &source{as: h.shownAs, roster: now, queue: h.queue})
 		}
-		of := &source{as: h.shownAs, roster: now, queue: h.queue}
-		for i := range now.pool.Len() {
-			if name := now.pool.At(i).Name; l.wants(name) {
+	}
+	return all
+}
+
+// places returns where upstreams are found.
+func (l listing) places() (all []place) {
+	for _, of := range l.sources() {
+		for i := range of.roster.pool.Len() {
+			if name := of.roster.pool.At(i).Name; l.wants(name) {
 				all = append(all, place{name, of, i})
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
+	"github.com/portgate/caddy-portgate/modules/internal/events"
 	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 )
 
@@ -108,7 +109,8 @@ type allOrders struct {
 // except for those that the error tells of.
 func (a *allOrders) set(name string, to func(order) order) error {
 	if set, changed := a.change(name, to); changed {
-		logqueue.Default("forward").Info("upstream set at run time", zap.String("upstream", name), zap.Stringer("state", set.state), set.weightField())
+		events.Report(logqueue.Default("forward"), events.UpstreamSet, events.Info, "upstream set at run time",
+			zap.String("upstream", name), zap.Stringer("state", set.state), set.weightField())
 	}
 	var errs []error
 	for _, h := range handlers.newestFirst() {

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
+	"github.com/portgate/caddy-portgate/modules/internal/events"
 	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 	"github.com/portgate/caddy-portgate/modules/internal/meter"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
@@ -90,7 +91,7 @@ func (e ejectedNow) Collect(to chan<- prometheus.Metric) {
 func registerMetrics(registry *prometheus.Registry) error {
 	return registered.In(registry, func() error {
 		return meter.Register(registry, fails, ejections, ejected, lookups, localErrors, allOut, living, drained, ofSources, queued,
-			keptTotal, keptReady, breakerStates, refusals, checksTotal, upstreamUp)
+			keptTotal, keptReady, breakerStates, refusals, checksTotal, upstreamUp, eventLoopLag)
 	})
 }
 
@@ -178,11 +179,12 @@ func (o *outs) changes(sess *session.Session, out bool) bool {
 
 // report writes to the log of the running config that an address was taken out, or is back.
 func report(c upstream.Change) {
-	log := logqueue.Default("forward").With(zap.String("upstream", c.Name), zap.Stringer("address", c.Addr))
+	log, fields := logqueue.Default("forward"), []zap.Field{zap.String("upstream", c.Name), zap.Stringer("address", c.Addr)}
 	if c.Out {
-		log.Warn("upstream fails, sessions try others first", zap.Int("fails", c.Fails), zap.Duration("for", c.For), zap.Error(c.Err))
+		events.Report(log, events.UpstreamDown, events.Warn, "upstream fails, sessions try others first",
+			append(fields, zap.Int("fails", c.Fails), zap.Duration("for", c.For), zap.Error(c.Err))...)
 		return
 	}
-	log.Info("upstream is back", zap.Duration("was_out", c.For))
+	events.Report(log, events.UpstreamUp, events.Info, "upstream is back", append(fields, zap.Duration("was_out", c.For))...)
 	returns.Address(c.Addr)
 }
