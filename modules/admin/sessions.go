@@ -8,9 +8,11 @@ import (
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
 
 	"github.com/portgate/caddy-portgate/caddyfile"
 	"github.com/portgate/caddy-portgate/modules/internal/adminapi"
+	"github.com/portgate/caddy-portgate/modules/internal/events"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
 )
 
@@ -87,7 +89,7 @@ func serveOne(w http.ResponseWriter, method string, query url.Values, text strin
 	}
 	s := session.Living(id)
 	if s != nil && method == http.MethodDelete {
-		if closed := closeAll([]*session.Session{s}); closed == 1 {
+		if closed := closeAll([]*session.Session{s}, zap.Stringer("session_id", id)); closed == 1 {
 			return adminapi.Answer(w, closedAnswer{closed})
 		}
 	} else if s != nil {
@@ -137,11 +139,11 @@ func closeSome(w http.ResponseWriter, query url.Values) error {
 			closing = append(closing, s)
 		}
 	})
-	return adminapi.Answer(w, closedAnswer{closeAll(closing)})
+	return adminapi.Answer(w, closedAnswer{closeAll(closing, zap.String("filter", query.Encode()))})
 }
 
 // closeAll returns how many of the sessions had not ended before.
-func closeAll(all []*session.Session) (closed int) {
+func closeAll(all []*session.Session, which zap.Field) (closed int) {
 	now := startOfPace()
 	for _, s := range all {
 		now.step()
@@ -149,6 +151,9 @@ func closeAll(all []*session.Session) (closed int) {
 			s.Close(session.ReasonAdminClosed)
 			closed++
 		}
+	}
+	if closed > 0 {
+		events.Emit(events.SessionsClosed, events.Info, "sessions were closed through the admin API", zap.Int("closed", closed), which)
 	}
 	return closed
 }
