@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -141,11 +142,16 @@ func (p *prober) httpRequest(addr net.Addr, host string) []byte {
 }
 
 func (p *prober) judgeHTTP(reply []byte, ended bool) (done bool, err error) {
-	line, _, whole := bytes.Cut(reply, []byte("\n"))
-	if !whole && !ended && len(reply) < maxReply {
+	full := len(reply) >= maxReply
+	last, interim := p.lastResponse(reply)
+	line, _, whole := bytes.Cut(last, []byte("\n"))
+	if !whole && !ended && !full {
 		return false, nil
 	}
-	if ended && len(reply) == 0 {
+	if !whole && interim {
+		return true, fmt.Errorf("it has sent %s and no final response, expected %s", shortened(bytes.TrimSpace(firstLine(reply))), p.statuses())
+	}
+	if len(last) == 0 {
 		return true, errors.New("it has sent nothing, expected an HTTP response")
 	}
 	fields := bytes.Fields(line)
@@ -154,13 +160,56 @@ func (p *prober) judgeHTTP(reply []byte, ended bool) (done bool, err error) {
 	}
 	status, err := strconv.Atoi(string(fields[1]))
 	if err != nil || status < p.from || status > p.to {
-		expected := p.Status
-		if expected == "" {
-			expected = "200-399"
-		}
-		return true, fmt.Errorf("status %s, expected %s", shortened(fields[1]), expected)
+		return true, fmt.Errorf("status %s, expected %s", shortened(fields[1]), p.statuses())
 	}
 	return true, nil
+}
+
+func firstLine(reply []byte) []byte {
+	line, _, _ := bytes.Cut(reply, []byte("\n"))
+	return line
+}
+
+// statuses returns those that pass, as configured.
+func (p *prober) statuses() string {
+	if p.Status == "" {
+		return "200-399"
+	}
+	return p.Status
+}
+
+// lastResponse returns a reply without the interim responses that stand in front of the one that counts, such as 100 and 103: a client has to
+// expect some, even where it has not asked for any (RFC 9110, section 15.2). One that passes itself is not left out. What has not come as a whole
+// is empty.
+func (p *prober) lastResponse(reply []byte) (last []byte, interim bool) {
+	for {
+		fields := bytes.Fields(firstLine(reply))
+		if len(fields) < 2 || !bytes.HasPrefix(fields[0], []byte("HTTP/")) || len(fields[1]) != 3 || fields[1][0] != '1' {
+			return reply, interim
+		}
+		status, err := strconv.Atoi(string(fields[1]))
+		if err != nil || status == http.StatusSwitchingProtocols || p.from <= status && status <= p.to {
+			return reply, interim
+		}
+		interim = true
+		if reply = behindHeader(reply); reply == nil {
+			return nil, interim
+		}
+	}
+}
+
+// behindHeader returns what follows a response that has a header alone, nil where that has not come as a whole.
+func behindHeader(response []byte) []byte {
+	for rest := response; ; {
+		line, behind, whole := bytes.Cut(rest, []byte("\n"))
+		switch {
+		case !whole:
+			return nil
+		case len(bytes.TrimSuffix(line, []byte("\r"))) == 0:
+			return behind
+		}
+		rest = behind
+	}
 }
 
 // ask has the exchange ask for the addresses of a name.
