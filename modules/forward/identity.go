@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/portgate/caddy-portgate/modules/internal/degraded"
+	"github.com/portgate/caddy-portgate/modules/internal/filewatch"
 	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
 )
@@ -224,22 +225,16 @@ func addAuthorities(to *x509.CertPool, path string) error {
 
 // readFile reads a file that has an end.
 func readFile(path string) ([]byte, error) {
-	info, err := os.Stat(path) // before it is opened: opening a pipe waits for somebody to write
-	switch {
-	case err != nil:
-	case !info.Mode().IsRegular():
-		return nil, errors.New("expected a regular file")
-	case info.Size() > maxCertificates:
-		return nil, fmt.Errorf("it has %d bytes, expected at most %d MiB", info.Size(), maxCertificates>>20)
-	default:
-		var file *os.File
-		if file, err = os.Open(path); err == nil {
-			defer file.Close()
-			return io.ReadAll(io.LimitReader(file, maxCertificates))
-		}
-	}
+	file, info, err := filewatch.Open(path)
 	if failed := (*os.PathError)(nil); errors.As(err, &failed) {
 		err = failed.Err // the caller names the path
 	}
-	return nil, err
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	if info.Size() > maxCertificates {
+		return nil, fmt.Errorf("it has %d bytes, expected at most %d MiB", info.Size(), maxCertificates>>20)
+	}
+	return io.ReadAll(io.LimitReader(file, maxCertificates))
 }

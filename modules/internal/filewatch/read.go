@@ -75,24 +75,32 @@ func Patience(opened *os.File) time.Duration {
 	}
 }
 
-// Open opens a file that has an end.
+// Open opens a file that has an end. It does not wait: the path may lead to a pipe by the time at which it is opened, and nobody may ever write
+// into that.
 func Open(path string) (*os.File, os.FileInfo, error) {
-	info, err := os.Stat(path) // before it is opened: opening a pipe waits for somebody to write
-	if err == nil && !info.Mode().IsRegular() {
-		err = &os.PathError{Op: "open", Path: path, Err: errors.New("expected a regular file")}
-	}
+	info, err := os.Stat(path) // opening a device may do something
 	if err != nil {
 		return nil, nil, err
 	}
-	opened, err := os.Open(path)
+	if !info.Mode().IsRegular() {
+		return nil, nil, errNotRegular(path)
+	}
+	opened, err := os.OpenFile(path, os.O_RDONLY|withoutWaiting, 0)
 	if err != nil {
 		return nil, nil, err
 	}
-	if info, err = opened.Stat(); err != nil {
+	if info, err = opened.Stat(); err == nil && !info.Mode().IsRegular() {
+		err = errNotRegular(path)
+	}
+	if err != nil {
 		_ = opened.Close()
 		return nil, nil, err
 	}
 	return opened, info, nil
+}
+
+func errNotRegular(path string) error {
+	return &os.PathError{Op: "open", Path: path, Err: errors.New("expected a regular file")}
 }
 
 // Same tells whether two looks at a path have found the same file with the same content, as far as the system tells. Who
