@@ -13,6 +13,16 @@ import (
 // reads every quarter of a minute. It bridges the moment of a reload in which only the config of before has a handler.
 const goneAfter = 30 * time.Second
 
+const (
+	// together is for how long values are released that are removed at the same time: a list of upstreams has thousands, which go one by one.
+	together = time.Second
+	// maxGone bounds the values that nobody holds, as where a name server has others each second: those of the longest standing are removed
+	// early. It is twice the number of upstreams that a list may have.
+	maxGone = 2 * 65536
+	// removedAtOnce bounds the values that are removed without letting those who hold values have the lock.
+	removedAtOnce = 256
+)
+
 // Labels whose values come and go with configs. The values of others, such as status, are words of the code.
 var comeAndGo = map[string]bool{"listener": true, "upstream": true, "rule": true, "limit": true, "name": true}
 
@@ -24,14 +34,17 @@ type sweeper struct {
 	holders    map[labelValue]int
 	gone       map[labelValue]*departure       // the last one, of values that nobody holds
 	departures map[*departure]struct{}         // whose values are still to be removed
+	latest     *departure                      // nil where there is none
 	forget     map[string][]func(value string) // by label: forgets what is kept of that value
 	vectors    []vector
 }
 
-// departure is when somebody released values that nobody holds since.
+// departure is values that were released at about the same time, and that nobody holds since.
 type departure struct {
-	at     time.Time
-	values []labelValue
+	at      time.Time // when the first one was
+	values  map[labelValue]struct{}
+	timer   *time.Timer // calls remove
+	hurried bool        // it is to be removed now
 }
 
 // vector is metrics of which there is one for each combination of label values.
@@ -82,18 +95,47 @@ func (sw *sweeper) hold(v labelValue) {
 func (sw *sweeper) release(all map[labelValue]struct{}) {
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
-	d := &departure{at: time.Now()}
 	for v := range all {
 		if sw.holders[v]--; sw.holders[v] > 0 {
 			continue
 		}
 		delete(sw.holders, v)
+		d := sw.departing()
 		sw.gone[v] = d
-		d.values = append(d.values, v)
+		d.values[v] = struct{}{}
 	}
-	if len(d.values) > 0 {
-		sw.departures[d] = struct{}{}
-		time.AfterFunc(goneAfter, func() { sw.remove(d) })
+	if len(sw.gone) > maxGone {
+		sw.hurry()
+	}
+}
+
+// departing returns the departure of what is released now. It needs mu.
+func (sw *sweeper) departing() *departure {
+	if d := sw.latest; d != nil && time.Since(d.at) < together {
+		return d
+	}
+	d := &departure{at: time.Now(), values: make(map[labelValue]struct{})}
+	d.timer = time.AfterFunc(goneAfter+together, func() { sw.remove(d) })
+	sw.departures[d] = struct{}{}
+	sw.latest = d
+	return d
+}
+
+// hurry has the oldest departure removed now. It needs mu.
+func (sw *sweeper) hurry() {
+	var oldest *departure
+	for d := range sw.departures {
+		if oldest == nil || d.at.Before(oldest.at) {
+			oldest = d
+		}
+	}
+	if oldest == nil || oldest.hurried {
+		return
+	}
+	oldest.hurried = true
+	oldest.timer.Reset(0)
+	if sw.latest == oldest {
+		sw.latest = nil
 	}
 }
 
@@ -107,27 +149,27 @@ func (sw *sweeper) remove(d *departure) {
 	sw.mu.Lock()
 	vectors := sw.vectors
 	sw.mu.Unlock()
-	found := make([][]prometheus.Labels, len(vectors))
-	for i, vec := range vectors {
-		found[i] = seriesOf(vec, due) // without the lock, which whoever begins a session may need
+	found := make(map[labelValue][]series)
+	for _, vec := range vectors {
+		findSeries(found, vec, due) // without the lock, which whoever begins a session may need
 	}
+	n := 0
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
 	for v, d := range due {
+		if n++; n%removedAtOnce == 0 {
+			sw.mu.Unlock()
+			sw.mu.Lock()
+		}
 		if sw.gone[v] != d {
-			delete(due, v) // is held again
-			continue
+			continue // is held again
 		}
 		delete(sw.gone, v)
 		for _, forget := range sw.forget[v.label] {
 			forget(v.value)
 		}
-	}
-	for i, vec := range vectors {
-		for _, labels := range found[i] {
-			if hasAny(labels, due) {
-				vec.Delete(labels)
-			}
+		for _, one := range found[v] {
+			one.of.Delete(one.labels)
 		}
 	}
 }
@@ -141,11 +183,11 @@ func (sw *sweeper) due(with *departure) map[labelValue]*departure {
 	}
 	values := make(map[labelValue]*departure)
 	for d := range sw.departures {
-		if d != with && time.Since(d.at) < goneAfter {
+		if d != with && time.Since(d.at) < goneAfter+together {
 			continue
 		}
 		delete(sw.departures, d)
-		for _, v := range d.values {
+		for v := range d.values {
 			if sw.gone[v] == d {
 				values[v] = d
 			}
@@ -154,36 +196,44 @@ func (sw *sweeper) due(with *departure) map[labelValue]*departure {
 	return values
 }
 
-// seriesOf returns the labels of the series that have any of the values.
-func seriesOf(vec vector, values map[labelValue]*departure) (found []prometheus.Labels) {
-	series := make(chan prometheus.Metric)
+// series is one of a vector.
+type series struct {
+	of     vector
+	labels prometheus.Labels
+}
+
+// findSeries adds the series of a vector that have any of the values.
+func findSeries(found map[labelValue][]series, vec vector, values map[labelValue]*departure) {
+	all := make(chan prometheus.Metric)
 	go func() {
-		defer close(series)
-		vec.Collect(series)
+		defer close(all)
+		vec.Collect(all)
 	}()
-	for one := range series {
+	for one := range all {
 		var written dto.Metric
 		if one.Write(&written) != nil {
 			continue
 		}
-		labels := make(prometheus.Labels, len(written.Label))
+		var labels prometheus.Labels
 		for _, pair := range written.Label {
-			labels[pair.GetName()] = pair.GetValue()
-		}
-		if hasAny(labels, values) {
-			found = append(found, labels)
+			v := labelValue{pair.GetName(), pair.GetValue()}
+			if _, has := values[v]; !has {
+				continue
+			}
+			if labels == nil {
+				labels = labelsOf(&written)
+			}
+			found[v] = append(found[v], series{vec, labels})
 		}
 	}
-	return found
 }
 
-func hasAny(labels prometheus.Labels, values map[labelValue]*departure) bool {
-	for label, value := range labels {
-		if _, has := values[labelValue{label, value}]; has {
-			return true
-		}
+func labelsOf(written *dto.Metric) prometheus.Labels {
+	labels := make(prometheus.Labels, len(written.Label))
+	for _, pair := range written.Label {
+		labels[pair.GetName()] = pair.GetValue()
 	}
-	return false
+	return labels
 }
 
 // Hold holds one value of a label, until Release. It is for whoever counts by himself what needs the series; see [Values] for a set of them.

@@ -141,6 +141,78 @@ func TestSeriesGoTogether(t *testing.T) {
 	})
 }
 
+// Values that are released one by one, as those of a list of upstreams, are removed together: each by itself would look through all the others,
+// while sessions wait for the lock.
+func TestValuesReleasedOneByOne(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		sw, names := newSweeper(), 0
+		sw.onGone("upstream", func(string) { names++ })
+		vec := &looked{CounterVec: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sessions"}, []string{"upstream", "status"})}
+		sw.sweep(vec, []string{"upstream", "status"})
+		for i := range 2000 {
+			v := labelValue{"upstream", fmt.Sprint(i)}
+			for range 2 { // the second time it is among those that are to be removed
+				sw.hold(v)
+				vec.WithLabelValues(v.value, "200")
+				vec.WithLabelValues(v.value, "502")
+				time.Sleep(100 * time.Microsecond)
+				sw.release(map[labelValue]struct{}{v: {}})
+			}
+		}
+		sw.hold(labelValue{"upstream", "7"})
+		sw.mu.Lock()
+		if n := len(sw.departures); n != 1 {
+			t.Errorf("%d departures", n)
+		}
+		sw.mu.Unlock()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if n := testutil.CollectAndCount(vec.CounterVec); n != 2 || names != 1999 || len(sw.gone)+len(sw.departures) > 0 {
+			t.Errorf("%d series are left, %d values, %d departures; %d names were removed", n, len(sw.gone), len(sw.departures), names)
+		}
+		if vec.times != 1 {
+			t.Errorf("went through all series %d times", vec.times)
+		}
+	})
+}
+
+// A source that has other upstreams each second does not fill the memory: those that have gone first are removed early.
+func TestGoneValuesAreBounded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		sw := newSweeper()
+		gone := make(map[string]bool)
+		sw.onGone("upstream", func(value string) { gone[value] = true })
+		const each = maxGone / 4
+		for round := range 12 {
+			for i := range each {
+				v := labelValue{"upstream", fmt.Sprint(round, " ", i)}
+				sw.hold(v)
+				sw.release(map[labelValue]struct{}{v: {}})
+			}
+			time.Sleep(together)
+			synctest.Wait()
+			sw.mu.Lock()
+			n, first, last := len(sw.gone), gone["0 0"], gone[fmt.Sprint(round, " 0")]
+			sw.mu.Unlock()
+			if n > maxGone {
+				t.Fatalf("round %d: %d values that nobody holds", round, n)
+			}
+			if last || round == 11 && !first {
+				t.Errorf("round %d: removed: the first %t, the last %t", round, first, last)
+			}
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		sw.mu.Lock()
+		defer sw.mu.Unlock()
+		if len(gone) != 12*each || len(sw.gone)+len(sw.departures) > 0 {
+			t.Errorf("%d were removed, %d are left", len(gone), len(sw.gone))
+		}
+	})
+}
+
 func TestValuesConcurrently(t *testing.T) {
 	t.Parallel()
 	sw := newSweeper()
