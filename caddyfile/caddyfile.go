@@ -5,6 +5,7 @@ package caddyfile
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -16,6 +17,9 @@ type Option struct {
 
 	// Min and Max bound the number of values. A Max of -1 allows any number.
 	Min, Max int
+
+	// Values says what the values are, for the error about their number: `a count and a duration, such as 100 5s`. Empty: the error has only their number.
+	Values string
 
 	// Repeat allows the option more than once. Set is then called for each.
 	Repeat bool
@@ -54,6 +58,62 @@ func Unmarshal(d *caddyfile.Dispenser, inline func(args []string) error, options
 	}
 
 	return readBlock(d, options)
+}
+
+// WrapErr adds the file and the line to an error that was found when the block was read, about options that do not fit together. The line is that of the
+// last option that the error names, as `lb_try_interval` or as `health_check: timeout`; where it names none of the directive, the line on which the directive ends.
+func WrapErr(d *caddyfile.Dispenser, err error) error {
+	end := *d
+	names, value := named(err.Error())
+	*d = lastOf(*d, names, value)
+	defer func() { *d = end }()
+	return d.WrapErr(WithoutPasswords(err))
+}
+
+// named returns the names of options at the beginning of the text of an error, the innermost first, and the value that is quoted behind them, "" where
+// there is none.
+func named(text string) (names []string, value string) {
+	for part := range strings.SplitSeq(text, ": ") {
+		if quoted, err := strconv.QuotedPrefix(part); err == nil {
+			value, _ = strconv.Unquote(quoted)
+			break
+		}
+		if strings.Contains(part, " ") {
+			break
+		}
+		names = append(names, part)
+	}
+	slices.Reverse(names)
+	return names, value
+}
+
+// lastOf returns d at the last line before it that begins with one of the names, the first of them that there is; one that has the value, if any
+// has. It returns d itself where there is none.
+func lastOf(d caddyfile.Dispenser, names []string, value string) caddyfile.Dispenser {
+	for _, name := range names {
+		last, found := d, false
+		for at := d; at.Prev(); {
+			if at.Val() != name || !beginsLine(at) {
+				continue
+			}
+			if line := at; slices.Contains(line.RemainingArgs(), value) {
+				return at
+			}
+			if !found {
+				last, found = at, true
+			}
+		}
+		if found {
+			return last
+		}
+	}
+	return d
+}
+
+// beginsLine reports whether no other token stands before that of d on its line.
+func beginsLine(d caddyfile.Dispenser) bool {
+	line, file := d.Line(), d.File()
+	return !d.Prev() || d.Line() != line || d.File() != file
 }
 
 // readBlock parses the block that follows, if there is one.
@@ -147,6 +207,8 @@ func (o Option) apply(args []string) error {
 
 func (o Option) arity() string {
 	switch {
+	case o.Values != "":
+		return o.Values
 	case o.Max == 0:
 		return "no value"
 	case o.Max < 0:

@@ -2,6 +2,7 @@ package caddyfile_test
 
 import (
 	"errors"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -216,6 +217,47 @@ func TestChoose(t *testing.T) {
 		}
 		if known != c.known || set != c.set || text != c.err {
 			t.Errorf("%s: %t %q %q, want %t %q %q", c.values, known, set, text, c.known, c.set, c.err)
+		}
+	}
+}
+
+// An error about options that do not fit together names the line of the one that it is about.
+func TestWrapErr(t *testing.T) {
+	t.Parallel()
+	const input = "forward {\n retries 1\n to a\n to b\n pair 1 to\n check x {\n  timeout 2s\n }\n to c\n}"
+	for text, line := range map[string]int{
+		`retries: "1": expected more`:                         2,
+		`to: "a": expected b`:                                 3,
+		`to: "b": tls: expected none`:                         4,
+		`to: "x": expected b`:                                 9,
+		`check: timeout: "2s": expected at most the interval`: 7,
+		`check: fails: "0": expected more`:                    6,
+		`expected an upstream`:                                10,
+		`weight: all are 0`:                                   10,
+	} {
+		d := caddycaddyfile.NewTestDispenser(input)
+		for d.Next() { //nolint:revive // to the end, where Unmarshal leaves it
+		}
+		err := caddyfile.WrapErr(d, errors.New(text))
+		if want := fmt.Sprintf("%s, at Testfile:%d", text, line); err == nil || err.Error() != want {
+			t.Errorf("got  %v\nwant %s", err, want)
+		}
+		if d.Next() || d.Val() != "}" {
+			t.Errorf("%s: the dispenser is at %q now", text, d.Val())
+		}
+	}
+}
+
+// An option that says what its values are has that in the error about their number.
+func TestValues(t *testing.T) {
+	t.Parallel()
+	for input, want := range map[string]string{
+		"a {\n queue\n}":    `queue: expected a count and a duration, at Testfile:2`,
+		"a {\n queue 10\n}": `queue: "10": expected a count and a duration, at Testfile:2`,
+	} {
+		err := caddyfile.Unmarshal(caddycaddyfile.NewTestDispenser(input), nil, caddyfile.Option{Name: "queue", Min: 2, Max: 2, Values: "a count and a duration"})
+		if err == nil || err.Error() != want {
+			t.Errorf("got  %v\nwant %s", err, want)
 		}
 	}
 }

@@ -77,7 +77,7 @@ use a config with the "forward" handler.
 
 func noArguments(_ *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return fmt.Errorf("%q: expected no argument besides the flags", args[0])
+		return fmt.Errorf("%q: expected no argument besides the flags; a value of several words stands in quotes", args[0])
 	}
 	return nil
 }

@@ -115,7 +115,7 @@ func TestFlagsOfUpstreams(t *testing.T) {
 		`--backup: "udp/c:1": a udp address can't be sent a stream: expected tcp/host:port or unix//path, as the listen address "gate+tcp/:8080" needs`: {
 			from: ":8080", to: []string{"a:1"}, backup: []string{"udp/c:1"},
 		},
-		"--backup: \"a:1\": given twice: expected it once, in a block `upstream` with the weight 2": {from: ":8080", to: []string{"a:1"}, backup: []string{"a:1"}},
+		"--backup: \"a:1\": given twice: expected it once; with a weight it gets more sessions": {from: ":8080", to: []string{"a:1"}, backup: []string{"a:1"}},
 		`--lb-policy: "last": expected round_robin, least_conn, random, random_choose, first, ip_hash or hash`: {
 			from: ":8080", to: []string{"a:1"}, lbPolicy: "last",
 		},
@@ -132,7 +132,7 @@ func TestNoArguments(t *testing.T) {
 	if err := noArguments(new(cobra.Command), nil); err != nil {
 		t.Error(err)
 	}
-	if err := noArguments(new(cobra.Command), []string{"8080", "9090"}); err == nil || err.Error() != `"8080": expected no argument besides the flags` {
+	if err := noArguments(new(cobra.Command), []string{"8080", "9090"}); err == nil || err.Error() != `"8080": expected no argument besides the flags; a value of several words stands in quotes` {
 		t.Errorf("got %v", err)
 	}
 }

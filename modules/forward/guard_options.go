@@ -186,7 +186,7 @@ func (h *Handler) guardOptions() []caddyfile.Option {
 			return err
 		}),
 		{
-			Name: "breaker", Min: 2, Max: 3,
+			Name: "breaker", Min: 2, Max: 3, Values: "slow <ratio> <duration>, errors <ratio> or failures <count>",
 			Set: func(args []string) error {
 				h.Breaker = &Breaker{When: strings.Join(args, " ")}
 				_, err := parseWhen(h.Breaker.When)

@@ -105,6 +105,10 @@ func (h *Handler) applyHealthCheck() error {
 	if err != nil {
 		return fmt.Errorf("health_check: %w", err)
 	}
+	talks := h.HealthCheck.Type == check.Send || h.HealthCheck.Type == check.HTTP
+	if talks && h.special.tls && h.HealthCheck.TLS == nil && h.HealthCheck.Port == nil {
+		return fmt.Errorf("health_check: %s: expected tls in its block, because sessions speak TLS with upstreams, or tls off", h.HealthCheck.Type)
+	}
 	h.checking.tls = nil
 	if h.HealthCheck.TLS != nil {
 		h.checking.tls = h.HealthCheck.TLS.over(h.TLS)
@@ -225,7 +229,7 @@ func (h *Handler) healthOptions() []caddyfile.Option {
 	}
 	return []caddyfile.Option{
 		{
-			Name: "health_check", Min: 1, Max: -1,
+			Name: "health_check", Min: 1, Max: -1, Values: "tcp, send, http, dns or udp",
 			Set: func(args []string) error {
 				h.HealthCheck = new(HealthCheck)
 				return c().set(args)
@@ -250,6 +254,12 @@ func (h *Handler) healthOptions() []caddyfile.Option {
 	}
 }
 
+// What follows the types of checks that send something.
+const (
+	whatToSend = `what to send, the word expect, and a regular expression, such as PING\r\n expect ^\+PONG`
+	digits     = `hexadecimal digits, such as 0a1b, and perhaps the word expect and a regular expression`
+)
+
 // set reads the type of a check, and what it sends and expects, as in a Caddyfile.
 func (c *HealthCheck) set(args []string) error {
 	take := func(to ...*string) func([]string) error {
@@ -260,7 +270,7 @@ func (c *HealthCheck) set(args []string) error {
 			return nil
 		}
 	}
-	expecting := func(to *string, required bool) func([]string) error {
+	expecting := func(to *string, required bool, values string) func([]string) error {
 		return func(args []string) error {
 			switch {
 			case len(args) == 3 && args[1] == "expect":
@@ -269,7 +279,7 @@ func (c *HealthCheck) set(args []string) error {
 					return errors.New(`expect: "": expected a regular expression such as ^\+PONG`)
 				}
 			case len(args) != 1 || required:
-				return fmt.Errorf("%q: expected what to send, the word expect, and a regular expression", strings.Join(args, " "))
+				return fmt.Errorf("%q: expected %s", strings.Join(args, " "), values)
 			}
 			*to = args[0]
 			return nil
@@ -277,10 +287,10 @@ func (c *HealthCheck) set(args []string) error {
 	}
 	known, err := caddyfile.Choose(args,
 		caddyfile.Option{Name: check.TCP, Set: take()},
-		caddyfile.Option{Name: check.Send, Min: 1, Max: -1, Set: expecting(&c.Send, true)},
-		caddyfile.Option{Name: check.HTTP, Min: 1, Max: 2, Set: take(&c.Path, &c.Status)},
-		caddyfile.Option{Name: check.DNS, Min: 1, Max: 1, Set: take(&c.Name)},
-		caddyfile.Option{Name: check.UDP, Min: 1, Max: -1, Set: expecting(&c.Payload, false)},
+		caddyfile.Option{Name: check.Send, Min: 1, Max: -1, Values: whatToSend, Set: expecting(&c.Send, true, whatToSend)},
+		caddyfile.Option{Name: check.HTTP, Min: 1, Max: 2, Values: "a path and perhaps a status, such as /healthz 200", Set: take(&c.Path, &c.Status)},
+		caddyfile.Option{Name: check.DNS, Min: 1, Max: 1, Values: "a name such as example.com", Set: take(&c.Name)},
+		caddyfile.Option{Name: check.UDP, Min: 1, Max: -1, Values: digits, Set: expecting(&c.Payload, false, digits)},
 	)
 	if err != nil {
 		return err

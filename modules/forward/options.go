@@ -2,7 +2,6 @@ package forward
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -253,7 +252,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 		{Name: "to", Min: 1, Max: -1, Repeat: true, Set: upstreams},
 		h.upstreamOption(add),
 		h.dynamicOption(),
-		{Name: "lb_policy", Min: 1, Max: 2, Set: func(args []string) error {
+		{Name: "lb_policy", Min: 1, Max: 2, Values: "a policy, such as least_conn", Set: func(args []string) error {
 			h.LBPolicy = strings.Join(args, " ")
 			_, err := upstream.ParseBalance(h.LBPolicy)
 			return err
@@ -295,7 +294,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 			h.Source = append(h.Source, args...)
 			return checkSourceArgs(args)
 		}},
-		{Name: "proxy_protocol", Min: 1, Max: 2, Set: func(args []string) error {
+		{Name: "proxy_protocol", Min: 1, Max: 2, Values: "v1 or v2, and for UDP each or first behind it", Set: func(args []string) error {
 			h.ProxyProtocol = strings.Join(args, " ")
 			_, err := parsePreface(h.ProxyProtocol)
 			return err
@@ -311,14 +310,10 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 	if len(h.To)+len(h.Upstreams)+len(h.Dynamic) == 0 {
 		return d.Errf("to: %w", errNoUpstream)
 	}
-	if err := errors.Join(h.checkTiers(), h.checkWait()); err != nil {
-		return d.WrapErr(err)
-	}
-	if err := h.applyMeans(); err != nil {
-		return d.WrapErr(err)
-	}
-	if err := h.applyHealthCheck(); err != nil {
-		return d.WrapErr(err)
+	for _, check := range []func() error{h.checkTiers, h.checkWait, h.applyMeans, h.applyHealthCheck} {
+		if err := check(); err != nil {
+			return caddyfile.WrapErr(d, err)
+		}
 	}
 	return nil
 }

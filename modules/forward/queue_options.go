@@ -39,7 +39,7 @@ func (h *Handler) waitOptions() []caddyfile.Option {
 	return []caddyfile.Option{
 		duration("lb_try_duration", &h.LBTryDuration),
 		positive("lb_try_interval", &h.LBTryInterval),
-		{Name: "queue", Min: 2, Max: 2, Set: func(args []string) error {
+		{Name: "queue", Min: 2, Max: 2, Values: "how many sessions wait and how long one waits, such as 100 5s", Set: func(args []string) error {
 			n, err := caddyfile.ParseCount(args[0], 1, upstream.MaxQueue)
 			if err != nil {
 				return err

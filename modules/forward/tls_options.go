@@ -34,7 +34,7 @@ func tlsOption(of func() **TLS) caddyfile.Option {
 				now().CA = append(now().CA, args...)
 				return nil
 			}},
-			{Name: "client_certificate", Min: 2, Max: 2, Set: func(args []string) error {
+			{Name: "client_certificate", Min: 2, Max: 2, Values: "the file of a certificate and that of its key", Set: func(args []string) error {
 				now().ClientCertificate = &CertificateFiles{Certificate: args[0], Key: args[1]}
 				return nil
 			}},

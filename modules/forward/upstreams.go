@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -92,7 +93,7 @@ func (h *Handler) upstreamOption(add func(names []string) error) caddyfile.Optio
 		})
 	}
 	return caddyfile.Option{
-		Name: "upstream", Min: 1, Max: 1, Repeat: true,
+		Name: "upstream", Min: 1, Max: 1, Values: "one address, such as 127.0.0.1:9000", Repeat: true,
 		Set: func(args []string) error {
 			h.Upstreams = append(h.Upstreams, Target{Address: args[0]})
 			return add(args)
@@ -112,7 +113,7 @@ func (h *Handler) upstreamOption(add func(names []string) error) caddyfile.Optio
 				}
 				return nil
 			}),
-			{Name: "proxy_protocol", Min: 1, Max: 2, Set: func(args []string) error {
+			{Name: "proxy_protocol", Min: 1, Max: 2, Values: "v1, v2 or off, and for UDP each or first behind v2", Set: func(args []string) error {
 				last().ProxyProtocol = strings.Join(args, " ")
 				_, err := parseOwnPreface(last().ProxyProtocol)
 				return err
@@ -200,6 +201,9 @@ func (d distinct) add(u *upstream.Upstream) error {
 	if !u.Dynamic {
 		addr := u.Addr
 		addr.Host = strings.ToLower(addr.Host)
+		if ip, err := netip.ParseAddr(addr.Host); err == nil {
+			addr.Host = ip.Unmap().String() // which may be written in several ways
+		}
 		if addr.Network == "unix" {
 			addr.Host = u.Addr.Host
 		}
@@ -209,7 +213,7 @@ func (d distinct) add(u *upstream.Upstream) error {
 		key = addr
 	}
 	if _, twice := d[key]; twice {
-		return fmt.Errorf("%q: given twice: expected it once, in a block `upstream` with the weight 2", u.Name)
+		return fmt.Errorf("%q: given twice: expected it once; with a weight it gets more sessions", u.Name)
 	}
 	d[key] = struct{}{}
 	return nil

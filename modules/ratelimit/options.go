@@ -150,7 +150,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddycaddyfile.Dispenser) error {
 		return err
 	}
 	if err := h.check(); err != nil {
-		return d.WrapErr(err)
+		return caddyfile.WrapErr(d, err)
 	}
 	return nil
 }
