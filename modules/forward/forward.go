@@ -245,10 +245,10 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 		return err
 	}
 	h.uncounted.maxSessions, h.uncounted.reserve = options.MaxSessions, options.ReserveDescriptors
-	if err := h.watch.begin(ctx, h.policy); err != nil {
+	if err := h.watch.begin(ctx, h.policy, h.special.spoken()); err != nil {
 		return err
 	}
-	if err := h.guard.begin(); err != nil {
+	if err := h.guard.begin(h.special.spoken()); err != nil {
 		return err
 	}
 	h.at, h.shownAs = at, placed.shown

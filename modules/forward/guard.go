@@ -26,13 +26,19 @@ type guard struct {
 	release  func() // of the returns
 }
 
-// guarded is the breakers that all handlers with the same terms share. It outlives their configs.
+// guardKey is what handlers have in common that share breakers.
+type guardKey struct {
+	upstream.Terms
+	tls string // see [special.spoken]
+}
+
+// guarded is the breakers that all handlers with the same key share. It outlives their configs.
 type guarded struct{ *upstream.Breakers }
 
 // Destruct has nothing to release.
 func (guarded) Destruct() error { return nil }
 
-var breakers = state.NewPool[upstream.Terms, guarded]()
+var breakers = state.NewPool[guardKey, guarded]()
 
 // returns remembers which upstreams came back, for all handlers. Whoever takes something out says so when it is back: [upstream.Returns.Address] for an address,
 // [upstream.Returns.Upstream] for an upstream as configured.
@@ -44,12 +50,12 @@ var (
 )
 
 // begin is called in Provision. After an error end releases what there is.
-func (g *guard) begin() (err error) {
+func (g *guard) begin(tls string) (err error) {
 	if g.slowStart > 0 {
 		g.release = returns.Hold(g.slowStart)
 	}
 	if g.terms != (upstream.Terms{}) {
-		g.breakers, err = breakers.Acquire(g.terms, func() (guarded, error) {
+		g.breakers, err = breakers.Acquire(guardKey{g.terms, tls}, func() (guarded, error) {
 			return guarded{upstream.NewBreakers(g.terms, time.Now, reportBreaker)}, nil
 		})
 	}
@@ -112,7 +118,7 @@ func (b breakersNow) Collect(to chan<- prometheus.Metric) {
 		state upstream.BreakerState
 	}
 	now, used := make(map[series]int), false
-	breakers.Each(func(_ upstream.Terms, g guarded) bool {
+	breakers.Each(func(_ guardKey, g guarded) bool {
 		used = true
 		g.NotClosed(func(name string, _ net.Addr, state upstream.BreakerState) { now[series{name, state}]++ })
 		return true

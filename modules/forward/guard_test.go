@@ -259,8 +259,8 @@ func TestGuardIsReleased(t *testing.T) {
 		Cause: upstream.CauseFailures, Count: 123456, Window: defaultWindow, MinSessions: defaultMinSessions, Open: defaultOpen, HalfOpen: defaultHalfOpen,
 	}
 	held := func() (held bool) {
-		breakers.Each(func(t upstream.Terms, _ guarded) bool {
-			held = held || t == terms
+		breakers.Each(func(key guardKey, _ guarded) bool {
+			held = held || key.Terms == terms
 			return true
 		})
 		return held

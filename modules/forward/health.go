@@ -235,7 +235,7 @@ func (c *checked) tell(r check.Result) {
 
 // forgetFailures has sessions go to an address at once that a check has found up again, whatever they have found out before.
 func forgetFailures(addr net.Addr) {
-	memories.Each(func(_ upstream.Policy, m remembered) bool {
+	memories.Each(func(_ memoryKey, m remembered) bool {
 		m.Works(addr)
 		return true
 	})

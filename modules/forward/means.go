@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
@@ -72,6 +73,20 @@ func (h *Handler) applyMeans() error {
 func (s *special) add(o options) {
 	s.tls = s.tls || o.tls != nil
 	s.versions[o.preface.version] = true
+}
+
+// spoken tells apart ways to speak TLS with upstreams, "" where none is spoken. What a handler finds out by a handshake is true of handlers alone that
+// speak it in the same way.
+func (s *special) spoken() string {
+	if !s.tls {
+		return ""
+	}
+	own := make(map[string]*TLS, len(s.own))
+	for name, o := range s.own {
+		own[name] = o.tls
+	}
+	spoken, _ := json.Marshal([]any{s.common.tls, own}) // strings alone, and maps in the order of their keys
+	return string(spoken)
 }
 
 // of returns the options of an upstream.

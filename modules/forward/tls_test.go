@@ -466,3 +466,31 @@ func TestHeaderOfEachUpstream(t *testing.T) {
 		}
 	})
 }
+
+// A handshake that fails because of what one handler expects of the certificate says nothing to a handler that expects something else.
+func TestHandshakesThatFailAreOfOneHandler(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	cfg := &tls.Config{Certificates: []tls.Certificate{a.sign(2, "db.test")}, MinVersion: tls.VersionTLS12}
+	addr := serve(t, "tcp", newHost()+":0", func(conn net.Conn) {
+		secure := tls.Server(conn, cfg)
+		_, _ = io.Copy(secure, secure)
+	})
+	const config = `{"to": [%q], "max_fails": 1, "max_ejected": "100%%", "breaker": {"when": "failures 0", "min_sessions": 1}, "tls": {%s}}`
+	wrong, _, _ := provision(t, fmt.Sprintf(config, addr, `"server_name": "other.test"`))
+	right, _, _ := provision(t, fmt.Sprintf(config, addr, fmt.Sprintf(`"server_name": "db.test", "ca": [%q]`, a.file)))
+	client, accepted := connect(t)
+	handle(t, wrong, accepted)
+	if e := logged(t, client); e.Status != 502 {
+		t.Fatalf("%+v", e)
+	}
+	client, accepted = connect(t)
+	handle(t, right, accepted)
+	exchange(t, client, "ping")
+	if e := finish(t, client); e.Status != 200 {
+		t.Errorf("%+v", e)
+	}
+	if wrong.watch.failures() == right.watch.failures() || wrong.guard.watched() == right.guard.watched() {
+		t.Error("they share what they know")
+	}
+}

@@ -33,13 +33,19 @@ type outs struct {
 
 type outOf struct{ network, listener string }
 
-// remembered is the failures that all handlers with one policy share. It outlives their configs.
+// memoryKey is what handlers have in common that share failures.
+type memoryKey struct {
+	upstream.Policy
+	tls string // see [special.spoken]
+}
+
+// remembered is the failures that all handlers with one key share. It outlives their configs.
 type remembered struct{ *upstream.Failures }
 
 // Destruct has nothing to release.
 func (remembered) Destruct() error { return nil }
 
-var memories = state.NewPool[upstream.Policy, remembered]()
+var memories = state.NewPool[memoryKey, remembered]()
 
 var (
 	fails     = meter.Counter("upstream_fails_total", "Attempts to reach an upstream that have failed.", "upstream")
@@ -76,7 +82,7 @@ func (e ejectedNow) Describe(to chan<- *prometheus.Desc) { to <- e.desc }
 // Collect implements [prometheus.Collector].
 func (e ejectedNow) Collect(to chan<- prometheus.Metric) {
 	out := make(map[string]int)
-	memories.Each(func(_ upstream.Policy, m remembered) bool {
+	memories.Each(func(_ memoryKey, m remembered) bool {
 		m.Out(func(name string, _ net.Addr) { out[name]++ })
 		return true
 	})
@@ -96,12 +102,12 @@ func registerMetrics(registry *prometheus.Registry) error {
 }
 
 // begin is called in Provision. After an error end releases what there is.
-func (w *watch) begin(ctx caddy.Context, policy upstream.Policy) (err error) {
+func (w *watch) begin(ctx caddy.Context, policy upstream.Policy, tls string) (err error) {
 	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
 	if policy.MaxFails > 0 {
-		w.memory, err = memories.Acquire(policy, func() (remembered, error) {
+		w.memory, err = memories.Acquire(memoryKey{policy, tls}, func() (remembered, error) {
 			return remembered{upstream.NewFailures(policy, time.Now, report)}, nil
 		})
 	}

@@ -215,7 +215,7 @@ func TestSeriesOfSessionsThatOutliveTheirConfig(t *testing.T) {
 			t.Fatal(err)
 		}
 		var w watch
-		if err := w.begin(ctx, upstream.Policy{MaxFails: 2, FailDuration: 48 * time.Hour}); err != nil {
+		if err := w.begin(ctx, upstream.Policy{MaxFails: 2, FailDuration: 48 * time.Hour}, ""); err != nil {
 			t.Fatal(err)
 		}
 		count := counts.Hold(name)
@@ -244,7 +244,7 @@ func TestSeriesOfSessionsThatOutliveTheirConfig(t *testing.T) {
 		sess.SetUpstream(name, nil, count)
 		w.unresolved(sess, name)
 		expect("in the config", counted(1, 0, 0))
-		kept, err := memories.Acquire(upstream.Policy{MaxFails: 2, FailDuration: 48 * time.Hour}, nil) // as the next config does
+		kept, err := memories.Acquire(memoryKey{upstream.Policy{MaxFails: 2, FailDuration: 48 * time.Hour}, ""}, nil) // as the next config does
 		if err != nil {
 			t.Fatal(err)
 		}
