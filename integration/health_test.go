@@ -332,3 +332,23 @@ func TestForwardCommandHealthCheck(t *testing.T) {
 	}
 	p.Stop()
 }
+
+// A server that expects a PROXY header is checked with one: without it nginx closes the connection.
+func TestHealthChecksOfServersThatExpectAHeader(t *testing.T) {
+	t.Parallel()
+	for _, version := range proxyVersions {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			addr, nginx := gate.ReserveAddr(t), gate.ReserveAddr(t)
+			healthy := webNginx(t, nginx, " proxy_protocol")
+			p := gate.Start(t, gate.Layer4(gate.Listen(addr, sendProxy(version, nginx).
+				With("health_check", quickly(gate.JSON{"type": "http", "path": "/healthz"})))))
+			must(t, os.Remove(healthy))
+			mustBeUp(t, p, nginx, false)
+			waitForLog(t, p, `status \"503\", expected 200-399`)
+			must(t, os.WriteFile(healthy, []byte("well"), 0o644))
+			mustBeUp(t, p, nginx, true)
+			mustAnswer(t, addr, "nginx")
+		})
+	}
+}

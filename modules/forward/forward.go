@@ -240,6 +240,7 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	}
 	h.ports = placed.ports
 	h.checking.streams, h.checking.datagrams = placed.shown.streams, placed.shown.datagrams
+	h.checking.tell(&h.special)
 	h.listensUnix.begin(placed.unix)
 	if h.scope, err = session.NewScope(ctx, h.gracePeriod, h.drainTimeout); err != nil {
 		return err

@@ -2,8 +2,12 @@ package forward
 
 import (
 	"crypto/tls"
+	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -28,7 +32,8 @@ type checking struct {
 	tls    *TLS // nil: none
 	closes bool // sessions of upstreams that checks have taken out
 
-	streams, datagrams bool // what sessions are
+	streams, datagrams bool     // what sessions are
+	told               *special // what upstreams are told before a check; nil: nothing
 }
 
 // from has checks connect from the addresses that sessions do.
@@ -41,6 +46,33 @@ func (c *checking) from(sources []netip.Addr) {
 		all[i] = ip.String()
 	}
 	c.spec.Sources = strings.Join(all, " ")
+}
+
+// tell has checks begin with a header where sessions do: a server that expects one refuses all else. A check of another port, or over another
+// network, goes to a server of which nothing is known.
+func (c *checking) tell(s *special) {
+	if c.told = nil; c.spec == nil || c.spec.Port != 0 || c.spec.Kind == check.TCP && c.spec.TLS == "" {
+		return
+	}
+	overDatagrams := c.spec.Kind == check.UDP || c.spec.Kind == check.DNS && c.datagrams
+	overStreams := c.spec.Kind != check.UDP
+	if !s.versions[1] && !s.versions[2] || !(overDatagrams && c.datagrams || overStreams && c.streams) {
+		return
+	}
+	c.told = s
+	all := []byte(strconv.Itoa(int(s.common.preface.version)))
+	for _, name := range slices.Sorted(maps.Keys(s.own)) {
+		all = fmt.Appendf(all, " %q %d", name, s.own[name].preface.version)
+	}
+	c.spec.Prefaces = string(all)
+}
+
+// preface returns what an upstream is told before a check.
+func (c *checking) preface(name string) []byte {
+	if c.told == nil {
+		return nil
+	}
+	return c.told.of(name).preface.ofNobody()
 }
 
 // checker makes the checks of all handlers.
@@ -182,7 +214,7 @@ func (r *roster) holdChecks(checking *checking, stale time.Duration, upstreams [
 				continue
 			}
 			r.watched = append(r.watched, c.Hold(check.Wanted{
-				Name: u.Name, Addr: u.Addr, Datagrams: datagrams, Names: names, Stale: stale, Down: down,
+				Name: u.Name, Addr: u.Addr, Datagrams: datagrams, Names: names, Stale: stale, Down: down, Preface: checking.preface(u.Name),
 			}))
 		}
 	}

@@ -287,3 +287,63 @@ func TestUpstreamThatChecksFindUpStartsSlowly(t *testing.T) {
 		return nil
 	})
 }
+
+// Checks begin as sessions do, with a header, which says that there is no client: a server that expects one is not taken for a dead one. One that is told
+// nothing gets none, and neither does another port.
+func TestChecksBeginAsSessionsDo(t *testing.T) {
+	t.Parallel()
+	asked := func(want string) (addr string, well <-chan struct{}) {
+		passed := make(chan struct{}, 1)
+		return serve(t, "tcp", newHost()+":0", func(conn net.Conn) {
+			b := make([]byte, len(want))
+			if _, err := io.ReadFull(conn, b); err == nil && string(b) == want {
+				_, _ = io.WriteString(conn, "WELL")
+				select {
+				case passed <- struct{}{}:
+				default:
+				}
+			}
+		}), passed
+	}
+	const v2 = "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
+	one, first := asked("PROXY UNKNOWN\r\nCHECK")
+	two, second := asked(v2 + "CHECK")
+	plain, third := asked("CHECK")
+	other, fourth := asked("CHECK")
+	options := fmt.Sprintf(asksHealth, 1, 1)
+	provision(t, fmt.Sprintf(`{"to": [%q], "proxy_protocol": "v1", "upstreams": [{"address": %q, "proxy_protocol": "v2"}, {"address": %q, "proxy_protocol": "off"}], %s}`,
+		one, two, plain, options))
+	host, port, _ := net.SplitHostPort(other)
+	provision(t, fmt.Sprintf(`{"to": [%q], "proxy_protocol": "v1", %s}`, net.JoinHostPort(host, "9"), strings.Replace(options, `{"type"`, `{"port": `+port+`, "type"`, 1)))
+	for _, well := range []<-chan struct{}{first, second, third, fourth} {
+		select {
+		case <-well:
+		case <-time.After(time.Minute):
+			t.Fatal("a check has not passed")
+		}
+	}
+}
+
+// A server over TLS is checked over TLS, or the config says that it is not.
+func TestChecksSayWhetherTheySpeakTLS(t *testing.T) {
+	t.Parallel()
+	const refused = "health_check: http: expected tls in its block, because sessions speak TLS with upstreams, or tls off"
+	for check, want := range map[string]string{
+		`{"type": "http", "path": "/"}`:                       refused,
+		`{"type": "http", "path": "/", "tls": {}}`:            "",
+		`{"type": "http", "path": "/", "tls": {"off": true}}`: "",
+		`{"type": "http", "path": "/", "port": 8080}`:         "",
+		`{"type": "tcp"}`: "",
+	} {
+		for _, config := range []string{
+			`{"to": [%q], "tls": {"insecure_skip_verify": true}, "health_check": %s}`,
+			`{"upstreams": [{"address": %q, "tls": {"insecure_skip_verify": true}}], "health_check": %s}`,
+		} {
+			_, _, unload, err := tryProvision(t, fmt.Sprintf(config, refuses(), check))
+			unload()
+			if err == nil && want != "" || err != nil && !strings.Contains(err.Error(), refused) || err != nil && want == "" {
+				t.Errorf("%s: %v, want %q", check, err, want)
+			}
+		}
+	}
+}

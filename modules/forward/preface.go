@@ -101,14 +101,26 @@ func (p preface) header(sess *session.Session, conn net.Conn, to netip.AddrPort)
 	if !to.IsValid() {
 		to = listeners.AddrPort(conn.LocalAddr())
 	}
-	head := &proxyproto.Header{Version: p.version, Command: proxyproto.LOCAL, TransportProtocol: proxyproto.UNSPEC}
+	if !sess.Client.IsValid() || !to.IsValid() {
+		return p.ofNobody()
+	}
+	var head *proxyproto.Header
 	switch {
-	case !sess.Client.IsValid() || !to.IsValid():
 	case gate.Datagrams(sess.Network):
 		head = proxyproto.HeaderProxyFromAddrs(p.version, net.UDPAddrFromAddrPort(sess.Client), net.UDPAddrFromAddrPort(to))
 	default:
 		head = proxyproto.HeaderProxyFromAddrs(p.version, net.TCPAddrFromAddrPort(sess.Client), net.TCPAddrFromAddrPort(to))
 	}
 	b, _ := head.Format() // fails only for addresses and ports that a socket can't have
+	return b
+}
+
+// ofNobody returns a header that says that there is no client, nil where upstreams are told nothing.
+func (p preface) ofNobody() []byte {
+	if p.version == 0 {
+		return nil
+	}
+	head := proxyproto.Header{Version: p.version, Command: proxyproto.LOCAL, TransportProtocol: proxyproto.UNSPEC}
+	b, _ := head.Format() // fails only for versions that do not exist
 	return b
 }

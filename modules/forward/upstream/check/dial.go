@@ -88,6 +88,11 @@ func (x *exchange) dial(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	defer conn.Close()
 	if x.tls != nil {
+		if len(x.preface) > 0 {
+			if _, err := conn.Write(x.preface); err != nil {
+				return plain(err)
+			}
+		}
 		cfg := x.tls()
 		if x.protos != nil {
 			cfg = cfg.Clone()

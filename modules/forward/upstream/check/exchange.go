@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -22,6 +23,7 @@ type exchange struct {
 	source  netip.Addr
 	tls     func() *tls.Config // nil: there is no TLS. It may block.
 	protos  []string           // to ask for in TLS
+	preface []byte             // what is sent before the handshake
 	request []byte
 	// judge looks at all that has come of a stream so far, or at a datagram. ended: nothing will follow. It reports whether that is enough,
 	// and what is wrong with it. Nil: to be connected is enough.
@@ -65,6 +67,16 @@ func (p *prober) exchange(addr net.Addr, host string, speak func() *tls.Config) 
 		x.protos = []string{"http/1.1"}
 	case DNS:
 		p.ask(x)
+	}
+	return x
+}
+
+// after returns the exchange with something to be sent before all else.
+func (x *exchange) after(preface []byte) *exchange {
+	if x.tls != nil {
+		x.preface = preface
+	} else if len(preface) > 0 {
+		x.request = slices.Concat(preface, x.request)
 	}
 	return x
 }

@@ -85,6 +85,7 @@ type Held struct {
 	heldKey
 	of      *Group
 	addr    upstream.Addr
+	preface []byte
 	names   *upstream.Names
 	stale   time.Duration
 	holders int
@@ -114,6 +115,8 @@ type Wanted struct {
 	// Names knows what its name stands for, and Stale is how old an answer may be. Not used where the host is an address.
 	Names *upstream.Names
 	Stale time.Duration
+	// Preface is sent first, before a handshake, and in front of a datagram. Upstreams of one name and one Spec have the same.
+	Preface []byte
 	// Down tells whether an address that is not checked yet is known to be down. Nil: none is. It must not call methods of the Group.
 	Down func(addr net.Addr) bool
 }
@@ -128,7 +131,7 @@ func (g *Group) Hold(w Wanted) *Held {
 	}
 	h := g.held[key]
 	if h == nil {
-		h = &Held{heldKey: key, of: g, addr: w.Addr, names: w.Names, stale: w.Stale}
+		h = &Held{heldKey: key, of: g, addr: w.Addr, preface: w.Preface, names: w.Names, stale: w.Stale}
 		g.held[key] = h
 		var ips []netip.Addr
 		if h.addr.HasName() {
@@ -225,7 +228,7 @@ func (t *target) begin() *exchange {
 		t.of.mu.Unlock()
 		return nil // nobody has it any more
 	}
-	addr := t.held[0].addr
+	addr, preface := t.held[0].addr, t.held[0].preface
 	t.of.mu.Unlock()
 	host := addr.Host
 	switch {
@@ -237,7 +240,7 @@ func (t *target) begin() *exchange {
 	if p := t.of.prober; p.TLS != "" && (t.speak == nil || t.host != host) {
 		t.host, t.speak = host, p.secure(host)
 	}
-	return t.of.prober.exchange(t.checked.Addr, host, t.speak)
+	return t.of.prober.exchange(t.checked.Addr, host, t.speak).after(preface)
 }
 
 // over takes the result of a check.

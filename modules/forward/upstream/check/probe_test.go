@@ -566,3 +566,65 @@ func TestHostOfTheRequest(t *testing.T) {
 		}
 	}
 }
+
+// What upstreams are told comes before the request: before a handshake, and in front of a datagram.
+func TestPreface(t *testing.T) {
+	const told = "PROXY UNKNOWN\r\n"
+	overEngines(t, func(t *testing.T, e engine) {
+		after := func(serve func(net.Conn)) net.Addr {
+			return server(t, "tcp", func(conn net.Conn) {
+				b := make([]byte, len(told))
+				if _, err := io.ReadFull(conn, b); err == nil && string(b) == told {
+					serve(conn)
+				}
+			})
+		}
+		pong := func(conn net.Conn) {
+			if _, err := io.ReadFull(conn, make([]byte, 4)); err == nil {
+				_, _ = io.WriteString(conn, "PONG")
+			}
+		}
+		web := httptest.NewUnstartedServer(nil)
+		web.StartTLS() // for its certificate
+		defer web.Close()
+		encrypted := func(conn net.Conn) { pong(tls.Server(conn, web.TLS)) }
+		ping := Probe{Kind: Send, Text: "PING", Expect: "PONG"}
+		secret := ping
+		secret.TLS = "x"
+		for name, test := range map[string]struct {
+			probe Probe
+			addr  net.Addr
+		}{
+			"plain":    {ping, after(pong)},
+			"TLS":      {secret, after(encrypted)},
+			"greeting": {Probe{Kind: Send, Expect: "PONG"}, after(func(conn net.Conn) { _, _ = io.WriteString(conn, "PONG") })},
+			"datagram": {Probe{Kind: UDP, Text: "00", Expect: "PONG"}, datagrams(t, func(b []byte) [][]byte {
+				if string(b) != told+"\x00" {
+					return nil
+				}
+				return [][]byte{[]byte("PONG")}
+			})},
+			"connection": {Probe{Kind: TCP}, server(t, "tcp", func(net.Conn) {})},
+		} {
+			ready, err := test.probe.prepare()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var speak func() *tls.Config
+			if test.probe.TLS != "" {
+				speak = func() *tls.Config { return &tls.Config{InsecureSkipVerify: true} } //nolint:gosec // it is about the order
+			}
+			x, over := ready.exchange(test.addr, "127.0.0.1", speak).after([]byte(told)), make(chan error, 1)
+			x.over = func(err error) { over <- err }
+			by := e
+			if !e.serves(x) {
+				by = newDialers()
+				defer by.close()
+			}
+			by.begin(x)
+			if err := await(t, over); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	})
+}

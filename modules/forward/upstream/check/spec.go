@@ -51,6 +51,8 @@ type Probe struct {
 	Host string
 	// TLS tells apart the ways to speak TLS that [Secure] knows. Empty: there is no TLS.
 	TLS string
+	// Prefaces tells apart what upstreams are told in a header before anything else, see [Wanted.Preface]. Empty: none is told anything.
+	Prefaces string
 	// Port is what is checked in place of the port that sessions go to. Zero: that one.
 	Port uint16
 	// Sources are the addresses to connect from, in turn, separated by spaces. Empty: the system chooses.
