@@ -236,7 +236,7 @@ func TestWrapErr(t *testing.T) {
 		`weight: all are 0`:                                   10,
 	} {
 		d := caddycaddyfile.NewTestDispenser(input)
-		for d.Next() { //nolint:revive // to the end, where Unmarshal leaves it
+		for d.Next() { // to the end, where Unmarshal leaves it
 		}
 		err := caddyfile.WrapErr(d, errors.New(text))
 		if want := fmt.Sprintf("%s, at Testfile:%d", text, line); err == nil || err.Error() != want {
