@@ -333,7 +333,7 @@ func TestChecksSayWhetherTheySpeakTLS(t *testing.T) {
 		`{"type": "http", "path": "/", "tls": {}}`:            "",
 		`{"type": "http", "path": "/", "tls": {"off": true}}`: "",
 		`{"type": "http", "path": "/", "port": 8080}`:         "",
-		`{"type": "tcp"}`:                                     "",
+		`{"type": "tcp", "interval": "7s"}`:                   "",
 	} {
 		for _, config := range []string{
 			`{"to": [%q], "tls": {"insecure_skip_verify": true}, "health_check": %s}`,
