@@ -22,17 +22,16 @@ func (h *Handler) datagrams(
 	sess *session.Session, client net.Conn, told told, trip *hops.Trip, first *way, begin func(*roster) *way,
 ) *relay.PacketRelay {
 	line, counts := h.succession.of(client)
-	next := &datagramUpstreams{h: h, sess: sess, begin: begin, way: first, roster: first.roster, trials: h.guard.watched().Begin()}
+	next := &datagramUpstreams{
+		h: h, line: line, sess: sess, trip: trip, wait: first.wait, begin: begin, way: first, roster: first.roster,
+		trials: h.guard.watched().Begin(),
+	}
 	first.Trials = next.trials
-	wait := first.wait // and not first, which most sessions need only until they have an upstream
 	cfg := relay.PacketConfig{
-		Client: client,
-		Next:   next.next,
-		Named:  !first.roster.pool.Fixed() || first.awaits != nil,
-		Attempt: func(addr net.Addr, took time.Duration, err error) {
-			next.tried(addr, took, err)
-			next.current.Load().attempted(h, sess, addr, err)
-		},
+		Client:        client,
+		Next:          next.next,
+		Named:         !first.roster.pool.Fixed() || first.awaits != nil,
+		Attempt:       next.attempted,
 		Track:         trackerOf(trip),
 		Local:         h.from,
 		Limits:        h.datagramLimits,
@@ -41,13 +40,7 @@ func (h *Handler) datagrams(
 		AllowUp:       sess.Limits().AllowUp,
 		AllowDown:     sess.Limits().AllowDown,
 		Name:          sess.ID,
-		Done: func(result relay.PacketResult) {
-			line.remove(sess)
-			trip.End()
-			next.trials.Over()
-			wait.over()
-			end(sess, result.Reason, result.Connect, result.Err)
-		},
+		Done:          next.done,
 	}
 	if at := first.roster.closesFor(h); at != nil {
 		done := cfg.Done
@@ -86,7 +79,10 @@ var dropReasons = map[relay.Drop]listeners.DropReason{
 // have come back, or have another address by now. Where something else than a refusal is wrong, it looks the same one up again.
 type datagramUpstreams struct {
 	h      *Handler
+	line   *line
 	sess   *session.Session
+	trip   *hops.Trip
+	wait   *waiting // that of the first way; nil where the session does not wait until an upstream may have it
 	begin  func(*roster) *way
 	trials *upstream.Trials // nil where there is no breaker
 
@@ -113,14 +109,24 @@ func (u *datagramUpstream) attempted(h *Handler, sess *session.Session, addr net
 	h.watch.attempted(sess, u.name, addr, err)
 }
 
-// tried has the breaker hear of an attempt. The first reply is the first byte.
-func (u *datagramUpstreams) tried(addr net.Addr, took time.Duration, err error) {
+// attempted implements Attempt of a relay of datagrams. The first reply is what a breaker takes for the first byte.
+func (u *datagramUpstreams) attempted(addr net.Addr, took time.Duration, err error) {
 	if err != nil {
 		u.trials.Failed(addr, took, err)
-		return
+	} else {
+		u.trials.Connected(addr, took)
+		u.trials.Answered(took)
 	}
-	u.trials.Connected(addr, took)
-	u.trials.Answered(took)
+	u.current.Load().attempted(u.h, u.sess, addr, err)
+}
+
+// done implements Done of a relay of datagrams.
+func (u *datagramUpstreams) done(result relay.PacketResult) {
+	u.line.remove(u.sess)
+	u.trip.End()
+	u.trials.Over()
+	u.wait.over()
+	end(u.sess, result.Reason, result.Connect, result.Err)
 }
 
 func (u *datagramUpstreams) next(ctx context.Context, failed error) (net.Addr, error) {
@@ -131,7 +137,9 @@ func (u *datagramUpstreams) next(ctx context.Context, failed error) (net.Addr, e
 	}
 	addr, err := u.goOn(ctx, failed)
 	if u.way.Settled() {
-		u.position, u.way = u.way.Position(), nil
+		u.position = u.way.Position()
+		u.way.over()
+		u.way = nil
 	}
 	if at := u.roster.closesFor(u.h); at != nil && err == nil {
 		at.has(u.sess, addr)

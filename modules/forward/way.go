@@ -3,6 +3,7 @@ package forward
 import (
 	"context"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/mholt/caddy-l4/layer4"
@@ -24,9 +25,21 @@ type way struct {
 	wait   *waiting        // nil where the session does not wait until one may have it
 }
 
+// spareWays has those of sessions of datagrams that have an upstream.
+var spareWays = sync.Pool{New: func() any { return new(way) }}
+
+// over gives back a way that nobody goes any more.
+func (w *way) over() {
+	if w.wait == nil { // which others know
+		*w = way{}
+		spareWays.Put(w)
+	}
+}
+
 // way begins a session's way through the upstreams of a roster. accepted is its connection as the listener gave it.
 func (h *Handler) way(sess *session.Session, accepted net.Conn, roster *roster) *way {
-	w := &way{h: h, sess: sess, awaits: h.awaits(roster)}
+	w := spareWays.Get().(*way)
+	w.h, w.sess, w.awaits = h, sess, h.awaits(roster)
 	w.follow(roster)
 	if h.queue != nil || h.tryDuration > 0 {
 		w.wait = &waiting{way: w}

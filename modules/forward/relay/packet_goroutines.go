@@ -226,8 +226,7 @@ func (g *goroutinePackets) worked(conn *packetSocket) {
 	g.sending.Lock()
 	defer g.sending.Unlock()
 	g.sending.answered = true
-	g.sending.held.release()
-	g.sending.held = nil
+	g.sending.held = g.sending.held.release()
 }
 
 // down passes the upstream's datagrams on until the relay is cut.
@@ -333,7 +332,7 @@ func (g *goroutinePackets) end(err error) {
 	g.state.Unlock()
 	g.sending.Lock()
 	g.dropRefused(g.sending.held.giveUp())
-	g.sending.held.release()
+	g.sending.held = g.sending.held.release()
 	g.sending.Unlock()
 	g.closeUpstream()
 	g.done(reason, err)

@@ -3,6 +3,7 @@ package relay
 import (
 	"net"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -20,7 +21,11 @@ type held struct {
 	refusals int            // of datagrams in data, which are not lost yet
 	refusers []*net.UDPAddr // upstreams that have refused since Next was last asked in its time
 	smaller  bool           // what was too large for the way to this upstream was sent again
+	room     [heldMinBytes]byte
 }
+
+// spareHeld has those of sessions that were answered: each session needs one for the time of its first exchange.
+var spareHeld = sync.Pool{New: func() any { return new(held) }}
 
 // A session keeps at most heldMax datagrams of heldMaxBytes together, and all sessions heldTotalMax bytes: a flood of forged
 // addresses would else take much memory. A client sends some questions in pairs (A and AAAA), few more before the first answer.
@@ -90,18 +95,23 @@ func (h *held) reserve(n int) bool {
 		heldTotal.Add(-more)
 		return false
 	}
-	data := make([]byte, size)
-	copy(data, h.data)
+	data := h.room[:]
+	if size > len(data) {
+		data = make([]byte, size)
+		copy(data, h.data)
+	}
 	h.data = data
 	return true
 }
 
-// release gives the memory back.
-func (h *held) release() {
+// release gives the memory back. It returns what the session has then: nothing.
+func (h *held) release() *held {
 	if h != nil {
 		heldTotal.Add(-int64(len(h.data)))
-		h.data, h.count = nil, 0
+		*h = held{}
+		spareHeld.Put(h)
 	}
+	return nil
 }
 
 // refused notes a refusal. It reports whether the refused datagram is kept: then it is not lost yet.
@@ -185,10 +195,10 @@ func (h *held) giveUp() (lost int) {
 	return lost
 }
 
-// orNew returns h, or a new one where that is nil.
+// orNew returns h, or an empty one where that is nil.
 func (h *held) orNew() *held {
 	if h == nil {
-		return new(held)
+		return spareHeld.Get().(*held)
 	}
 	return h
 }

@@ -22,11 +22,11 @@ type loopPackets struct {
 	mu        sync.Mutex
 	fd        int           // the upstream's socket, -1 where there is none; only the loop sets it
 	shut      bool          // the session ends: what the client sends from now on is for another session
-	trouble   trouble       // the loop has been told of it
-	errno     syscall.Errno // that has made the trouble; 0 where none has
 	answered  bool          // an upstream has sent a reply
 	moved     bool          // addresses of this machine have changed since the socket was opened
+	trouble   trouble       // the loop has been told of it
 	preface   prefaceState  // of the socket
+	errno     syscall.Errno // that has made the trouble; 0 where none has
 	addresses *addressBook  // of this machine, as of the last datagram of the client
 	held      *held         // nil where nothing is
 	waiting   backlog       // until there is a socket that is of use
@@ -38,12 +38,12 @@ type loopPackets struct {
 	works      bool // Attempt knows that the upstream does
 	slot       int32
 	generation uint32
-	pending    int // replies of this session in loop.replies
+	pending    int32 // replies of this session in loop.replies
+	rooms      int32 // how often others have made room
 	target     *net.UDPAddr
 	tracked    TrackedSocket // the upstream's socket; nil where it is not tracked
 	nextAsk    time.Duration
 	port       *portWaiter // while there is no port for the first socket
-	rooms      int         // how often others have made room
 }
 
 // ask is whether Next has to be asked again because of trouble with the upstream.
@@ -320,7 +320,7 @@ func (s *loopPackets) end() {
 	s.mu.Lock()
 	s.shut, s.waiting = true, backlog{}
 	s.dropRefused(s.held.giveUp())
-	s.held.release()
+	s.held = s.held.release()
 	s.mu.Unlock()
 	s.forgetPort()
 	s.closeUpstream()

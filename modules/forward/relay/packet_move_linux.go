@@ -173,8 +173,7 @@ func (s *loopPackets) worked() {
 	attemptFunc(s.cfg.Attempt).report(s.target, s.loop.now-s.connectAt, nil)
 	s.mu.Lock()
 	s.answered = true
-	s.held.release()
-	s.held = nil
+	s.held = s.held.release()
 	s.mu.Unlock()
 }
 

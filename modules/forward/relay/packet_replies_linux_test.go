@@ -219,7 +219,7 @@ func TestPacketSessionGivesWay(t *testing.T) {
 			datagrams = append(datagrams, string(make([]byte, size)))
 		}
 		f.reply(datagrams...)
-		if got := f.pending + int(f.datagramsDown.Load()); got < most || got > most+quantumReplies {
+		if got := int(f.pending) + int(f.datagramsDown.Load()); got < most || got > most+quantumReplies {
 			t.Errorf("%d datagrams of %d bytes in a round, want about %d", got, size, most)
 		}
 		if len(l.ready) != 1 || !f.queued {
