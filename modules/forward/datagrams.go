@@ -24,7 +24,7 @@ func (h *Handler) datagrams(
 	line, counts := h.succession.of(client)
 	next := &datagramUpstreams{
 		h: h, line: line, sess: sess, trip: trip, wait: first.wait, begin: begin, way: first, roster: first.roster,
-		trials: h.guard.watched().Begin(),
+		trials: h.guard.trials(sess),
 	}
 	first.Trials = next.trials
 	cfg := relay.PacketConfig{

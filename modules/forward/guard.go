@@ -13,6 +13,7 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/events"
 	"github.com/portgate/caddy-portgate/modules/internal/logqueue"
 	"github.com/portgate/caddy-portgate/modules/internal/meter"
+	"github.com/portgate/caddy-portgate/modules/internal/session"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
 )
 
@@ -77,6 +78,18 @@ func (g *guard) watched() *upstream.Breakers {
 		return nil
 	}
 	return g.breakers.Value().Breakers
+}
+
+// trials begins those of a session, nil where there is no breaker.
+func (g *guard) trials(sess *session.Session) *upstream.Trials {
+	if g.breakers == nil {
+		return nil
+	}
+	client := uint64(0)
+	if sess.Client.IsValid() {
+		client = upstream.HashIP(sess.Client.Addr())
+	}
+	return g.watched().Begin(client)
 }
 
 // set has a pool go by it.

@@ -288,7 +288,7 @@ func TestGuardIsReleased(t *testing.T) {
 func TestNoGuard(t *testing.T) {
 	t.Parallel()
 	h := forwardTo(t, "127.0.0.1:9")
-	if h.guard.watched() != nil || h.guard.firstOf(h.guard.watched().Begin()) != nil {
+	if h.guard.watched() != nil || h.guard.firstOf(h.guard.watched().Begin(0)) != nil {
 		t.Error("there is a breaker")
 	}
 	if h.rosters.now.Load().pool.MaxEjected != 0.5 {

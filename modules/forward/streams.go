@@ -24,7 +24,7 @@ var hangups hangup.Watch
 func (h *Handler) relay(sess *session.Session, way *way, trip *hops.Trip, client net.Conn, told told, prefetched []byte) *relay.Relay {
 	countLoops()
 	taken, wait := descriptors.Of(client), way.wait
-	way.Trials = h.guard.watched().Begin()
+	way.Trials = h.guard.trials(sess)
 	cfg := relay.Config{
 		Client:     client,
 		Unwrap:     listeners.Unwrap,

@@ -1,7 +1,9 @@
 package upstream
 
 import (
+	"math"
 	"net"
+	"slices"
 	"time"
 )
 
@@ -127,13 +129,31 @@ type breaker struct {
 	good   int     // probes that went well
 	last   uint32  // the number of the last probe
 	err    error   // of the last session that has failed
+
+	recent [2]uint64 // the last two clients whose sessions have asked, 0 where there were not so many
+	silent []silent  // clients that are no probes for some time, the one that came first in front
 }
 
 // probe is a session that tries an upstream whose breaker is half open.
 type probe struct {
 	number uint32
+	client uint64
 	at     time.Time
 }
+
+// silent is a client whose probe has said nothing. Until then others are probes in its place.
+type silent struct {
+	client uint64
+	until  time.Time
+}
+
+const (
+	// silentFor is how many times as long as a probe has said nothing its client is no probe. So one client has the place for a fifth of the time
+	// at most, whatever it does, and five have to work together to keep an upstream from all others.
+	silentFor = 4
+	// maxSilent bounds the clients that are remembered for that.
+	maxSilent = 64
+)
 
 // pass is what a session is admitted with. The zero pass is that of a session that no breaker watches.
 type pass struct {
@@ -143,9 +163,12 @@ type pass struct {
 }
 
 // admit reports whether a session may try the upstream now. A probe that nothing is heard of for as long as the breaker is open is not waited for:
-// another session takes its place.
-func (b *breaker) admit(t *Terms, now time.Time) (p pass, ok bool) {
+// another session takes its place. client tells clients apart; 0: it is not known.
+func (b *breaker) admit(t *Terms, client uint64, now time.Time) (p pass, ok bool) {
 	b.used = now
+	if client != 0 && client != b.recent[0] {
+		b.recent = [2]uint64{client, b.recent[0]}
+	}
 	switch b.state {
 	case BreakerClosed:
 		return pass{of: b, epoch: b.epoch}, true
@@ -155,12 +178,12 @@ func (b *breaker) admit(t *Terms, now time.Time) (p pass, ok bool) {
 		}
 		b.become(BreakerHalfOpen, now)
 	case BreakerHalfOpen:
-		if b.expire(t, now); !b.hasRoom(t) {
+		if b.expire(t, now); !b.hasRoom(t) || b.isSilent(client, now) {
 			return pass{}, false
 		}
 	}
 	b.last++
-	b.probes = append(b.probes, probe{b.last, now})
+	b.probes = append(b.probes, probe{b.last, client, now})
 	return pass{b, b.epoch, b.last}, true
 }
 
@@ -170,8 +193,25 @@ func (b *breaker) hasRoom(t *Terms) bool { return b.good+len(b.probes) < t.HalfO
 // expire drops the probes that nothing was heard of for too long.
 func (b *breaker) expire(t *Terms, now time.Time) {
 	for len(b.probes) > 0 && !now.Before(b.probes[0].at.Add(t.Open)) {
+		b.saidNothing(b.probes[0], b.probes[0].at.Add(t.Open))
 		b.probes = b.probes[1:]
 	}
+}
+
+// saidNothing has others be probes, after one that has said nothing until then. Where there are no others its client goes on.
+func (b *breaker) saidNothing(p probe, until time.Time) {
+	lasted := until.Sub(p.at)
+	if p.client == 0 || b.recent[1] == 0 || lasted <= 0 {
+		return
+	}
+	if len(b.silent) == maxSilent {
+		b.silent = b.silent[1:]
+	}
+	b.silent = append(b.silent, silent{p.client, until.Add(silentFor * min(lasted, math.MaxInt64/silentFor))})
+}
+
+func (b *breaker) isSilent(client uint64, now time.Time) bool {
+	return slices.ContainsFunc(b.silent, func(s silent) bool { return s.client == client && now.Before(s.until) })
 }
 
 // refusesUntil reports whether the breaker admits no session now, and until when.
@@ -204,7 +244,7 @@ func (b *breaker) hear(t *Terms, p pass, o outcome, step int64, now time.Time) (
 			return cell{}, false
 		}
 		b.become(BreakerOpen, now)
-	case !b.drop(p.probe): // it took too long
+	case !b.drop(p.probe, time.Time{}): // it took too long
 		return cell{}, false
 	case bad:
 		b.become(BreakerOpen, now)
@@ -217,14 +257,18 @@ func (b *breaker) hear(t *Terms, p pass, o outcome, step int64, now time.Time) (
 }
 
 // release takes back the pass of a session that says nothing about the upstream: it never tried it, or left before it could tell.
-func (b *breaker) release(p pass) (changed bool) {
-	return p.epoch == b.epoch && p.probe > 0 && b.drop(p.probe)
+func (b *breaker) release(p pass, now time.Time) (changed bool) {
+	return p.epoch == b.epoch && p.probe > 0 && b.drop(p.probe, now)
 }
 
-func (b *breaker) drop(number uint32) bool {
-	for i := range b.probes {
-		if b.probes[i].number == number {
+// drop removes a probe. silentUntil is when one ended that has said nothing, zero for the others.
+func (b *breaker) drop(number uint32, silentUntil time.Time) bool {
+	for i, p := range b.probes {
+		if p.number == number {
 			b.probes = append(b.probes[:i:i], b.probes[i+1:]...)
+			if !silentUntil.IsZero() {
+				b.saidNothing(p, silentUntil)
+			}
 			return true
 		}
 	}
@@ -234,5 +278,5 @@ func (b *breaker) drop(number uint32) bool {
 func (b *breaker) become(state BreakerState, now time.Time) {
 	b.state, b.since = state, now
 	b.epoch++
-	b.window, b.probes, b.good = window{newest: b.window.newest}, nil, 0
+	b.window, b.probes, b.good, b.silent = window{newest: b.window.newest}, nil, 0, nil
 }

@@ -127,7 +127,7 @@ func TestBreakerAgainstOracle(t *testing.T) {
 			if random.IntN(50) == 0 {
 				now = now.Add(terms.Open)
 			}
-			p, ok := s.admit("a", tcp(1), now)
+			p, ok := s.admit("a", tcp(1), 0, now)
 			round := j.admit(session, now)
 			if ok != (round > 0) {
 				t.Fatalf("history %d, %+v: session %d admitted=%t, want %t", history, terms, session, ok, round > 0)
@@ -199,9 +199,9 @@ func TestBreakersAreBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := NewBreakers(afterTwo, time.Now, nil)
-		old, _ := s.admit("", tcp(0), time.Now())
+		old, _ := s.admit("", tcp(0), 0, time.Now())
 		for i := range maxBreakers + 10 {
-			if _, ok := s.admit("", tcp(i), time.Now()); !ok {
+			if _, ok := s.admit("", tcp(i), 0, time.Now()); !ok {
 				t.Fatal("not admitted")
 			}
 		}
@@ -209,11 +209,11 @@ func TestBreakersAreBounded(t *testing.T) {
 			t.Errorf("%d are watched", len(s.of))
 		}
 		for range 2 {
-			pass, _ := s.admit("", tcp(1), time.Now())
+			pass, _ := s.admit("", tcp(1), 0, time.Now())
 			s.hear(pass, outcome{failed: true}, errRefused)
 		}
 		time.Sleep(time.Hour)
-		_, _ = s.admit("", &net.UDPAddr{}, time.Now())
+		_, _ = s.admit("", &net.UDPAddr{}, 0, time.Now())
 		if len(s.of) != 1 || !s.quiet() {
 			t.Errorf("%d are watched, quiet=%t", len(s.of), s.quiet())
 		}
@@ -224,4 +224,95 @@ func TestBreakersAreBounded(t *testing.T) {
 			t.Error("a breaker that was forgotten is open")
 		}
 	})
+}
+
+// A client whose probes say nothing keeps an upstream from no others: after the first one, it is their turn. Where it is the only client, as a load
+// balancer is, it goes on.
+func TestSilentProbes(t *testing.T) {
+	t.Parallel()
+	const one, other = 1, 2
+	terms := Terms{Cause: CauseFailures, Window: time.Second, MinSessions: 1, Open: time.Second, HalfOpen: 1}
+	begin := func(clients ...uint64) (s *Breakers, admit func(client uint64) (pass, bool)) {
+		s = NewBreakers(terms, time.Now, nil)
+		admit = func(client uint64) (pass, bool) { return s.admit("a", tcp(1), client, time.Now()) }
+		for _, client := range clients {
+			p, _ := admit(client)
+			s.hear(p, outcome{}, nil)
+		}
+		p, _ := admit(clients[0])
+		s.hear(p, outcome{failed: true}, errRefused)
+		time.Sleep(terms.Open)
+		return s, admit
+	}
+	wants := func(t *testing.T, admit func(client uint64) (pass, bool), client uint64, want bool) pass {
+		t.Helper()
+		p, ok := admit(client)
+		if ok != want {
+			t.Errorf("client %d admitted %t, want %t", client, ok, want)
+		}
+		return p
+	}
+	for name, test := range map[string]func(t *testing.T){
+		"it never says anything": func(t *testing.T) {
+			s, admit := begin(one, other)
+			wants(t, admit, one, true)
+			wants(t, admit, other, false)
+			time.Sleep(terms.Open)
+			wants(t, admit, one, false)
+			p := wants(t, admit, other, true)
+			s.hear(p, outcome{}, nil)
+			wants(t, admit, one, true) // the breaker is closed
+		},
+		"it leaves in time": func(t *testing.T) {
+			s, admit := begin(one, other)
+			for range 3 {
+				p := wants(t, admit, one, true)
+				time.Sleep(terms.Open / 2)
+				s.release(p)
+				for range 2 * silentFor {
+					wants(t, admit, one, false)
+					p := wants(t, admit, other, true)
+					s.release(p)
+					time.Sleep(terms.Open / 4)
+				}
+			}
+		},
+		"it leaves at once": func(t *testing.T) {
+			s, admit := begin(one, other)
+			for range 3 {
+				s.release(wants(t, admit, one, true))
+			}
+		},
+		"there is no other": func(t *testing.T) {
+			s, admit := begin(one, one)
+			for range 3 {
+				wants(t, admit, one, true)
+				wants(t, admit, one, false)
+				time.Sleep(terms.Open)
+			}
+			s.release(wants(t, admit, one, true))
+			wants(t, admit, one, true)
+		},
+		"nobody is known": func(t *testing.T) {
+			_, admit := begin(0, 0)
+			for range 3 {
+				wants(t, admit, 0, true)
+				time.Sleep(terms.Open)
+			}
+		},
+		"there are many": func(t *testing.T) {
+			_, admit := begin(one, other)
+			for client := range uint64(3 * maxSilent) {
+				wants(t, admit, 10+client, true)
+				time.Sleep(terms.Open)
+			}
+			s := admit
+			p, _ := s(one)
+			if n := len(p.of.silent); n > maxSilent {
+				t.Errorf("%d clients are remembered", n)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) { t.Parallel(); synctest.Test(t, test) })
+	}
 }

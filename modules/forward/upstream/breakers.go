@@ -46,8 +46,8 @@ func NewBreakers(terms Terms, now func() time.Time, tell func(BreakerChange)) *B
 	return &Breakers{terms: terms, now: now, tell: tell, start: now(), step: max(terms.Window/windowSteps, 1), of: make(map[key]*breaker)}
 }
 
-// admit reports whether a session may try an address. Then it has to call hear or release with the pass, once.
-func (s *Breakers) admit(name string, addr net.Addr, now time.Time) (p pass, ok bool) {
+// admit reports whether a session of a client may try an address. Then it has to call hear or release with the pass, once.
+func (s *Breakers) admit(name string, addr net.Addr, client uint64, now time.Time) (p pass, ok bool) {
 	s.mu.Lock()
 	b := s.breaker(keyOf(addr), now)
 	if b == nil {
@@ -56,7 +56,7 @@ func (s *Breakers) admit(name string, addr net.Addr, now time.Time) (p pass, ok 
 	}
 	b.name, b.addr = name, addr
 	before := b.state
-	p, ok = b.admit(&s.terms, now)
+	p, ok = b.admit(&s.terms, client, now)
 	if before != BreakerClosed && ok {
 		s.version.Add(1)
 	}
@@ -88,8 +88,9 @@ func (s *Breakers) release(p pass) {
 	if p.of == nil || p.probe == 0 {
 		return
 	}
+	now := s.now()
 	s.mu.Lock()
-	if p.of.release(p) {
+	if p.of.release(p, now) {
 		s.version.Add(1)
 	}
 	s.mu.Unlock()

@@ -194,14 +194,14 @@ func TestStatusOfDecisions(t *testing.T) {
 		p.Returns.Address(p.upstreams[2].fixed.streams[0])
 		expect(Ejected, Up, SlowStart, Up)
 		time.Sleep(slowStart)
-		admitted, _ := p.Breakers.admit(p.At(3).Name, p.upstreams[3].fixed.streams[0], time.Now())
+		admitted, _ := p.Breakers.admit(p.At(3).Name, p.upstreams[3].fixed.streams[0], 0, time.Now())
 		p.Breakers.hear(admitted, outcome{failed: true}, errFailed)
 		expect(Ejected, Up, Up, Open)
 		if s := p.Survey(true, false).Status(3); s.Err != errFailed || !s.At.Equal(time.Now()) {
 			t.Errorf("with an open breaker: %+v", s)
 		}
 		time.Sleep(2 * time.Minute)
-		if _, ok := p.Breakers.admit(p.At(3).Name, p.upstreams[3].fixed.streams[0], time.Now()); !ok {
+		if _, ok := p.Breakers.admit(p.At(3).Name, p.upstreams[3].fixed.streams[0], 0, time.Now()); !ok {
 			t.Error("no probe is admitted")
 		}
 		if s := p.Survey(true, false).Status(3); s.State != HalfOpen {

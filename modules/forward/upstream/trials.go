@@ -10,6 +10,7 @@ import (
 // its end.
 type Trials struct {
 	breakers *Breakers
+	client   uint64
 
 	mu    sync.Mutex
 	over  bool
@@ -25,12 +26,13 @@ type trial struct {
 	connected bool
 }
 
-// Begin returns the trials of a session. Without breakers it returns nil, with which all methods do nothing.
-func (s *Breakers) Begin() *Trials {
+// Begin returns the trials of a session. Without breakers it returns nil, with which all methods do nothing. client is what [HashIP] makes of
+// the client's address, 0 where it has none: clients that say nothing are to let others try an upstream.
+func (s *Breakers) Begin(client uint64) *Trials {
 	if s == nil {
 		return nil
 	}
-	return &Trials{breakers: s}
+	return &Trials{breakers: s, client: client}
 }
 
 // admit reports whether the session may try an address.
@@ -41,7 +43,7 @@ func (t *Trials) admit(name string, addr net.Addr) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.breakers.now()
-	p, ok := t.breakers.admit(name, addr, now)
+	p, ok := t.breakers.admit(name, addr, t.client, now)
 	next := trial{pass: p, addr: addr, at: now.Sub(t.breakers.start)}
 	switch {
 	case !ok:

@@ -34,7 +34,7 @@ func watched(t testing.TB, terms Terms, weights ...int) (p *Pool, told func() st
 // session begins a walk through a pool with breakers.
 func (p *Pool) session(retries int) *Walk {
 	w := p.Walk()
-	w.Retries, w.Trials = retries, p.Breakers.Begin()
+	w.Retries, w.Trials = retries, p.Breakers.Begin(0)
 	return w
 }
 
@@ -42,7 +42,7 @@ func (p *Pool) session(retries int) *Walk {
 func (p *Pool) open(t testing.TB, which int) {
 	t.Helper()
 	for state, _ := p.Breakers.condition(tcp(which)); state != BreakerOpen; state, _ = p.Breakers.condition(tcp(which)) {
-		pass, ok := p.Breakers.admit(tcp(which).String(), tcp(which), time.Now())
+		pass, ok := p.Breakers.admit(tcp(which).String(), tcp(which), 0, time.Now())
 		if !ok {
 			t.Fatal("not admitted")
 		}
@@ -285,7 +285,7 @@ func BenchmarkTrials(b *testing.B) {
 	addr := tcp(1)
 	b.ReportAllocs()
 	for b.Loop() {
-		t := p.Breakers.Begin()
+		t := p.Breakers.Begin(0)
 		t.admit("b", addr)
 		t.Connected(addr, 0)
 		t.Answered(0)
