@@ -197,6 +197,7 @@ func (d *dynamic) expireSome() (more bool) {
 	}
 	if len(gone) > 0 {
 		d.change(set, gone)
+		d.tellExpired(gone)
 	}
 	d.next = 0
 	d.schedule()
@@ -218,6 +219,7 @@ func (d *dynamic) add(e entry) error {
 	d.change(d.set.Load().With(e.Prefix), []netip.Prefix{e.Prefix})
 	d.schedule()
 	number := d.note(e.Prefix, line)
+	d.tellAdded(&e)
 	d.editing.Unlock()
 	return d.save(number)
 }
@@ -238,6 +240,7 @@ func (d *dynamic) remove(prefix netip.Prefix) (bool, error) {
 	d.change(d.set.Load().Without(prefix), []netip.Prefix{prefix})
 	d.schedule()
 	number := d.note(prefix, line)
+	d.tellRemoved(prefix)
 	d.editing.Unlock()
 	return true, d.save(number)
 }
@@ -251,6 +254,7 @@ func (d *dynamic) replaceAll(entries []entry) (before int, err error) {
 	before = len(d.entries)
 	d.put(entries)
 	number := d.noteAll()
+	d.tellReplaced(before, len(d.entries))
 	d.editing.Unlock()
 	return before, d.save(number)
 }
