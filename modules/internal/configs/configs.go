@@ -34,11 +34,12 @@ type Reloads struct {
 type configs struct {
 	mu      sync.Mutex
 	reloads Reloads
-	running context.Context // of the config that Loaded is of
-	watched map[<-chan struct{}]struct{}
+	running context.Context            // of the config that Loaded is of
+	watched map[<-chan struct{}]uint64 // numbered in the order in which they came
+	last    uint64
 }
 
-var known = &configs{watched: make(map[<-chan struct{}]struct{})}
+var known = &configs{watched: make(map[<-chan struct{}]uint64)}
 
 // Now returns how loading configs has fared.
 func Now() Reloads {
@@ -65,7 +66,10 @@ func Watch(ctx caddy.Context) {
 	key := ctx.Done()
 	known.mu.Lock()
 	_, again := known.watched[key]
-	known.watched[key] = struct{}{}
+	if !again {
+		known.last++
+		known.watched[key] = known.last
+	}
 	known.mu.Unlock()
 	if again {
 		return
@@ -78,10 +82,11 @@ func Rejected(config context.Context) error { return errors.Unwrap(context.Cause
 
 func (c *configs) ended(config context.Context) {
 	c.mu.Lock()
+	number := c.watched[config.Done()]
 	delete(c.watched, config.Done())
 	c.mu.Unlock()
 	if err := Rejected(config); err != nil {
-		c.rejected(caddyfile.WithoutPasswords(err))
+		c.rejected(number, caddyfile.WithoutPasswords(err))
 		return
 	}
 	// Whatever ends without a cause was no config, and what no other config follows is the end of the process.
@@ -98,16 +103,27 @@ func (c *configs) ended(config context.Context) {
 // maxError bounds an error that is shown.
 const maxError = 2000
 
-func (c *configs) rejected(err error) {
+func (c *configs) rejected(number uint64, err error) {
 	text := err.Error()
 	if len(text) > maxError {
 		text = text[:maxError] + "..."
 	}
 	c.mu.Lock()
 	c.reloads.Failure++
-	c.reloads.LastError = text
+	if !c.hasLaterLocked(number) { // else that one says how the last one has fared: configs that end in short order may get here in another one
+		c.reloads.LastError = text
+	}
 	c.mu.Unlock()
 	events.Emit(events.ConfigRejected, events.Error, "a config was rejected, the one before goes on", zap.String("error", text))
+}
+
+func (c *configs) hasLaterLocked(number uint64) bool {
+	for _, other := range c.watched {
+		if other > number {
+			return true
+		}
+	}
+	return false
 }
 
 // loadedAt asks Caddy, which has it in a metric.

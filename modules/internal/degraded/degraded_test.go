@@ -3,6 +3,7 @@ package degraded_test
 import (
 	"errors"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -126,4 +127,54 @@ func TestConcurrently(t *testing.T) {
 	if n := gauge(t, "test race"); n != 0 {
 		t.Errorf("%v", n)
 	}
+}
+
+// What is degraded can be listed, with the reason, for as long as it is. Whoever wants to know is told when it begins and when it is over.
+func TestDegradedNow(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		now := func() (all []degraded.Reason) {
+			for _, reason := range degraded.Now() {
+				if reason.What == "test of now" {
+					all = append(all, reason)
+				}
+			}
+			return all
+		}
+		first, second := degraded.New("test of now"), degraded.New("test of now")
+		first.Begin(zap.NewNop(), "it does not answer", zap.String("host", "a"))
+		time.Sleep(time.Minute)
+		second.Begin(zap.NewNop(), "it does, but slowly")
+		second.Begin(zap.NewNop(), "said twice")
+		all := now()
+		if len(all) != 2 || all[0].Message != "it does not answer" || all[0].Fields[0].String != "a" || time.Since(all[0].Since) != time.Minute ||
+			all[1].Message != "it does, but slowly" || time.Since(all[1].Since) != 0 {
+			t.Errorf("%+v", all)
+		}
+		first.End(zap.NewNop(), "it answers")
+		second.Close()
+		if all := now(); len(all) != 0 {
+			t.Errorf("%+v", all)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if want := []string{"true it does not answer", "true it does, but slowly", "false it answers"}; !slices.Equal(told, want) {
+			t.Errorf("told %q, want %q", told, want)
+		}
+	})
+}
+
+var (
+	mu   sync.Mutex
+	told []string // what OnChange has told of the test above
+)
+
+func init() {
+	degraded.OnChange(func(begins bool, message string, fields []zap.Field) {
+		if n := len(fields); fields[n-1].String == "test of now" || n > 1 && fields[n-2].String == "test of now" {
+			mu.Lock()
+			defer mu.Unlock()
+			told = append(told, strconv.FormatBool(begins)+" "+message)
+		}
+	})
 }
