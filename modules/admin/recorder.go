@@ -25,6 +25,7 @@ const (
 // recorder looks at all sessions every 5 seconds, and each second while somebody asks. There is one in the process while any config has
 // something that shows what it knows. Sessions have no part in it: it reads what they count anyway.
 type recorder struct {
+	counting
 	stop, stopped chan struct{}
 
 	mu       sync.Mutex
@@ -36,6 +37,15 @@ type recorder struct {
 	history  history
 }
 
+// counting is where the counts are from.
+type counting struct {
+	count  func(step func()) (replaced int)
+	totals func() session.Totals
+	all    func() []*session.Line
+}
+
+var ofSessions = counting{session.CountLiving, session.ReadTotals, session.Lines}
+
 // recorders has the one that there is. It outlives the configs, so a reload loses nothing of the history.
 var recorders = state.NewPool[struct{}, *recorder]()
 
@@ -45,9 +55,9 @@ type look struct {
 	totals session.Totals
 }
 
-func newRecorder() *recorder {
-	r := &recorder{stop: make(chan struct{}), stopped: make(chan struct{}), lines: make(map[*session.Line]*[looks]counts)}
-	r.look(time.Now())
+func newRecorder(from counting) *recorder {
+	r := &recorder{counting: from, stop: make(chan struct{}), stopped: make(chan struct{}), lines: make(map[*session.Line]*[looks]counts)}
+	r.look(time.Now()) // nobody else has it yet
 	go r.record()
 	return r
 }
@@ -103,17 +113,16 @@ func (r *recorder) fresh() {
 	}
 }
 
-// look is called with the lock held, by whoever has begun with the recorder: nothing else waits for it than those who ask.
+// look is called with the lock held. Nobody waits for it but those who ask.
 func (r *recorder) look(now time.Time) {
-	r.replaced = session.CountLiving(startOfPace().step)
+	r.replaced = r.count(startOfPace().step)
 	r.number++
 	at := r.number % looks
 	before := r.seen[(r.number-1)%looks]
-	r.seen[at] = look{now, session.ReadTotals()}
-	all := session.Lines()
+	r.seen[at] = look{now, r.counting.totals()}
 	here := make(map[*session.Line]struct{}, len(r.lines))
 	streams, datagrams := int64(0), int64(0)
-	for _, line := range all {
+	for _, line := range r.all() {
 		if living := line.Living.Load(); line.Datagrams() {
 			datagrams += living
 		} else {

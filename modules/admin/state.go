@@ -36,7 +36,7 @@ func (*stateAPI) CaddyModule() caddy.ModuleInfo {
 // Provision has the process look at its sessions from time to time, until the config ends.
 func (a *stateAPI) Provision(ctx caddy.Context) error {
 	configs.Watch(ctx)
-	recorder, err := recorders.Acquire(struct{}{}, func() (*recorder, error) { return newRecorder(), nil })
+	recorder, err := recorders.Acquire(struct{}{}, func() (*recorder, error) { return newRecorder(ofSessions), nil })
 	if err != nil {
 		return err
 	}
