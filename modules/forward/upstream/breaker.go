@@ -50,7 +50,7 @@ func (t *Terms) exceeded(c cell) bool {
 	case t.Ratio >= 1:
 		return c.sessions > 0 && c.bad == c.sessions
 	}
-	return float64(c.bad) > t.Ratio*float64(c.sessions)
+	return float64(c.bad)/float64(c.sessions) > t.Ratio // 0.29 times 100 would be less than 29
 }
 
 // outcome is how the attempt of a session to use an upstream went.

@@ -101,7 +101,7 @@ func (j *judge) release(session, round int) {
 
 func randomTerms(random *rand.Rand) Terms {
 	return Terms{
-		Cause: Cause(random.IntN(3)), Ratio: []float64{0, 0.25, 0.5, 1}[random.IntN(4)], Count: random.IntN(5),
+		Cause: Cause(random.IntN(3)), Ratio: []float64{0, 0.2, 0.25, 0.29, 0.5, 0.6, 1}[random.IntN(7)], Count: random.IntN(5),
 		Slow: 100 * time.Millisecond, Window: time.Duration(1+random.IntN(10)) * time.Second,
 		MinSessions: 1 + random.IntN(6), Open: time.Duration(1+random.IntN(9)) * time.Second, HalfOpen: 1 + random.IntN(4),
 	}
@@ -177,6 +177,9 @@ func TestBreakerThresholds(t *testing.T) {
 		{Terms{Cause: CauseErrors, Ratio: 0.5, MinSessions: 10}, 10, 6, true},
 		{Terms{Cause: CauseErrors, Ratio: 0.5, MinSessions: 10}, 9, 9, false},
 		{Terms{Cause: CauseErrors, Ratio: 0, MinSessions: 10}, 100, 1, true},
+		{Terms{Cause: CauseErrors, Ratio: 0.29, MinSessions: 10}, 100, 29, false},
+		{Terms{Cause: CauseSlow, Ratio: 0.57, MinSessions: 10}, 100, 57, false},
+		{Terms{Cause: CauseSlow, Ratio: 0.57, MinSessions: 10}, 100, 58, true},
 		{Terms{Cause: CauseErrors, Ratio: 1, MinSessions: 10}, 10, 10, true},
 		{Terms{Cause: CauseSlow, Ratio: 1, MinSessions: 10}, 10, 9, false},
 		{Terms{Cause: CauseSlow, Ratio: 1, MinSessions: 10}, 10, 10, true},
