@@ -107,8 +107,11 @@ func parseLine(line string) (e Entry, err error) {
 			return e, fmt.Errorf("%.64q: %w", e.Address, err)
 		}
 	}
-	if given["backup"] && given["priority"] && e.Priority != 1 {
-		return e, fmt.Errorf(`%.64q: priority: "%d": expected priority or backup, which is priority 1`, e.Address, e.Priority)
+	if given["backup"] {
+		if given["priority"] && e.Priority != 1 {
+			return e, fmt.Errorf(`%.64q: priority: "%d": expected priority or backup, which is priority 1`, e.Address, e.Priority)
+		}
+		e.Priority = 1
 	}
 	return e, nil
 }
@@ -116,9 +119,7 @@ func parseLine(line string) (e Entry, err error) {
 func (e *Entry) set(name, value string, hasValue bool) (err error) {
 	switch {
 	case name == "backup" && !hasValue:
-		if e.Priority == 0 {
-			e.Priority = 1
-		}
+		return nil // parseLine sets the tier
 	case name == "weight" && hasValue:
 		e.Weight, err = parseNumber(name, value, upstream.MaxWeight)
 		e.Drained = e.Weight == 0

@@ -41,7 +41,7 @@ func TestParse(t *testing.T) {
 			},
 		},
 		{
-			"a:1 weight=70000\na:2 weigth=3\na:3 backup priority=2\na:4 weight\na:5 weight=1 weight=2",
+			"a:1 weight=70000\na:2 weigth=3\na:3 backup priority=2\na:4 weight\na:5 weight=1 weight=2\na:6 priority=0 backup",
 			nil,
 			[]string{
 				`line 1: "a:1": weight: "70000": expected a whole number from 0 to 65535`,
@@ -49,6 +49,7 @@ func TestParse(t *testing.T) {
 				`line 3: "a:3": priority: "2": expected priority or backup, which is priority 1`,
 				`line 4: "a:4": "weight": expected weight=<number>, max_connections=<count>, priority=<tier>, backup or zone=<name>`,
 				`line 5: "a:5": weight: given twice`,
+				`line 6: "a:6": priority: "0": expected priority or backup, which is priority 1`,
 			},
 		},
 		{"[]", nil, nil},
