@@ -2,8 +2,8 @@ package discovery
 
 import (
 	"context"
-	"errors"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -44,8 +44,16 @@ func (a *A) Run(ctx context.Context, to Sink) {
 
 // host is a name that is looked up again and again, and what its records of a family were last.
 type host struct {
-	name  string
-	known [2][]netip.Addr
+	name   string
+	known  [2][]netip.Addr
+	failed int // how many times in a row a question was not answered
+}
+
+// soon is how long it takes until a question that was not answered is asked again: longer each time, because some name servers never answer one of them.
+func (h *host) soon() time.Duration {
+	const enough = 12 // doublings
+	h.failed++
+	return MinRefresh << min(h.failed-1, enough)
 }
 
 var families = [2]uint16{dns.TypeA, dns.TypeAAAA}
@@ -74,14 +82,18 @@ func (h *host) lookUp(ctx context.Context, r *Resolver) (all []netip.Addr, ttl t
 		}
 		all = append(all, h.known[i]...)
 	}
+	failing := slices.ContainsFunc(errs[:], func(err error) bool { return err != nil && !isNotFound(err) })
+	if !failing {
+		h.failed = 0
+	}
 	if !answered {
 		if isNotFound(errs[0]) && !isNotFound(errs[1]) {
 			return nil, 0, errs[1]
 		}
 		return nil, 0, errs[0]
 	}
-	if err := errors.Join(errs[:]...); err != nil && !isNotFound(errs[0]) && !isNotFound(errs[1]) {
-		ttl = MinRefresh // ask the other question again soon
+	if failing {
+		ttl = min(ttl, h.soon()) // the other question is asked again
 	}
 	return all, ttl, nil
 }

@@ -309,6 +309,11 @@ func TestHalfAnAnswer(t *testing.T) {
 	if n, ttl, err := look("db.test. 60 A 10.0.0.1"); n != 1 || ttl != MinRefresh || err != nil {
 		t.Errorf("before anything is known of the other family: %d, %v, %v", n, ttl, err)
 	}
+	for _, want := range []time.Duration{2 * time.Second, 4 * time.Second, 8 * time.Second} {
+		if _, ttl, err := look("db.test. 60 A 10.0.0.1"); ttl != want || err != nil {
+			t.Errorf("the other question is asked again after %v, want %v: %v", ttl, want, err)
+		}
+	}
 	if n, ttl, err := look("db.test. 60 A 10.0.0.1", "db.test. 20 AAAA ::1"); n != 2 || ttl != 20*time.Second || err != nil {
 		t.Errorf("both: %d, %v, %v", n, ttl, err)
 	}
@@ -407,6 +412,13 @@ func TestSRVTargetFails(t *testing.T) {
 	})
 	if got, ttl, err := srv.resolved(t.Context(), targets, hosts); err != nil || len(got.Entries) != 2 || got.Bad > 0 || ttl != MinRefresh {
 		t.Errorf("one fails: %+v, %v, %v", got, ttl, err)
+	}
+	if _, ttl, err := srv.resolved(t.Context(), targets, hosts); err != nil || ttl != 2*MinRefresh {
+		t.Errorf("it fails again: asked after %v, %v", ttl, err)
+	}
+	s.set(records(t, "a.test. 60 A 10.0.0.1"))
+	if got, ttl, err := srv.resolved(t.Context(), targets, hosts); err != nil || len(got.Entries) != 1 || got.Bad != 1 || ttl != time.Minute {
+		t.Errorf("one does not exist: %+v, asked after %v, %v", got, ttl, err)
 	}
 	if got, _, err := srv.resolved(t.Context(), targets[:1], hosts); err != nil || len(got.Entries) != 1 || len(hosts) != 1 {
 		t.Errorf("one has gone: %+v, %v, and %d hosts", got, err, len(hosts))

@@ -132,11 +132,16 @@ func (s *SRV) lookUpAll(ctx context.Context, targets map[string]*found, hosts ma
 		slots <- struct{}{}
 		asking.Go(func() {
 			defer func() { <-slots }()
-			if at.ips, at.ttl, at.err = h.lookUp(ctx, &s.Resolver); at.err == nil {
+			at.ips, at.ttl, at.err = h.lookUp(ctx, &s.Resolver)
+			switch {
+			case at.err == nil:
+				return
+			case isNotFound(at.err): // nobody waits for it
+				at.ttl = maxAsked
 				return
 			}
-			at.ttl = MinRefresh
-			if had := slices.Concat(h.known[:]...); len(had) > 0 && !isNotFound(at.err) {
+			at.ttl = h.soon()
+			if had := slices.Concat(h.known[:]...); len(had) > 0 {
 				at.ips, at.err = had, nil
 			}
 		})
