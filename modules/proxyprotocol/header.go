@@ -107,12 +107,12 @@ func parse(b []byte) (header, error) {
 		return header{}, fmt.Errorf("expected a PROXY protocol header of %d bytes", len(b))
 	}
 	tlvs, err := parsed.TLVs()
-	if err != nil {
-		return header{}, fmt.Errorf("fields behind the addresses of a PROXY protocol header: %w", err)
-	}
 	h := header{tlvs: tlvs}
 	if parsed.Command == proxyproto.LOCAL {
 		return h, nil // what is behind need not have any form
+	}
+	if err != nil {
+		return header{}, fmt.Errorf("fields behind the addresses of a PROXY protocol header: %w", err)
 	}
 	if err := checkSum(b); err != nil {
 		return header{}, err
