@@ -33,7 +33,7 @@ type engine interface {
 	// serves reports whether it can make this one.
 	serves(x *exchange) bool
 	// begin does not block. It may call over before it returns.
-	begin(x *exchange)
+	begin(all ...*exchange)
 	// cancel ends an exchange, if it is one of the engine's, without a result.
 	cancel(x *exchange)
 	// close ends all.
@@ -164,9 +164,7 @@ func (c *Checker) run() {
 		for _, t := range late {
 			t.expire()
 		}
-		for _, t := range begin {
-			t.start()
-		}
+		c.start(begin)
 		timer.Reset(c.pause())
 	}
 }
@@ -217,30 +215,43 @@ func jittered(every time.Duration) time.Duration {
 	return every + time.Duration((rand.Float64()-0.5)/5*float64(every))
 }
 
-// start makes the check of a task.
-func (t *task) start() {
+// start makes the checks of tasks.
+func (c *Checker) start(tasks []*task) {
+	exchanges := make([][]*exchange, len(c.engines))
+	for _, t := range tasks {
+		if x := t.start(); x != nil {
+			i := slices.IndexFunc(c.engines, func(e engine) bool { return e.serves(x) })
+			exchanges[i] = append(exchanges[i], x)
+		}
+	}
+	for i, all := range exchanges {
+		if len(all) > 0 {
+			c.engines[i].begin(all...)
+		}
+	}
+}
+
+// start returns the exchange that is the check of a task; nil: it is over.
+func (t *task) start() *exchange {
 	c := t.of
 	x := t.begin()
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	t.starts = false
 	if t.removed {
-		c.mu.Unlock()
-		return // remove has given its place back
+		return nil // remove has given its place back
 	}
 	if x == nil {
 		c.free()
 		t.at = t.next
 		c.put(t)
-		c.mu.Unlock()
-		return
+		return nil
 	}
 	x.over = func(err error) { t.end(x, err) }
 	t.running = x
 	t.at = time.Now().Add(t.timeout)
 	c.put(t)
-	c.mu.Unlock()
-	i := slices.IndexFunc(c.engines, func(e engine) bool { return e.serves(x) })
-	c.engines[i].begin(x)
+	return x
 }
 
 // end takes the result of a check.

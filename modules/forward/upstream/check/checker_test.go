@@ -34,7 +34,13 @@ type begun struct {
 
 func (f *fake) serves(*exchange) bool { return true }
 
-func (f *fake) begin(x *exchange) {
+func (f *fake) begin(all ...*exchange) {
+	for _, x := range all {
+		f.beginOne(x)
+	}
+}
+
+func (f *fake) beginOne(x *exchange) {
 	f.mu.Lock()
 	f.begun = append(f.begun, begun{x.addr.String(), time.Now()})
 	if f.open == nil {

@@ -23,8 +23,14 @@ func newDialers() *dialers { return &dialers{open: make(map[*exchange]context.Ca
 
 func (*dialers) serves(*exchange) bool { return true }
 
-// begin begins an exchange, as loop.begin does.
-func (d *dialers) begin(x *exchange) {
+// begin begins exchanges, as loop.begin does.
+func (d *dialers) begin(all ...*exchange) {
+	for _, x := range all {
+		d.beginOne(x)
+	}
+}
+
+func (d *dialers) beginOne(x *exchange) {
 	ctx, cancel := context.WithCancel(context.Background())
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -26,7 +26,7 @@ type exchange struct {
 	preface []byte             // what is sent before the handshake
 	request []byte
 	// judge looks at all that has come of a stream so far, or at a datagram. ended: nothing will follow. It reports whether that is enough,
-	// and what is wrong with it. Nil: to be connected is enough.
+	// and what is wrong with it: where it is not enough, what would be wrong if nothing followed. Nil: to be connected is enough.
 	judge func(reply []byte, ended bool) (done bool, err error)
 	// over is called once with the result, unless the exchange was cancelled before.
 	over       func(err error)
@@ -86,9 +86,8 @@ func (x *exchange) after(preface []byte) *exchange {
 func (x *exchange) noting(judge func(reply []byte, ended bool) (done bool, err error)) func(reply []byte, ended bool) (done bool, err error) {
 	return func(reply []byte, ended bool) (done bool, err error) {
 		if done, err = judge(reply, ended); !done && len(reply) > 0 {
-			if _, wrong := judge(reply, true); wrong != nil {
-				x.unfinished.Store(&wrong)
-			}
+			wrong := err
+			x.unfinished.Store(&wrong)
 		}
 		return done, err
 	}
@@ -107,14 +106,12 @@ func (p *prober) silent() bool { return p.Kind == UDP && p.expect == nil }
 
 func (p *prober) judgeText(reply []byte, ended bool) (done bool, err error) {
 	switch {
-	case len(reply) > 0 && p.expect.Match(reply):
+	case len(reply) == 0:
+		return ended, fmt.Errorf("it has sent nothing, expected %q", p.Expect)
+	case p.expect.Match(reply):
 		return true, nil
-	case ended && len(reply) == 0:
-		return true, fmt.Errorf("it has sent nothing, expected %q", p.Expect)
-	case ended || len(reply) >= maxReply:
-		return true, fmt.Errorf("it has sent %s, expected %q", shortened(reply), p.Expect)
 	}
-	return false, nil
+	return ended || len(reply) >= maxReply, fmt.Errorf("it has sent %s, expected %q", shortened(reply), p.Expect)
 }
 
 func (p *prober) judgeDatagram(reply []byte, _ bool) (done bool, err error) {
@@ -144,8 +141,8 @@ func shortened(reply []byte) string {
 func (p *prober) httpRequest(addr net.Addr, host string) []byte {
 	if p.Host != "" {
 		host = p.Host
-	} else if _, port, err := net.SplitHostPort(addr.String()); err == nil && host != "" {
-		host = net.JoinHostPort(host, port)
+	} else if ap, ok := addr.(interface{ AddrPort() netip.AddrPort }); ok && host != "" {
+		host = net.JoinHostPort(host, strconv.Itoa(int(ap.AddrPort().Port())))
 	}
 	if host == "" {
 		host = "localhost"
@@ -154,21 +151,18 @@ func (p *prober) httpRequest(addr net.Addr, host string) []byte {
 }
 
 func (p *prober) judgeHTTP(reply []byte, ended bool) (done bool, err error) {
-	full := len(reply) >= maxReply
 	last, interim := p.lastResponse(reply)
 	line, _, whole := bytes.Cut(last, []byte("\n"))
-	if !whole && !ended && !full {
-		return false, nil
-	}
+	enough := whole || ended || len(reply) >= maxReply
 	if !whole && interim {
-		return true, fmt.Errorf("it has sent %s and no final response, expected %s", shortened(bytes.TrimSpace(firstLine(reply))), p.statuses())
+		return enough, fmt.Errorf("it has sent %s and no final response, expected %s", shortened(bytes.TrimSpace(firstLine(reply))), p.statuses())
 	}
 	if len(last) == 0 {
-		return true, errors.New("it has sent nothing, expected an HTTP response")
+		return enough, errors.New("it has sent nothing, expected an HTTP response")
 	}
 	fields := bytes.Fields(line)
 	if !whole || len(fields) < 2 || !bytes.HasPrefix(fields[0], []byte("HTTP/")) {
-		return true, fmt.Errorf("it has sent %s, expected an HTTP response", shortened(line))
+		return enough, fmt.Errorf("it has sent %s, expected an HTTP response", shortened(line))
 	}
 	status, err := strconv.Atoi(string(fields[1]))
 	if err != nil || status < p.from || status > p.to {

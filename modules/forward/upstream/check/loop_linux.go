@@ -34,6 +34,7 @@ type loopState struct {
 	number    uint64
 	fd        int
 	connected bool
+	watched   bool   // by epoll
 	reply     []byte // of a stream, where more has to come
 }
 
@@ -55,65 +56,137 @@ func newLoop() (*loop, error) {
 // serves reports whether the loop can make an exchange.
 func (*loop) serves(x *exchange) bool { return x.tls == nil }
 
-// begin begins an exchange. It does not block, and may call over before it returns.
-func (l *loop) begin(x *exchange) {
-	l.mu.Lock()
-	if l.closed || x.cancelled.Load() {
-		l.mu.Unlock()
-		return
+// begin begins exchanges. It does not block, and may call over before it returns. Many are answered by the time that the last one of them has begun:
+// those need no epoll, and wake up nobody.
+func (l *loop) begin(all ...*exchange) {
+	results := make([]result, 0, len(all))
+	begun := all[:0:0]
+	for _, x := range all {
+		if x.cancelled.Load() {
+			continue
+		}
+		if done, err := x.connect(); done {
+			results = append(results, result{x, err})
+		} else {
+			begun = append(begun, x)
+		}
 	}
-	done, err := l.connect(x)
+	l.mu.Lock()
+	for _, x := range begun {
+		if done, err := l.add(x); done {
+			results = append(results, result{x, err})
+		}
+	}
 	l.mu.Unlock()
-	if done || err != nil {
-		x.over(err)
+	for _, r := range results {
+		r.over(r.err)
 	}
 }
 
-// connect opens a socket. It reports whether the exchange is over. It is called with l.mu locked, as all that follows.
-func (l *loop) connect(x *exchange) (done bool, err error) {
+// connect opens a socket, and sends the request if that can be done at once. It reports whether the exchange is over. If not, the socket is open.
+func (x *exchange) connect() (done bool, err error) {
 	to, family, kind := sockaddrOf(x.addr)
-	fd, err := unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	x.fd, err = unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return false, os.NewSyscallError("socket", err)
+		return true, os.NewSyscallError("socket", err)
 	}
 	if family != unix.AF_UNIX && kind == unix.SOCK_STREAM {
-		// Closing resets the connection, so that neither side keeps it for a minute (TIME_WAIT).
-		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-		if x.judge == nil {
-			// The system then holds back the last step of the handshake. The reset comes before it, so that the server never accepts this
-			// connection, and does not log that it was useless (tcp_rcv_synsent_state_process in net/ipv4/tcp_input.c).
-			_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0)
-		}
+		x.prepareStream()
 	}
+	done, err = x.attempt(to, family)
+	if done {
+		_ = unix.Close(x.fd)
+	}
+	return done, err
+}
+
+// prepareStream sets what has to be set before a connection is made.
+func (x *exchange) prepareStream() {
+	// Closing resets the connection, so that neither side keeps it for a minute (TIME_WAIT).
+	_ = unix.SetsockoptLinger(x.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	if x.judge == nil || len(x.request) > 0 {
+		// The system then holds back the last step of the handshake. The request goes with it, as HAProxy's tcp-smart-connect has it; or the reset
+		// comes before it, so that the server never accepts a connection over which nothing is said, and does not log that it was useless
+		// (tcp_rcv_synsent_state_process in net/ipv4/tcp_input.c).
+		_ = unix.SetsockoptInt(x.fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0)
+	}
+}
+
+// attempt begins to connect. One on this machine has answered by the time that it returns.
+func (x *exchange) attempt(to unix.Sockaddr, family int) (done bool, err error) {
 	if x.source.IsValid() && family != unix.AF_UNIX {
-		_ = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
-		if err := unix.Bind(fd, sockaddrAt(netip.AddrPortFrom(x.source, 0))); err != nil {
-			_ = unix.Close(fd)
-			return false, os.NewSyscallError("bind", err)
+		_ = unix.SetsockoptInt(x.fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+		if err := unix.Bind(x.fd, sockaddrAt(netip.AddrPortFrom(x.source, 0))); err != nil {
+			return true, os.NewSyscallError("bind", err)
 		}
 	}
-	err = unix.Connect(fd, to)
+	err = unix.Connect(x.fd, to)
 	if x.judge == nil && err == unix.EINPROGRESS {
-		err = unix.Connect(fd, to) // one on this machine has answered by now
+		err = unix.Connect(x.fd, to)
 	}
-	if x.judge == nil && err == nil || err != nil && err != unix.EINPROGRESS && err != unix.EALREADY {
-		_ = unix.Close(fd)
+	switch {
+	case err != nil && err != unix.EINPROGRESS && err != unix.EALREADY, err == nil && x.judge == nil:
+		return true, os.NewSyscallError("connect", err)
+	case x.judge == nil || !x.asks():
+		return false, nil
+	}
+	switch err := x.send(); err {
+	case nil:
+		x.connected = true
+		return false, nil
+	case unix.EAGAIN:
+		return false, nil
+	case unix.ECONNRESET, unix.EPIPE:
+		return true, os.NewSyscallError("send", err)
+	default:
 		return true, os.NewSyscallError("connect", err)
 	}
-	l.last++
-	x.number, x.fd, x.connected, x.reply = l.last, fd, false, nil
-	if err := l.watch(x, unix.EPOLL_CTL_ADD); err != nil {
-		_ = unix.Close(fd)
-		return false, err
+}
+
+// asks reports whether there is something to send. A datagram may be empty.
+func (x *exchange) asks() bool {
+	_, datagrams := x.addr.(*net.UDPAddr)
+	return datagrams || len(x.request) > 0
+}
+
+// send sends the request, which the buffer of a new socket has room for.
+func (x *exchange) send() error {
+	_, err := unix.SendmsgN(x.fd, x.request, nil, nil, unix.MSG_NOSIGNAL)
+	return err
+}
+
+// add goes on with an exchange, and has run do so where it is not over. It is called with l.mu locked, as all that follows.
+func (l *loop) add(x *exchange) (done bool, err error) {
+	if l.closed || x.cancelled.Load() {
+		_ = unix.Close(x.fd)
+		return false, nil
 	}
+	l.last++
+	x.number = l.last
 	l.open[x.number] = x
-	return false, nil
+	if x.connected {
+		done, err = l.receive(x)
+	}
+	if !done && !x.watched {
+		err = l.watch(x)
+		done = err != nil
+	}
+	if done {
+		l.forget(x)
+	}
+	return done, err
 }
 
 // watch has run hear of the socket: of what is there already, too.
-func (l *loop) watch(x *exchange, how int) error {
-	event := unix.EpollEvent{
-		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET, Fd: int32(x.number), Pad: int32(x.number >> 32),
+func (l *loop) watch(x *exchange) error {
+	how := unix.EPOLL_CTL_ADD
+	if x.watched {
+		how = unix.EPOLL_CTL_MOD
+	}
+	x.watched = true
+	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET, Fd: int32(x.number), Pad: int32(x.number >> 32)}
+	if !x.connected {
+		event.Events |= unix.EPOLLOUT
 	}
 	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(l.epoll, how, x.fd, &event))
 }
@@ -220,20 +293,16 @@ func (l *loop) move(x *exchange, events uint32) (done bool, err error) {
 			return true, nil
 		}
 		x.connected = true
-		if err := l.send(x); err != nil {
-			return true, err
+		if x.asks() {
+			if err := x.send(); err != nil {
+				return true, os.NewSyscallError("send", err)
+			}
 		}
 	}
-	return l.receive(x)
-}
-
-// send sends the request, which the buffer of a new socket has room for. A datagram may be empty.
-func (*loop) send(x *exchange) error {
-	if _, datagrams := x.addr.(*net.UDPAddr); len(x.request) == 0 && !datagrams {
-		return nil
+	if events&^unix.EPOLLOUT == 0 {
+		return false, nil // nothing to receive yet
 	}
-	_, err := unix.SendmsgN(x.fd, x.request, nil, nil, unix.MSG_NOSIGNAL)
-	return os.NewSyscallError("send", err)
+	return l.receive(x)
 }
 
 // readsAtOnce bounds how often an exchange reads before others have their turn: somebody may send faster than it is read.
@@ -272,7 +341,7 @@ func (l *loop) receive(x *exchange) (done bool, err error) {
 			return true, err
 		}
 	}
-	err = l.watch(x, unix.EPOLL_CTL_MOD)
+	err = l.watch(x)
 	return err != nil, err
 }
 

@@ -12,6 +12,6 @@ type loopState struct{}
 func newLoop() (*loop, error) { return nil, errors.ErrUnsupported }
 
 func (*loop) serves(*exchange) bool { return false }
-func (*loop) begin(*exchange)       {}
+func (*loop) begin(...*exchange)    {}
 func (*loop) cancel(*exchange)      {}
 func (*loop) close()                {}
