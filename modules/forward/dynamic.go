@@ -24,7 +24,7 @@ type dynamic struct {
 	h        *Handler
 	fixed    []upstream.Upstream // of the config
 	zone     string              // of the gateway
-	listen   []caddy.NetworkAddress
+	placed   placed
 	sources  []useOfSource
 	unusable *degraded.Part
 
@@ -37,11 +37,11 @@ type dynamic struct {
 }
 
 // begin is called in Provision. After an error end releases what there is.
-func (d *dynamic) begin(ctx caddy.Context, h *Handler, fixed []upstream.Upstream, zone string, listen []caddy.NetworkAddress) error {
+func (d *dynamic) begin(ctx caddy.Context, h *Handler, fixed []upstream.Upstream, zone string, placed placed) error {
 	if len(h.Dynamic) == 0 {
 		return nil
 	}
-	for _, addr := range listen {
+	for _, addr := range placed.listen {
 		if size := addr.PortRangeSize(); size > 1 {
 			return fmt.Errorf("dynamic: expected listen addresses of one port, but %q has %d", addr.String(), size)
 		}
@@ -50,7 +50,7 @@ func (d *dynamic) begin(ctx caddy.Context, h *Handler, fixed []upstream.Upstream
 	if err != nil {
 		return fmt.Errorf("dynamic: %w", err)
 	}
-	d.h, d.fixed, d.zone, d.listen = h, fixed, zone, listen
+	d.h, d.fixed, d.zone, d.placed = h, fixed, zone, placed
 	d.ready, d.unusable = make(chan struct{}), degraded.New("upstream_unusable")
 	d.leaving.begin(h)
 	for _, module := range modules.([]any) {
@@ -134,42 +134,59 @@ func (d *dynamic) wake() {
 }
 
 // merge returns the upstreams of the config and of all sources. What an earlier one has is not taken a second time. A source whose grace period
-// is over counts only if there is nothing else.
+// is over counts only if no others may get sessions.
 func (d *dynamic) merge() []upstream.Upstream {
 	states := make([]discovery.State, len(d.sources))
-	size, others := len(d.fixed), slices.ContainsFunc(d.fixed, func(u upstream.Upstream) bool { return !u.Drained })
+	size := len(d.fixed)
 	for i := range d.sources {
 		states[i] = d.sources[i].state()
 		size += len(states[i].Entries)
-		others = others || states[i].Known && !states[i].Expired
 	}
-	upstreams := append(make([]upstream.Upstream, 0, size), d.fixed...)
-	given, taken := make(map[string]upstream.Upstream, size), make(distinct)
-	for i := range d.fixed {
-		_ = taken.add(&d.fixed[i])
+	m := merging{of: d, all: append(make([]upstream.Upstream, 0, size), d.fixed...), given: make(map[string]upstream.Upstream, size)}
+	if len(d.fixed)+len(states) > 1 { // a source has none twice
+		m.taken = make(distinct)
+		for i := range d.fixed {
+			_ = m.taken.add(&d.fixed[i])
+		}
 	}
-	var bad discovery.Answer
-	for _, state := range states {
-		if state.Expired && others {
+	m.take(states, false)
+	if !slices.ContainsFunc(m.all, func(u upstream.Upstream) bool { return !u.Drained }) {
+		m.take(states, true)
+	}
+	d.given = m.given
+	d.noteUnusable(m.bad)
+	return closeGaps(m.all)
+}
+
+// merging is upstreams that are being merged.
+type merging struct {
+	of    *dynamic
+	all   []upstream.Upstream
+	given map[string]upstream.Upstream // those that were discovered, by their names
+	taken distinct                     // nil where none can be there twice
+	bad   discovery.Answer
+}
+
+// take adds those of the sources that are expired, or of those that are not.
+func (m *merging) take(states []discovery.State, expired bool) {
+	for i := range states {
+		if states[i].Expired != expired {
 			continue
 		}
-		for _, e := range state.Entries {
-			u, err := d.upstreamOf(e)
+		for _, e := range states[i].Entries {
+			u, err := m.of.upstreamOf(e)
 			if err != nil {
-				bad.Bad++
-				bad.First = append(bad.First[:min(len(bad.First), 4)], err)
+				m.bad.Bad++
+				m.bad.First = append(m.bad.First[:min(len(m.bad.First), 4)], err)
 				continue
 			}
-			if len(d.fixed)+len(states) > 1 && taken.add(&u) != nil { // a source has none twice
+			if m.taken != nil && m.taken.add(&u) != nil {
 				continue
 			}
-			given[u.Name] = u
-			upstreams = append(upstreams, u)
+			m.given[u.Name] = u
+			m.all = append(m.all, u)
 		}
 	}
-	d.given = given
-	d.noteUnusable(bad)
-	return closeGaps(upstreams)
 }
 
 // upstreamOf returns an entry as an upstream, the one that there is already if nothing has changed about it.
@@ -186,20 +203,29 @@ func (d *dynamic) upstreamOf(e discovery.Entry) (u upstream.Upstream, err error)
 		u.Prepare()
 	}
 	u.MaxSessions = int64(e.MaxConnections)
-	u.Weight, u.Drained, u.Priority, u.Near = e.Weight, e.Drained, e.Priority, d.zone != "" && e.Zone == d.zone
+	u.Weight, u.Drained, u.Priority = e.Weight, e.Drained, e.Priority
+	u.Zone, u.Near = e.Zone, d.zone != "" && e.Zone == d.zone
 	return u, nil
 }
 
 // check refuses what a config could not have either.
 func (d *dynamic) check(u *upstream.Upstream) error {
 	one := []upstream.Upstream{*u}
-	if _, err := matchAddrs(one, d.listen); err != nil {
+	if _, err := matchAddrs(one, d.placed.listen); err != nil {
 		return err
 	}
-	return checkLoops(one, d.listen)
+	if err := checkLoops(one, d.placed.all); err != nil {
+		return err
+	}
+	if t := d.h.special.of(u.Name).tls; t != nil {
+		if _, err := t.serverName(u); err != nil {
+			return fmt.Errorf("tls: %w", err)
+		}
+	}
+	return d.h.checkOptions(one)
 }
 
-// noteUnusable says which upstreams do not fit the listen addresses.
+// noteUnusable says which upstreams the handler can't use.
 func (d *dynamic) noteUnusable(bad discovery.Answer) {
 	log := logqueue.Default("forward")
 	if bad.Bad == 0 {

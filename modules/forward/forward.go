@@ -185,6 +185,7 @@ type Handler struct {
 	queueRef *state.Ref[*queue]
 	dynamic  dynamic
 	watch    watch
+	sources  []netip.Addr
 	from     *relay.Local
 	ports    []portRange // of the listen addresses; nil where no upstream is a range
 	scope    *session.Scope
@@ -222,24 +223,35 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := h.checkHealthCheck(upstreams); err != nil {
-		return err
-	}
-	sources, err := parseSources(h.Source)
-	if err == nil {
-		err = checkSources(sources, upstreams)
-	}
-	if err != nil {
+	if h.sources, err = parseSources(h.Source); err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
-	h.from = relay.NewLocal(sources, noteLocal)
-	h.checking.from(sources)
+	if err := h.checkOptions(upstreams); err != nil {
+		return err
+	}
 	placed, err := placement.Shared(at, func(at *placement.Finding) (placed, error) { return h.place(ctx, at, upstreams) })
 	if err != nil {
 		return err
 	}
-	h.ports = placed.ports
-	h.checking.streams, h.checking.datagrams = placed.shown.streams, placed.shown.datagrams
+	h.at, h.shownAs, h.ports = at, placed.shown, placed.ports
+	return h.begin(ctx, options, placed, upstreams)
+}
+
+// checkOptions refuses upstreams, of the config or discovered ones, that options of the handler don't go with.
+func (h *Handler) checkOptions(upstreams []upstream.Upstream) error {
+	if err := h.checkHealthCheck(upstreams); err != nil {
+		return err
+	}
+	if err := checkSources(h.sources, upstreams); err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	return nil
+}
+
+// begin acquires what the handler needs. After an error Cleanup releases what there is.
+func (h *Handler) begin(ctx caddy.Context, options global.Options, placed placed, upstreams []upstream.Upstream) (err error) {
+	h.from = relay.NewLocal(h.sources, noteLocal)
+	h.checking.begin(h.sources, placed.shown)
 	h.checking.tell(&h.special)
 	h.listensUnix.begin(placed.unix)
 	if h.scope, err = session.NewScope(ctx, h.gracePeriod, h.drainTimeout); err != nil {
@@ -252,22 +264,21 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	if err := h.guard.begin(h.special.spoken()); err != nil {
 		return err
 	}
-	h.at, h.shownAs = at, placed.shown
 	handlers.add(h)
-	if err := h.beginQueue(at.Canonical()); err != nil {
+	if err := h.beginQueue(h.at.Canonical()); err != nil {
 		return err
 	}
-	if err := h.dynamic.begin(ctx, h, upstreams, options.Zone, placed.listen); err != nil {
+	if err := h.dynamic.begin(ctx, h, upstreams, options.Zone, placed); err != nil {
 		return err
 	}
 	if err := h.dynamic.start(h, upstreams); err != nil {
 		return err
 	}
-	if err := h.succession.begin(at, at.Canonical(), placed.listen, h); err != nil {
+	if err := h.succession.begin(h.at, h.at.Canonical(), placed.listen, h); err != nil {
 		return err
 	}
 	if !h.needsConnection() { // placeholders need a layer4 connection
-		fastpath.Offer(ctx, at, h)
+		fastpath.Offer(ctx, h.at, h)
 	}
 	return nil
 }

@@ -36,8 +36,9 @@ type checking struct {
 	told               *special // what upstreams are told before a check; nil: nothing
 }
 
-// from has checks connect from the addresses that sessions do.
-func (c *checking) from(sources []netip.Addr) {
+// begin has checks be made as sessions are: from their source addresses, with streams, datagrams or both.
+func (c *checking) begin(sources []netip.Addr, as *shownAs) {
+	c.streams, c.datagrams = as.streams, as.datagrams
 	if c.spec == nil {
 		return
 	}

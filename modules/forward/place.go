@@ -13,6 +13,7 @@ import (
 // placed is what handlers that are alike find out about their listen addresses.
 type placed struct {
 	listen []caddy.NetworkAddress
+	all    []caddy.NetworkAddress // with those of the site
 	ports  []portRange
 	unix   bool // one of the addresses is a unix socket
 	shown  *shownAs
@@ -21,25 +22,25 @@ type placed struct {
 // place looks at the listen addresses, and refuses those that the options don't go with.
 func (h *Handler) place(ctx caddy.Context, at *placement.Finding, upstreams []upstream.Upstream) (p placed, err error) {
 	p.listen = at.Listens()
-	withSite := append(placement.SiteListens(ctx), p.listen...)
-	p.shown = newShownAs(at, withSite)
-	p.unix = slices.ContainsFunc(withSite, caddy.NetworkAddress.IsUnixNetwork)
-	if err := h.checkReplyLimits(withSite); err != nil {
+	p.all = append(placement.SiteListens(ctx), p.listen...)
+	p.shown = newShownAs(at, p.all)
+	p.unix = slices.ContainsFunc(p.all, caddy.NetworkAddress.IsUnixNetwork)
+	if err := h.checkReplyLimits(p.all); err != nil {
 		return p, err
 	}
-	if err := h.checkProxyProtocol(withSite); err != nil {
+	if err := h.checkProxyProtocol(p.all); err != nil {
 		return p, err
 	}
-	if err := h.checkTLS(withSite); err != nil {
+	if err := h.checkTLS(p.all); err != nil {
 		return p, err
 	}
-	if err := h.checkPreconnect(withSite); err != nil {
+	if err := h.checkPreconnect(p.all); err != nil {
 		return p, err
 	}
 	for _, part := range h.parts(upstreams) {
 		ports, err := matchAddrs(part.of, p.listen)
 		if err == nil {
-			err = checkLoops(part.of, withSite)
+			err = checkLoops(part.of, p.all)
 		}
 		if err != nil {
 			return p, fmt.Errorf("%s: %w", part.option, err)
