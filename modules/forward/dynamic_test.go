@@ -369,6 +369,31 @@ func TestDynamicUnusable(t *testing.T) {
 	}
 }
 
+// Files of TLS are read when a config is loaded, also where no upstream is known yet. What becomes of them later keeps no discovered one away.
+func TestDynamicWithFilesOfTLS(t *testing.T) {
+	t.Parallel()
+	ca, upstream := newAuthority(t), refuses()
+	source, config := dynamicTo(t, fmt.Sprintf(`, "tls": {"ca": [%q]}`, ca.file))
+	whole, err := os.ReadFile(ca.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, ca.file, nil)
+	if _, _, _, err := tryProvision(t, config); err == nil || !strings.Contains(err.Error(), "expected certificates in PEM form") {
+		t.Errorf("the config is taken: %v", err)
+	}
+	write(t, ca.file, whole)
+	h, _, _ := provision(t, config)
+	write(t, ca.file, nil)
+	source.says(lists(t, upstream))
+	eventually(t, func() error {
+		if now := h.rosters.now.Load(); !now.pool.Has(upstream) {
+			return fmt.Errorf("%d upstreams", now.pool.Len())
+		}
+		return nil
+	})
+}
+
 // A source after its grace period is used, too, where another one has nothing that may get sessions.
 func TestDynamicExpiresBesideUnusable(t *testing.T) {
 	t.Parallel()

@@ -264,6 +264,9 @@ func (h *Handler) begin(ctx caddy.Context, options global.Options, placed placed
 	if err := h.guard.begin(h.special.spoken()); err != nil {
 		return err
 	}
+	if err := h.special.begin(); err != nil {
+		return fmt.Errorf("tls: %w", err)
+	}
 	handlers.add(h)
 	if err := h.beginQueue(h.at.Canonical()); err != nil {
 		return err
@@ -355,6 +358,7 @@ func (h *Handler) Cleanup() error {
 	h.listensUnix.end()
 	h.succession.end()
 	h.rosters.end()
+	h.special.end()
 	h.guard.end()
 	_ = h.queueRef.Release()
 	h.watch.end()

@@ -11,6 +11,7 @@ import (
 	"github.com/portgate/caddy-portgate/modules/forward/relay"
 	"github.com/portgate/caddy-portgate/modules/forward/upstream"
 	"github.com/portgate/caddy-portgate/modules/internal/session"
+	"github.com/portgate/caddy-portgate/modules/internal/state"
 )
 
 // special is what is special about how a handler's upstreams are connected to, as configured. The zero value is nothing.
@@ -21,12 +22,15 @@ type special struct {
 	versions [3]bool            // of the headers that they get
 	common   options            // of those that have none of their own
 	own      map[string]options // by the name of the upstream
+
+	held []*state.Ref[*identity]
 }
 
 // options are those of one upstream.
 type options struct {
 	preface preface
-	tls     *TLS // nil: none
+	tls     *TLS      // nil: none
+	files   *identity // that TLS needs, nil where there are none
 }
 
 // means is how an upstream is connected to.
@@ -41,7 +45,7 @@ func (h *Handler) applyMeans() error {
 	if err := h.TLS.check(); err != nil {
 		return fmt.Errorf("tls: %w", err)
 	}
-	s := special{common: options{h.preface, h.TLS.over(nil)}, own: make(map[string]options)}
+	s := special{common: options{preface: h.preface, tls: h.TLS.over(nil)}, own: make(map[string]options)}
 	s.add(s.common)
 	for i := range h.Upstreams {
 		t := &h.Upstreams[i]
@@ -51,7 +55,7 @@ func (h *Handler) applyMeans() error {
 		if t.TLS == nil && t.ProxyProtocol == "" {
 			continue
 		}
-		own := options{h.preface, t.TLS.over(h.TLS)}
+		own := options{preface: h.preface, tls: t.TLS.over(h.TLS)}
 		if t.ProxyProtocol != "" {
 			var err error
 			if own.preface, err = parseOwnPreface(t.ProxyProtocol); err != nil {
@@ -89,6 +93,44 @@ func (s *special) spoken() string {
 	return string(spoken)
 }
 
+// begin reads the files that options name, and holds what they have in them until end: whichever upstreams there are, and whatever becomes of
+// the files. After an error end releases what there is.
+func (s *special) begin() (err error) {
+	known := make(map[identityFiles]*identity)
+	if s.common, err = s.hold(s.common, known); err != nil {
+		return err
+	}
+	for name, own := range s.own {
+		if s.own[name], err = s.hold(own, known); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *special) hold(o options, known map[identityFiles]*identity) (options, error) {
+	if o.tls == nil {
+		return o, nil
+	}
+	files := o.tls.identityFiles()
+	if known[files] == nil && files != (identityFiles{}) {
+		ref, err := holdIdentity(files)
+		if err != nil {
+			return o, err
+		}
+		s.held = append(s.held, ref)
+		known[files] = ref.Value()
+	}
+	o.files = known[files]
+	return o, nil
+}
+
+func (s *special) end() {
+	for _, ref := range s.held {
+		_ = ref.Release()
+	}
+}
+
 // of returns the options of an upstream.
 func (s *special) of(name string) options {
 	if own, has := s.own[name]; has {
@@ -97,21 +139,22 @@ func (s *special) of(name string) options {
 	return s.common
 }
 
-// holdMeans finds out how the upstreams are connected to, and holds what that needs.
-func (r *roster) holdMeans(h *Handler, upstreams []upstream.Upstream) error {
+// holdMeans finds out how the upstreams are connected to, and holds what that needs. before is the roster of the handler that this one
+// follows, or nil.
+func (r *roster) holdMeans(h *Handler, before *roster, upstreams []upstream.Upstream) error {
 	s := &h.special
 	if !s.any {
 		return nil
 	}
 	r.means = make([]means, len(upstreams))
-	speaking := encryptions{files: make(map[identityFiles]*identity), alike: make(map[alikeTLS]*encryption)}
+	r.encryptions = make(map[alikeTLS]*encryption)
 	for i := range upstreams {
 		u, m := &upstreams[i], &r.means[i]
 		o := s.of(u.Name)
 		m.preface, r.named[i].preface = o.preface, o.preface
 		if o.tls != nil {
 			var err error
-			if m.tls, err = speaking.with(u, o.tls, r); err != nil {
+			if m.tls, err = r.encryption(before, u, o); err != nil {
 				return fmt.Errorf("tls: %w", err)
 			}
 		}
@@ -139,39 +182,28 @@ func (r *roster) keepTo(h *Handler, position int, m *means) error {
 	return nil
 }
 
-// encryptions are those of a roster: upstreams that are alike share one.
-type encryptions struct {
-	files map[identityFiles]*identity
-	alike map[alikeTLS]*encryption
-}
-
 // alikeTLS are upstreams with which TLS is spoken in the same way.
 type alikeTLS struct {
 	options    *TLS
 	serverName string
 }
 
-// with returns what speaks TLS with an upstream of a roster.
-func (all *encryptions) with(u *upstream.Upstream, t *TLS, r *roster) (*encryption, error) {
-	name, err := t.serverName(u)
+// encryption returns what speaks TLS with an upstream: the same for all that are alike, and the same as before, with the sessions of TLS that it
+// can resume.
+func (r *roster) encryption(before *roster, u *upstream.Upstream, o options) (*encryption, error) {
+	name, err := o.tls.serverName(u)
 	if err != nil {
 		return nil, err
 	}
-	key := alikeTLS{t, name}
-	if e := all.alike[key]; e != nil {
-		return e, nil
+	key := alikeTLS{o.tls, name}
+	e := r.encryptions[key]
+	if e == nil && before != nil {
+		e = before.encryptions[key]
 	}
-	paths := t.identityFiles()
-	if _, known := all.files[paths]; !known && paths != (identityFiles{}) {
-		ref, err := holdIdentity(paths)
-		if err != nil {
-			return nil, err
-		}
-		r.held = append(r.held, ref)
-		all.files[paths] = ref.Value()
+	if e == nil {
+		e = newEncryption(o.tls, name, o.files)
 	}
-	e := newEncryption(t, name, all.files[paths])
-	all.alike[key] = e
+	r.encryptions[key] = e
 	return e, nil
 }
 

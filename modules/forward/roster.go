@@ -21,19 +21,20 @@ type roster struct {
 	known  *state.Ref[*knownNames] // nil where no upstream has a name
 	local  hops.Where              // tells whether an upstream is on this machine
 
-	orders     *orders       // that were made at run time, and that the upstreams are judged by
-	configured map[int]given // what the config says of those that orders have changed
-	means      []means       // nil where nothing is special about any upstream
-	held       []interface{ Release() error }
+	orders      *orders       // that were made at run time, and that the upstreams are judged by
+	configured  map[int]given // what the config says of those that orders have changed
+	means       []means       // nil where nothing is special about any upstream
+	encryptions map[alikeTLS]*encryption
+	held        []interface{ Release() error }
 
 	checks  *checked // nil where nothing is checked
 	watched []interface{ Release() error }
 }
 
-// newRoster returns a roster that holds what it needs, until end. The upstreams are as the config has them, or whoever discovers them: what
+// newRoster returns a roster that holds what it needs, until end, and that follows before, which is nil for the first one. The upstreams are as the config has them, or whoever discovers them: what
 // was set at run time comes on top here, for all of them. Whatever else has to know which upstreams a handler has now, such as who checks
 // them, holds them here and releases them in end; it leaves those alone that are [upstream.Upstream.Maint].
-func (h *Handler) newRoster(upstreams []upstream.Upstream) (r *roster, err error) {
+func (h *Handler) newRoster(before *roster, upstreams []upstream.Upstream) (r *roster, err error) {
 	r = &roster{counts: make([]*session.Count, len(upstreams)), named: make([]datagramUpstream, len(upstreams)), orders: atRunTime.now.Load()}
 	r.configured = r.orders.judge(upstreams)
 	for i := range upstreams {
@@ -49,7 +50,7 @@ func (h *Handler) newRoster(upstreams []upstream.Upstream) (r *roster, err error
 		r.end()
 		return nil, err
 	}
-	if err := r.holdMeans(h, upstreams); err != nil {
+	if err := r.holdMeans(h, before, upstreams); err != nil {
 		r.end()
 		return nil, err
 	}
@@ -134,7 +135,7 @@ func (h *Handler) latest() *Handler {
 // give has new sessions go to these upstreams, which the config has or which were discovered. After Cleanup it does nothing.
 func (h *Handler) give(upstreams []upstream.Upstream) error {
 	defer h.look()
-	err := h.rosters.change(func(*roster) (*roster, error) { return h.newRoster(upstreams) })
+	err := h.rosters.change(func(now *roster) (*roster, error) { return h.newRoster(now, upstreams) })
 	if err == nil && h.queue != nil {
 		h.queue.watch(upstreams)
 	}
@@ -149,7 +150,7 @@ func (h *Handler) judge(name string) error {
 		if now == nil || now.orders == atRunTime.now.Load() || !now.pool.Has(name) {
 			return now, nil
 		}
-		return h.newRoster(now.given())
+		return h.newRoster(now, now.given())
 	})
 }
 
