@@ -9,8 +9,12 @@ import (
 	"time"
 )
 
-// tick is how long the goroutine of a Checker sleeps at least: what is due within it is done together.
-const tick = 20 * time.Millisecond
+// tick is how long the goroutine of a Checker sleeps at least: what is due within it is done together. Where all intervals are long it is longer, up to
+// longTick: to be woken up costs as much as some checks.
+const (
+	tick     = 20 * time.Millisecond
+	longTick = 2 * tick
+)
 
 // Checker makes checks when they are due, as many as it may at the same time. Its goroutines end with Close.
 type Checker struct {
@@ -24,7 +28,8 @@ type Checker struct {
 	held    []*task // due, but there are as many under way as may be
 	busy    int     // checks under way
 	added   uint64
-	until   time.Time // the goroutine sleeps until then; zero where it is awake
+	least   time.Duration // the shortest interval so far
+	until   time.Time     // the goroutine sleeps until then; zero where it is awake
 	closing bool
 }
 
@@ -99,7 +104,9 @@ func (c *Checker) add(t *task) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	_, part := math.Modf(float64(c.added) * (math.Sqrt(5) - 1) / 2)
-	c.added++
+	if c.added++; c.least == 0 || t.every < c.least {
+		c.least = t.every
+	}
 	t.of, t.index, t.at = c, -1, time.Now().Add(time.Duration(part*float64(t.every)))
 	c.put(t)
 }
@@ -178,7 +185,7 @@ func (c *Checker) pause() time.Duration {
 	}
 	pause := time.Duration(math.MaxInt64)
 	if len(c.queue) > 0 {
-		pause = max(time.Until(c.queue[0].at), tick)
+		pause = max(time.Until(c.queue[0].at), min(max(tick, c.least/100), longTick))
 	}
 	c.until = time.Now().Add(min(pause, 24*time.Hour))
 	return pause
@@ -229,6 +236,13 @@ func (c *Checker) start(tasks []*task) {
 			c.engines[i].begin(all...)
 		}
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range tasks {
+		if t.running != nil && t.index < 0 { // not answered at once
+			c.put(t)
+		}
+	}
 }
 
 // start returns the exchange that is the check of a task; nil: it is over.
@@ -250,7 +264,6 @@ func (t *task) start() *exchange {
 	x.over = func(err error) { t.end(x, err) }
 	t.running = x
 	t.at = time.Now().Add(t.timeout)
-	c.put(t)
 	return x
 }
 
