@@ -151,8 +151,7 @@ func (x *exchange) asks() bool {
 
 // send sends the request, which the buffer of a new socket has room for.
 func (x *exchange) send() error {
-	_, err := unix.SendmsgN(x.fd, x.request, nil, nil, unix.MSG_NOSIGNAL)
-	return err
+	return unix.Send(x.fd, x.request, unix.MSG_NOSIGNAL)
 }
 
 // add goes on with an exchange, and has run do so where it is not over. It is called with l.mu locked, as all that follows.
@@ -311,7 +310,7 @@ const readsAtOnce = 16
 func (l *loop) receive(x *exchange) (done bool, err error) {
 	_, datagrams := x.addr.(*net.UDPAddr)
 	for range readsAtOnce {
-		n, _, err := unix.Recvfrom(x.fd, l.buffer[:], 0)
+		n, err := unix.Read(x.fd, l.buffer[:])
 		switch {
 		case errors.Is(err, unix.EAGAIN):
 			return false, nil
