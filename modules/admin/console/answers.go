@@ -1,6 +1,7 @@
 package console
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -219,8 +220,8 @@ type status struct {
 	} `json:"rates"`
 	Refusals    map[string]int64 `json:"refusals"`
 	Descriptors struct {
-		Used  int64 `json:"used"`
-		Limit int64 `json:"limit"`
+		Used  *int64 `json:"used"` // nil where the system does not tell
+		Limit int64  `json:"limit"`
 	} `json:"descriptors"`
 	EventLoopLag      *float64   `json:"event_loop_lag"`
 	LogEntriesDropped int64      `json:"log_entries_dropped"`
@@ -228,9 +229,19 @@ type status struct {
 }
 
 type degraded struct {
-	What   string    `json:"what"`
-	Reason string    `json:"reason"`
-	Since  time.Time `json:"since"`
+	What   string         `json:"what"`
+	Reason string         `json:"reason"`
+	Since  time.Time      `json:"since"`
+	Fields map[string]any `json:"fields"`
+}
+
+// text says what is not as configured, and where.
+func (d *degraded) text() string {
+	text := d.What
+	for _, name := range slices.Sorted(maps.Keys(d.Fields)) {
+		text += fmt.Sprintf(" %s=%v", name, d.Fields[name])
+	}
+	return text + ": " + d.Reason
 }
 
 func (s *status) table() *table {
@@ -249,15 +260,23 @@ func (s *status) table() *table {
 	for _, reason := range s.reasons() {
 		t.add("  "+reason, count(s.Refusals[reason])+" in all")
 	}
-	t.add("descriptors", count(s.Descriptors.Used)+" of "+count(s.Descriptors.Limit))
+	t.add("descriptors", s.descriptors())
 	if s.EventLoopLag != nil {
 		t.add("event loop lag", strconv.FormatFloat(*s.EventLoopLag*1000, 'f', 1, 64)+"ms")
 	}
 	t.add("log entries dropped", count(s.LogEntriesDropped))
 	for _, d := range s.Degraded {
-		t.add("not as configured", d.What+": "+d.Reason+", since "+when(&d.Since))
+		t.add("not as configured", d.text()+", since "+when(&d.Since))
 	}
 	return t
+}
+
+// descriptors says how many are taken.
+func (s *status) descriptors() string {
+	if s.Descriptors.Used == nil {
+		return "at most " + count(s.Descriptors.Limit)
+	}
+	return count(*s.Descriptors.Used) + " of " + count(s.Descriptors.Limit)
 }
 
 // reasons returns the reasons of refusals, the most frequent first.

@@ -17,7 +17,7 @@ const (
 		"rates": {"bytes_up": 1234567, "bytes_down": 98765432, "sessions": 120.4, "refusals": 3.5},
 		"refusals": {"denied": 120345, "limited": 44, "no_upstream": 120345},
 		"descriptors": {"used": 18310, "limit": 65536}, "event_loop_lag": 0.0004, "log_entries_dropped": 17,
-		"degraded": [{"what": "acl list feed", "reason": "Get \"https://example.com\": timeout", "since": "2026-11-28T11:30:00Z"}]}`
+		"degraded": [{"what": "acl list", "reason": "Get \"https://example.com\": timeout", "since": "2026-11-28T11:30:00Z", "fields": {"name": "feed", "failures": 3}}]}`
 	upstreamsJSON = `[
 		{"name": "10.0.0.11:5432", "handler": "gate+tcp/:5432 0/0", "state": "up", "weight": 2, "sessions": 6200, "queued": 3, "checked_at": "2026-11-28T11:59:58Z"},
 		{"name": "10.0.0.12:5432", "handler": "gate+tcp/:5432 0/0", "state": "down", "weight": 1, "fails": 7, "last_error": "dial tcp 10.0.0.12:5432: connect: connection refused"},

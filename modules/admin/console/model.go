@@ -140,7 +140,8 @@ func (m *model) keyOfFilter(key tcell.Key, text string) deed {
 
 // move answers the keys that choose a row.
 func (m *model) move(key tcell.Key) (deed, bool) {
-	by, last := 0, m.length()-1
+	var by int
+	last := m.length() - 1
 	switch key {
 	case tcell.KeyUp:
 		by = -1

@@ -70,8 +70,15 @@ func TestKeysThatMove(t *testing.T) {
 		keys []string
 		want int
 	}{
-		{nil, 0}, {[]string{"<down>"}, 1}, {[]string{"<down>", "<up>", "<up>"}, 0}, {[]string{"<end>"}, 99}, {[]string{"<end>", "<down>"}, 99},
-		{[]string{"<end>", "<home>"}, 0}, {[]string{"<pgdn>"}, 11}, {[]string{"<pgdn>", "<pgdn>", "<pgup>"}, 11}, {[]string{"<end>", "<pgup>"}, 88},
+		{nil, 0},
+		{[]string{"<down>"}, 1},
+		{[]string{"<down>", "<up>", "<up>"}, 0},
+		{[]string{"<end>"}, 99},
+		{[]string{"<end>", "<down>"}, 99},
+		{[]string{"<end>", "<home>"}, 0},
+		{[]string{"<pgdn>"}, 11},
+		{[]string{"<pgdn>", "<pgdn>", "<pgup>"}, 11},
+		{[]string{"<end>", "<pgup>"}, 88},
 	} {
 		m := example(t, 100)
 		m.screen(80, 24)
@@ -114,7 +121,13 @@ func TestKeysThatClose(t *testing.T) {
 		{[]string{"ky"}, sessionsPath + "/c9b6233d00000001"},
 		{[]string{"<down>", "<del>", "Y"}, sessionsPath + "/c9b6233d00000002"},
 		{[]string{"Ky"}, sessionsPath + "?client=192.0.2.0%2F24&client=2001%3Adb8%3A%3A%2F32&idle=10m"},
-		{[]string{"kn"}, ""}, {[]string{"k", "<enter>"}, ""}, {[]string{"k", "<esc>"}, ""}, {[]string{"kk"}, ""}, {[]string{"kny"}, ""}, {[]string{"uky"}, ""}, {[]string{"y"}, ""},
+		{[]string{"kn"}, ""},
+		{[]string{"k", "<enter>"}, ""},
+		{[]string{"k", "<esc>"}, ""},
+		{[]string{"kk"}, ""},
+		{[]string{"kny"}, ""},
+		{[]string{"uky"}, ""},
+		{[]string{"y"}, ""},
 	} {
 		m := example(t, 3)
 		m.filter = filter

@@ -84,7 +84,7 @@ func shown(term vt.MockTerm, width, height int) string {
 			if cell.C == "" {
 				text.WriteString(" ")
 			}
-			text.WriteString(string(cell.C))
+			text.WriteString(cell.C)
 		}
 		text.WriteString("\n")
 	}

@@ -162,12 +162,12 @@ func (m *model) trouble() line {
 		return nil
 	}
 	s := m.now.status
-	l := line{}.add(plain, "files     "+count(s.Descriptors.Used)+" of "+count(s.Descriptors.Limit))
+	l := line{}.add(plain, "files     "+s.descriptors())
 	if s.LogEntriesDropped > 0 {
 		l = l.add(plain, "  ").add(warning, count(s.LogEntriesDropped)+" log entries dropped")
 	}
 	for _, d := range s.Degraded {
-		l = l.add(plain, "  ").add(warning, "not as configured: "+d.What+": "+d.Reason)
+		l = l.add(plain, "  ").add(warning, "not as configured: "+d.text())
 	}
 	return l
 }
