@@ -82,8 +82,7 @@ func (c *call) print(answer io.Reader, v interface{ table() *table }) error {
 	return v.table().write(c.out)
 }
 
-// values returns those of a flag that may be given several times.
+// values returns those of a flag that may be given several times. GetStringArray would lose one that is empty, and with it a filter.
 func (c *call) values(name string) []string {
-	all, _ := c.GetStringArray(name)
-	return all
+	return c.Lookup(name).Value.(interface{ GetSlice() []string }).GetSlice()
 }

@@ -133,7 +133,7 @@ func TestTopOnATerminal(t *testing.T) {
 	terminal.SendRaw([]byte("/192.0.2.0/24\r"))
 	waitFor(t, "the request with a filter", func() bool { return api.was("GET " + sessionsPath + "?client=192.0.2.0%2F24&limit=200&sort=rate_up") })
 	api.breaks(true)
-	see("no answer: HTTP 500")
+	see("refused: Internal Server Error")
 	api.breaks(false)
 	see("files     18,310")
 	width, height = 200, 60

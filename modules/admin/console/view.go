@@ -1,6 +1,7 @@
 package console
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -155,7 +156,11 @@ func (m *model) head() []line {
 // trouble is a line with what is not as it should be, and else with how much is left.
 func (m *model) trouble() line {
 	const retries = 2 // Caddy drops a request when a config is loaded
-	if m.failures >= retries || m.failures > 0 && m.now == nil {
+	var refusal *adminapi.Refusal
+	switch {
+	case errors.As(m.failed, &refusal):
+		return line{}.add(bad, "refused: "+refusal.Text)
+	case m.failures >= retries || m.failures > 0 && m.now == nil:
 		return line{}.add(bad, "no answer: "+m.failed.Error())
 	}
 	if m.now == nil || m.now.status == nil {

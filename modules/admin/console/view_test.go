@@ -12,6 +12,8 @@ import (
 
 	"github.com/clipperhouse/displaywidth"
 	"github.com/gdamore/tcell/v3"
+
+	"github.com/portgate/caddy-portgate/modules/internal/adminapi"
 )
 
 // TestScreens compares what a terminal shows with golden files.
@@ -25,6 +27,8 @@ func TestScreens(t *testing.T) {
 	failing := example(t, 3)
 	failing.came(nil, errors.New("EOF"))
 	failing.came(nil, errors.New("admin API: \x1b[2J"))
+	refused := example(t, 3)
+	refused.came(nil, &adminapi.Refusal{Status: 400, Text: `idle: "x": expected a duration`})
 	large := example(t, 40)
 	large.large = true
 	scrolled := example(t, 200)
@@ -40,7 +44,7 @@ func TestScreens(t *testing.T) {
 	help := example(t, 3)
 	help.help = true
 	for name, m := range map[string]*model{
-		"full": example(t, 60), "before": before, "dead": dead, "older": older, "failing": failing, "large": large, "scrolled": scrolled,
+		"full": example(t, 60), "before": before, "dead": dead, "older": older, "failing": failing, "refused": refused, "large": large, "scrolled": scrolled,
 		"typing": typing, "asking": asking, "help": help, "empty": {address: "localhost:2019", now: new(snapshot)},
 	} {
 		for _, size := range [][2]int{{80, 24}, {200, 60}} {
