@@ -42,6 +42,7 @@ redis-tools          redis-benchmark redis-cli
 snmp                 snmpbulkwalk snmpget
 snmpd                snmpd
 strace               strace
+tmux                 tmux
 unbound              unbound
 util-linux           chrt
 wrk                  wrk
