@@ -17,11 +17,14 @@ require (
 	github.com/quic-go/quic-go v0.63.0
 	github.com/redis/rueidis v1.0.79
 	github.com/spf13/cobra v1.10.2
+	github.com/tinylib/msgp v1.6.5
 	go.uber.org/goleak v1.3.0
 	go.uber.org/zap v1.28.0
 	golang.org/x/sys v0.48.0
 	golang.org/x/text v0.42.0
 )
+
+require github.com/philhofer/fwd v1.2.0 // indirect
 
 require (
 	github.com/clipperhouse/uax29/v2 v2.7.0 // indirect
