@@ -53,6 +53,10 @@ var arrows = []arrow{
 	{"modules/ratelimit/bucket", "modules/internal/state", "leaf-bucket"},
 	{"modules/ratelimit/bucket/redis", "modules/ratelimit/bucket", ""},
 	{"modules/ratelimit/bucket/redis", caddyModule, "leaf-bucket"},
+	{"modules/logging", "modules/logging/bulk", ""},
+	{"modules/logging/bulk", "modules/logging/delivery", ""},
+	{"modules/logging/delivery", "modules/internal/logqueue", "leaf-logging"},
+	{"modules/logging/fluent", caddyModule, "leaf-logging"},
 }
 
 const caddyL4Module = "github.com/mholt/caddy-l4"

@@ -72,8 +72,15 @@ func dropped(k kind) prometheus.Counter {
 	return otherDropped.WithLabelValues()
 }
 
-// Dropped returns how many entries of all kinds were dropped since the process began.
+// elsewhere counts entries that were dropped after they had passed the queues.
+var elsewhere atomic.Int64
+
+// CountDropped has [Dropped] count entries that a log writer has dropped, which has a queue and metrics of its own.
+func CountDropped(n int) { elsewhere.Add(int64(n)) }
+
+// Dropped returns how many entries of all kinds were dropped since the process began, here or by log writers.
 func Dropped() (n int64) {
+	n = elsewhere.Load()
 	for k := range kinds {
 		var read dto.Metric
 		if dropped(k).Write(&read) == nil {
