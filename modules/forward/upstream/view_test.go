@@ -58,6 +58,25 @@ func TestViewsFollowBreakers(t *testing.T) {
 	})
 }
 
+// While one session tries an upstream again that has failed, others choose it last.
+func TestViewsFollowTrials(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := tiered(t, "round_robin", 0, 0)
+		p.fail(0)
+		time.Sleep(time.Minute)
+		if got := p.picks(10); !slices.Equal(got, []int{5, 5}) {
+			t.Errorf("when its time is over: %v", got)
+		}
+		if p.Failures.out(tcp(0), false) {
+			t.Fatal("no session may try it")
+		}
+		if got := p.picks(10); !slices.Equal(got, []int{0, 10}) {
+			t.Errorf("while a session tries it: %v", got)
+		}
+	})
+}
+
 // Of addresses that a session tries at the same time, those that it does not use say nothing: others may probe them.
 func TestTrialsBesideTheWinner(t *testing.T) {
 	t.Parallel()
