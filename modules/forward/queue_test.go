@@ -353,51 +353,6 @@ func TestTryDuration(t *testing.T) {
 	})
 }
 
-// A session that waits while a reload brings the same handler again goes by what that knows, of discovered upstreams and of run-time orders.
-func TestWaitingSessionsFollowTheNextConfig(t *testing.T) {
-	t.Parallel()
-	overEntrances(t, func(t *testing.T, client func(*Handler) *net.TCPConn) {
-		full, later := echo(t), named(t, "127.0.0.1:0", "later ")
-		source, config := dynamicTo(t, `, "queue": {"count": 9, "duration": "1h"}`)
-		source.says(lists(t, full+" max_connections=1"))
-		h, _, unload := provision(t, config)
-		first := client(h)
-		exchange(t, first, "first")
-		waits := client(h)
-		expectWaiting(t, h, 1)
-		provision(t, config)
-		unload()
-		source.says(lists(t, full+" max_connections=1", later))
-		read(t, waits, "later ")
-		finish(t, waits)
-		finish(t, first)
-	})
-	overEntrances(t, func(t *testing.T, client func(*Handler) *net.TCPConn) {
-		drained := named(t, "127.0.0.1:0", "back ")
-		setUpstream(t, drained, drain, noWeight)
-		config := fmt.Sprintf(`{"to": [%q], "lb_try_duration": "1h", "lb_try_interval": "20ms"}`, drained)
-		h, _, unload := provision(t, config)
-		waits := client(h)
-		provision(t, config)
-		unload()
-		setUpstream(t, drained, ready, noWeight)
-		read(t, waits, "back ")
-		finish(t, waits)
-	})
-	overEntrances(t, func(t *testing.T, client func(*Handler) *net.TCPConn) {
-		first := named(t, "127.0.0.1:0", "first ")
-		source, config := dynamicTo(t, `, "connect_timeout": "1m"`)
-		source.says(errAway)
-		h, _, unload := provision(t, config)
-		waits := client(h)
-		provision(t, config)
-		unload()
-		source.says(lists(t, first))
-		read(t, waits, "first ")
-		finish(t, waits)
-	})
-}
-
 func TestTryDurationIsOver(t *testing.T) {
 	t.Parallel()
 	overEntrances(t, func(t *testing.T, client func(*Handler) *net.TCPConn) {
@@ -473,16 +428,16 @@ func TestSessionThatKeepsItsUpstreamIsCountedThere(t *testing.T) {
 // A queue looks for room as soon as a session of an upstream ends that it watches, and lets go of those that it need not watch any more.
 func TestQueueWatches(t *testing.T) {
 	t.Parallel()
+	const first, second = "queue-watches.example:1", "queue-watches.example:2"
+	one, two := counts.Hold(first), counts.Hold(second) // the metrics of upstreams go by the clock of the system
 	synctest.Test(t, func(t *testing.T) {
-		const first, second = "queue-watches.example:1", "queue-watches.example:2"
 		q := newQueue(9, time.Hour)
 		q.watch([]upstream.Upstream{{Name: first, MaxSessions: 1}})
 		q.watch([]upstream.Upstream{{Name: second, MaxSessions: 2}, {Name: "queue-watches.example:3"}})
-		if counts.Held(first) || len(q.rooms) != 1 {
-			t.Errorf("watches %v, and holds the first one: %v", q.rooms, counts.Held(first))
+		if len(q.rooms) != 1 || q.rooms[room{second, 2}] == nil {
+			t.Errorf("watches %v", q.rooms)
 		}
-		held := counts.Hold(second)
-		one := held.Begin()
+		session := two.Begin()
 		place, err := q.Enter()
 		if err != nil {
 			t.Fatal(err)
@@ -500,16 +455,20 @@ func TestQueueWatches(t *testing.T) {
 		if err := q.Destruct(); err != nil {
 			t.Fatal(err)
 		}
-		one.End()
+		session.End()
 		if took := <-served; took != 0 {
 			t.Errorf("looked after %v", took)
 		}
-		held.Release()
 		q.watch([]upstream.Upstream{{Name: first, MaxSessions: 1}})
-		if counts.Held(first) || counts.Held(second) {
-			t.Error("counts are held when nobody waits any more")
+		if len(q.rooms) > 0 {
+			t.Errorf("watches %v when nobody waits any more", q.rooms)
 		}
 	})
+	one.Release()
+	two.Release()
+	if counts.Held(first) || counts.Held(second) {
+		t.Error("counts are held when nobody waits any more")
+	}
 }
 
 // A queue watches the upstreams that are discovered, too, with the limits that they have now.
