@@ -21,7 +21,7 @@ const (
 	// maxOut is the longest time for which an address is out, unless FailDuration is longer.
 	maxOut = 5 * time.Minute
 	// maxRecords bounds the addresses that are remembered. A client may choose them, by a placeholder.
-	maxRecords = 4096
+	maxRecords = 16384
 	// proveFor is how long an address of datagrams that is tried again must not refuse any, to be taken for working. An
 	// upstream that never replies can't show it in another way.
 	proveFor = time.Second
