@@ -27,7 +27,7 @@ const maxRemark = 256
 // adminAPI serves the dynamic lists:
 //
 //	GET    /portgate/lists                            names and sizes; how lists are that are read from somewhere
-//	GET    /portgate/lists/{name}                     all entries
+//	GET    /portgate/lists/{name}                     all entries; ?limit=100 has those that were added last, the newest first
 //	PUT    /portgate/lists/{name}                     {"entries": [...]} replaces them; takes what GET gives
 //	PATCH  /portgate/lists/{name}                     {"damaged": false} makes what a damaged list has all of it
 //	DELETE /portgate/lists/{name}?all=true            removes them
@@ -63,6 +63,7 @@ type summary struct {
 	Removed int         `json:"removed,omitempty"`
 	Expired int         `json:"expired,omitempty"` // entries of a PUT whose time was over
 	Damaged string      `json:"damaged,omitempty"` // what could not be read
+	Rules   []string    `json:"rules,omitempty"`   // what the rules that name a dynamic list do: allow, deny or both
 	Entries []remaining `json:"entries,omitzero"`
 	condition
 }
@@ -134,7 +135,7 @@ func unescape(s string) string {
 func summaries() []summary {
 	all := []summary{}
 	dynamicLists.Each(func(name string, d *dynamic) bool {
-		all = append(all, summary{Name: name, Size: d.set.Load().Len(), Damaged: d.damages()})
+		all = append(all, summary{Name: name, Size: d.set.Load().Len(), Damaged: d.damages(), Rules: d.actions()})
 		return true
 	})
 	slices.SortFunc(all, func(a, b summary) int { return strings.Compare(a.Name, b.Name) })
@@ -157,6 +158,7 @@ func clears(r *http.Request) bool { return slices.Equal(r.URL.Query()["all"], []
 func serveList(w http.ResponseWriter, r *http.Request, name string, d *dynamic) error {
 	switch r.Method {
 	case http.MethodGet:
+		return getList(w, r, name, d)
 	case http.MethodDelete:
 		if !clears(r) {
 			return adminapi.Error(http.StatusBadRequest, "all: expected ?all=true, which removes all entries of the list")
@@ -185,6 +187,18 @@ func serveList(w http.ResponseWriter, r *http.Request, name string, d *dynamic) 
 		return adminapi.Method(r, http.MethodGet, http.MethodPut, http.MethodPatch, http.MethodDelete)
 	}
 	return adminapi.Answer(w, whole(name, d))
+}
+
+func getList(w http.ResponseWriter, r *http.Request, name string, d *dynamic) error {
+	limit, err := adminapi.Count(r.URL.Query(), "limit", 1, maxEntries, 0)
+	if err != nil {
+		return err
+	}
+	if limit == 0 {
+		return adminapi.Answer(w, whole(name, d))
+	}
+	entries, size := d.latest(limit)
+	return adminapi.Answer(w, summary{Name: name, Size: size, Damaged: d.damages(), Entries: entries})
 }
 
 func whole(name string, d *dynamic) summary {

@@ -39,7 +39,7 @@ func TestAdminAPI(t *testing.T) {
 	}{
 		{"GET", list, "", 200, `{"name":"api","size":0,"entries":[]}`, false},
 		{"PUT", list + "/entries/192.0.2.0/24", `{"ttl":"1h","reason":"scan","by":"me"}`, 200, `{"prefix":"192.0.2.0/24","added":"`, true},
-		{"GET", listsPath, "", 200, `[{"name":"api","size":1}]`, true},
+		{"GET", listsPath, "", 200, `[{"name":"api","size":1,"rules":["deny"]}]`, true},
 		{"GET", list + "/entries/192.0.2.0/24", "", 200, `{"prefix":"192.0.2.0/24","added":"`, true},
 		{"GET", list + "/entries/192.0.2.1", "", 404, `prefix: "192.0.2.1/32": expected an entry of the list`, true},
 		{"DELETE", list + "/entries/192.0.2.1", "", 404, `prefix: "192.0.2.1/32": expected an entry of the list`, true},
@@ -69,6 +69,9 @@ func TestAdminAPI(t *testing.T) {
 		{"PUT", list, ``, 400, `entries: expected a list`, true},
 		{"PUT", list, `{"entries": []}`, 400, `entries: expected at least one, or ?all=true, which removes all entries of the list`, true},
 		{"PUT", list, `{"entries":[{"prefix":"10.0.0.0/8","ttl":"1h"},{"prefix":"::1"}]}`, 200, `{"name":"api","size":2,"entries":[{"prefix":"10.0.0.0/8","added":"`, false},
+		{"PUT", list + "/entries/::2", "", 200, `{"prefix":"::2/128"`, false},
+		{"GET", list + "?limit=1", "", 200, `{"name":"api","size":3,"entries":[{"prefix":"::2/128","added":"`, false},
+		{"GET", list + "?limit=0", "", 400, `limit: "0": expected a whole number from 1 to 100000`, false},
 		{"PUT", list, `{"entries":[{"prefix":"192.0.2.1"}]}`, 200, `{"name":"api","size":1`, true},
 		{"DELETE", list, "", 400, `all: expected ?all=true, which removes all entries of the list`, true},
 		{"DELETE", list + "?all=true", "", 200, `{"name":"api","size":0,"removed":1}`, false},
@@ -221,5 +224,31 @@ func TestSlipsChangeNothing(t *testing.T) {
 	}
 	if status, _ := call(t, "DELETE", list+"/entries/%2f", ""); status != http.StatusNotFound {
 		t.Errorf("an escaped slash: status %d, want 404", status)
+	}
+}
+
+// A list tells what the rules do that name it, for as long as they live: whoever bans somebody must not put him into one that lets in.
+func TestListsTellWhatTheyAreFor(t *testing.T) {
+	actions := func() (found []string) {
+		for _, one := range summaries() {
+			if one.Name == "both" {
+				found = one.Rules
+			}
+		}
+		return found
+	}
+	_, release := handler(t, `{"rules":[{"allow":["list","both"]}]}`)
+	if got := actions(); !slices.Equal(got, []string{"allow"}) {
+		t.Errorf("one config: %q", got)
+	}
+	_, releaseNext := handler(t, `{"rules":[{"deny":["list","both"]},{"allow":["list","both"]}],"default":"deny"}`)
+	if got := actions(); !slices.Equal(got, []string{"allow", "deny"}) {
+		t.Errorf("two configs: %q", got)
+	}
+	release()
+	releaseNext()
+	_, _ = handler(t, `{"rules":[{"deny":["list","both"]}]}`)
+	if got := actions(); !slices.Equal(got, []string{"deny"}) {
+		t.Errorf("the last config: %q", got)
 	}
 }

@@ -1,6 +1,7 @@
 package acl
 
 import (
+	"cmp"
 	"container/heap"
 	"encoding/json"
 	"fmt"
@@ -268,6 +269,17 @@ func (d *dynamic) all() []remaining {
 		all[i] = d.shown(e)
 	}
 	return all
+}
+
+// latest returns the entries that were added last, the newest first, and how many there are of all.
+func (d *dynamic) latest(limit int) (some []remaining, size int) {
+	entries := d.snapshot()
+	slices.SortFunc(entries, func(a, b entry) int { return cmp.Or(b.Added.Compare(a.Added), comparePrefixes(a.Prefix, b.Prefix)) })
+	some = make([]remaining, min(len(entries), limit))
+	for i := range some {
+		some[i] = d.shown(entries[i])
+	}
+	return some, len(entries)
 }
 
 // shown adds what is left of an entry's time.

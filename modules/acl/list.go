@@ -29,6 +29,8 @@ type list struct {
 	confirmed  time.Time                  // when it was last loaded, or found to be unchanged
 
 	loading, lines *degraded.Part
+
+	denies, allows atomic.Int64 // rules of configs that live
 }
 
 // init gives a list its name. A list that is in the config itself needs none.
@@ -68,6 +70,27 @@ func (l *list) watch(admission *recheck.Admission) {
 		l.admissions = make(map[*recheck.Admission]int)
 	}
 	l.admissions[admission]++
+}
+
+// serves has the list know of a rule, until release is called.
+func (l *list) serves(allow bool) (release func() error) {
+	rules := &l.denies
+	if allow {
+		rules = &l.allows
+	}
+	rules.Add(1)
+	return withoutError(func() { rules.Add(-1) })
+}
+
+// actions are what the rules do that name the list.
+func (l *list) actions() (all []string) {
+	if l.allows.Load() > 0 {
+		all = append(all, allow)
+	}
+	if l.denies.Load() > 0 {
+		all = append(all, deny)
+	}
+	return all
 }
 
 func (l *list) unwatch(admission *recheck.Admission) {

@@ -270,6 +270,9 @@ func (rs *rules) compile(ctx caddy.Context, c config) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.label(action), s.nameDatabase(err))
 		}
+		if s.dynamic != "" {
+			rs.release = append(rs.release, loaded.serves(action == allow))
+		}
 		rs.add(rule{action == allow, s.label(action), loaded}, s.ranges)
 	}
 	rs.addFixed()
