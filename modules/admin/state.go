@@ -21,6 +21,7 @@ func init() {
 //
 //	GET /portgate/status    how it fares now
 //	GET /portgate/history   how it has fared in the last 15 minutes
+//	GET /portgate/clients   who moves most: ?sort=rate, bytes or sessions, ?limit=
 //	GET /portgate/mappings  what is forwarded where
 //	GET /portgate/events    what happens, as server-sent events; ?status=1s adds how it fares
 type stateAPI struct{ serving *serving }
@@ -50,6 +51,7 @@ func (a *stateAPI) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{
 		{Pattern: statusPath, Handler: caddy.AdminHandlerFunc(serveStatus)},
 		{Pattern: historyPath, Handler: caddy.AdminHandlerFunc(serveHistory)},
+		{Pattern: clientsPath, Handler: caddy.AdminHandlerFunc(serveClients)},
 		{Pattern: mappingsPath, Handler: caddy.AdminHandlerFunc(serveMappings)},
 		{Pattern: eventsPath, Handler: caddy.AdminHandlerFunc(a.serveEvents)},
 	}
