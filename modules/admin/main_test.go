@@ -129,7 +129,7 @@ func begin(t testing.TB, scope *session.Scope, network, listener, client, upstre
 // serveMux passes requests to the API by way of a mux like that of Caddy.
 func serveMux(t testing.TB) *http.ServeMux {
 	mux := http.NewServeMux()
-	for _, route := range append(new(sessionsAPI).Routes(), new(stateAPI).Routes()...) {
+	for _, route := range append(append(new(sessionsAPI).Routes(), new(stateAPI).Routes()...), new(pageAPI).Routes()...) {
 		mux.HandleFunc(route.Pattern, func(w http.ResponseWriter, r *http.Request) {
 			err := route.Handler.ServeHTTP(w, r)
 			var failed caddy.APIError

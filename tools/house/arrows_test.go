@@ -51,6 +51,8 @@ var arrows = []arrow{
 	{"modules/forward/upstream", caddyL4Module, "leaf-upstream"},
 	{"modules/acl/ipset", "caddyfile", "leaf-ipset"},
 	{"modules/ratelimit/bucket", "modules/internal/state", "leaf-bucket"},
+	{"modules/admin/page", caddyModule, "leaf-page"},
+	{"modules/admin/page", "modules/internal/adminapi", "leaf-page"},
 	{"modules/ratelimit/bucket/redis", "modules/ratelimit/bucket", ""},
 	{"modules/ratelimit/bucket/redis", caddyModule, "leaf-bucket"},
 	{"modules/logging", "modules/logging/bulk", ""},
