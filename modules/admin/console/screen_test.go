@@ -148,3 +148,27 @@ func TestTopOnATerminal(t *testing.T) {
 		t.Fatal("q does not end it")
 	}
 }
+
+// An answer to what is no longer asked is not shown, and what is asked now follows it.
+func TestAnswersThatAreLate(t *testing.T) {
+	t.Parallel()
+	api := new(fakeAPI)
+	m := &model{limit: sessionsShown}
+	a := &asker{call: &call{client: startAPI(t, api), ctx: t.Context()}, model: m, answers: make(chan answer, 1), closed: make(chan func(), 1)}
+	a.ask()
+	late := <-a.answers
+	m.key(tcell.KeyRune, "/")
+	for _, r := range "192.0.2.7" {
+		m.key(tcell.KeyRune, string(r))
+	}
+	if !m.key(tcell.KeyEnter, "").fetch {
+		t.Fatal("a filter asks for nothing")
+	}
+	a.ask()
+	if a.take(late); m.now != nil {
+		t.Error("the answer without the filter is shown")
+	}
+	if a.take(<-a.answers); m.now == nil || !api.was("GET "+sessionsPath+"?client=192.0.2.7&limit=200&sort=rate") || a.asking {
+		t.Errorf("%v: %q", m.now, api.asked)
+	}
+}
