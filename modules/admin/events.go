@@ -35,14 +35,15 @@ var streamsNow atomic.Int64
 type stream struct {
 	w       http.ResponseWriter
 	control *http.ResponseController
-	read    uint64        // the number of the last event that was sent
-	follows bool          // the client has had the events until then: others are lost if they are not kept
+	read    uint64 // the number of the last event that was sent
+	follows bool   // the client has had the events until then: others are lost if they are not kept
+	since   func(number uint64) (some []*events.Event, lost, last uint64, more <-chan struct{})
 	every   time.Duration // between two reports of the status; 0: there are none
 }
 
 // serveEvents serves the stream of events, until the client leaves or until is done.
 func serveEvents(w http.ResponseWriter, r *http.Request, until <-chan struct{}) error {
-	s := &stream{w: w, control: http.NewResponseController(w)}
+	s := &stream{w: w, control: http.NewResponseController(w), since: events.Since}
 	if err := s.parse(r); err != nil {
 		return err
 	}
@@ -124,7 +125,7 @@ func (s *stream) ticks() (ticks <-chan time.Time, stop func()) {
 
 // sendNew sends the events that were not sent yet.
 func (s *stream) sendNew() (more <-chan struct{}, err error) {
-	some, lost, last, more := events.Since(s.read)
+	some, lost, last, more := s.since(s.read)
 	if lost > 0 && s.follows {
 		told := events.New("lost", events.Warn, fmt.Sprintf("%d events are not kept any more", lost), zap.Uint64("lost", lost))
 		if err := s.write("event: lost\ndata: %s\n\n", told.JSON); err != nil {
