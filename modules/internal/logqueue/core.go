@@ -1,8 +1,9 @@
 package logqueue
 
 import (
-	"os"
+	"errors"
 	"slices"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
@@ -80,10 +81,26 @@ type line struct {
 	fields []zapcore.Field
 }
 
-// A write that fails is reported where zap does.
-var errorOutput = zapcore.Lock(os.Stderr)
-
-func (l *line) write() {
-	l.entry.ErrorOutput = errorOutput
+// write has the core within write the entry. An error is what zap says of it.
+func (l *line) write() error {
+	var caught caught
+	l.entry.ErrorOutput = &caught
 	l.entry.Write(l.fields...)
+	return caught.err
 }
+
+// caught is where zap reports a write that fails.
+type caught struct{ err error }
+
+// Write implements [zapcore.WriteSyncer].
+func (c *caught) Write(b []byte) (int, error) {
+	text := strings.TrimSpace(string(b))
+	if _, reason, ok := strings.Cut(text, " write error: "); ok { // behind the time
+		text = reason
+	}
+	c.err = errors.New(text)
+	return len(b), nil
+}
+
+// Sync implements [zapcore.WriteSyncer].
+func (c *caught) Sync() error { return nil }

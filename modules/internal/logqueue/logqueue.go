@@ -30,8 +30,8 @@ const (
 // otherLimit is how many entries other than those of the access log may wait for a destination.
 const otherLimit = 1000
 
-// entry is something to write. Its write may block.
-type entry interface{ write() }
+// entry is something to write. Its write may block. What fails to be written is lost.
+type entry interface{ write() error }
 
 // queue has what is to be written to one destination. There is one while there is something to write, and its goroutine
 // ends with it. One that writes to a destination that takes no more can't be ended; there is never a second.
@@ -135,7 +135,9 @@ func (q *queue) drain(to destination) {
 			break
 		}
 		for i := range batch {
-			batch[i].write()
+			if err := batch[i].write(); err != nil {
+				lost(batch[i].kind, err)
+			}
 			q.left[batch[i].kind].Add(-1)
 		}
 	}

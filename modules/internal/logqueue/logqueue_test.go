@@ -2,6 +2,7 @@ package logqueue
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -310,6 +311,45 @@ func TestFlushGivesUp(t *testing.T) {
 	flush(t)
 	if left := Flush(0); left != 0 {
 		t.Errorf("%d are left of nothing", left)
+	}
+}
+
+// failing is a destination that writes every second entry.
+type failing struct{ n int }
+
+func (f *failing) Write(b []byte) (int, error) {
+	if f.n++; f.n%2 == 0 {
+		return 0, errors.New("no space left on device")
+	}
+	return len(b), nil
+}
+
+func (*failing) Close() error { return nil }
+
+// An entry that can't be written is counted, and it is said once that this is so.
+func TestEntriesThatCannotBeWrittenAreCounted(t *testing.T) {
+	load(t, "default")
+	failures.mu.Lock()
+	failures.said = time.Time{} // of an earlier run
+	failures.mu.Unlock()
+	before, said := testutil.ToFloat64(dropped(access)), destOf("default").count("its entries are lost")
+	log := WrapAccess(zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), zapcore.AddSync(new(failing)), zap.InfoLevel)), 1000)
+	for range 100 {
+		log.Info("session")
+	}
+	flush(t)
+	if n := testutil.ToFloat64(dropped(access)) - before; n != 50 {
+		t.Errorf("%v are counted, want 50", n)
+	}
+	if n := destOf("default").count("its entries are lost") - said; n != 1 || destOf("default").count(`"error":"no space left on device"`) == 0 {
+		t.Errorf("said %d times, want once with the reason", n)
+	}
+	lines, before := Writer(new(failing)), testutil.ToFloat64(dropped(other))
+	for range 10 {
+		fmt.Fprintln(lines, "line")
+	}
+	if n := testutil.ToFloat64(dropped(other)) - before; n != 5 {
+		t.Errorf("%v lines are counted, want 5", n)
 	}
 }
 

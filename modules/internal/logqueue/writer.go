@@ -66,10 +66,11 @@ type text struct {
 	done chan struct{}
 }
 
-func (t *text) write() {
+func (t *text) write() (err error) {
 	if len(t.text) > 0 {
-		_, _ = t.to.inner.Write(t.text)
+		_, err = t.to.inner.Write(t.text)
 	}
 	t.to.stalled.Store(false)
 	close(t.done)
+	return err
 }
