@@ -22,7 +22,7 @@ FUZZTIME ?= 30s
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help build run xcaddy cross test test-deps lint format test-unit test-tools test-integration test-bench bench fuzz clean \
-	bin/caddy-race bin/caddy-xcaddy bin/bench bin/golangci-lint
+	bin/caddy-race bin/caddy-xcaddy bin/bench bin/golangci-lint bin/collectors
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ bin/caddy-xcaddy:
 bin/bench:
 	cd integration/bench && $(static) go build -o $(bin)/bench .
 
+bin/collectors:
+	cd tools/collectors && $(static) go build -o $(bin)/otel ./otel && \
+	$(static) go build -o $(bin)/victoria-logs github.com/VictoriaMetrics/VictoriaLogs/app/victoria-logs
+
 bin/golangci-lint:
 	cd tools && $(static) go build -o $(bin)/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
@@ -63,14 +67,17 @@ test-deps: ## install the Debian packages that the tests need
 lint: bin/golangci-lint ## check style, import arrows and go.mod
 	go mod tidy -diff
 	cd integration/bench && go mod tidy -diff
+	cd tools/collectors && go mod tidy -diff
 	$(static) $(bin)/golangci-lint run ./...
 	cd tools && $(static) $(bin)/golangci-lint run --config ../.golangci.yml ./...
 	cd integration/bench && $(static) $(bin)/golangci-lint run --config ../../.golangci.yml ./...
+	cd tools/collectors && $(static) $(bin)/golangci-lint run --config ../../.golangci.yml ./...
 
 format: bin/golangci-lint ## rewrite the sources as lint wants them
 	$(bin)/golangci-lint fmt ./...
 	cd tools && $(bin)/golangci-lint fmt --config ../.golangci.yml ./...
 	cd integration/bench && $(bin)/golangci-lint fmt --config ../../.golangci.yml ./...
+	cd tools/collectors && $(bin)/golangci-lint fmt --config ../../.golangci.yml ./...
 
 test-unit: test-deps ## run the packages' own tests with the race detector
 	packages=$$(go list ./...) && \
@@ -78,7 +85,7 @@ test-unit: test-deps ## run the packages' own tests with the race detector
 
 # Not from the test cache, which does not see the binaries, and one package at a time, because they measure times. The limit is for
 # a test that hangs: a machine that is busy with something else takes three times as long.
-test-integration: test-deps build bin/caddy-race ## run the tests on the real binary with real clients and servers
+test-integration: test-deps build bin/caddy-race bin/collectors ## run the tests on the real binary with real clients and servers
 	$(compiled) go test -race -count=1 -p 1 -timeout 45m ./integration/...
 
 test-tools: bin/caddy-xcaddy bin/golangci-lint ## check the build through xcaddy and the checkout as a whole

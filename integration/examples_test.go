@@ -137,6 +137,7 @@ var examples = map[string]example{
 	"dns":             exampleDNS,
 	"port-ranges":     examplePortRanges,
 	"prometheus":      examplePrometheus,
+	"collectors":      exampleCollectors,
 	"proxy-protocol":  exampleProxyProtocol,
 	"systemd":         exampleSystemd,
 	"systemd-sockets": exampleSystemdSockets,

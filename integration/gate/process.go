@@ -42,6 +42,7 @@ type options struct {
 	env     map[string]string // on top of a small clean environment
 	sockets []*os.File        // inherited as descriptors from 3 on
 	stdout  *os.File          // nil: the output that the tests read
+	disks   map[string]string // file systems in memory that the process alone sees, by where they are; their sizes as mount(8) takes them
 	netns   string            // the network namespace that the process is in; empty: the tests' own
 }
 
@@ -70,6 +71,9 @@ func WithHosts(path string) Option { return func(o *options) { o.mounts["/etc/ho
 func WithResolver(path string) Option {
 	return func(o *options) { o.mounts["/etc/resolv.conf"] = path }
 }
+
+// WithDisk has the process see a file system of that size, such as 64k, in place of a folder. See [Process.ReadFile].
+func WithDisk(folder, size string) Option { return func(o *options) { o.disks[folder] = size } }
 
 // WithNamespace starts the process in a network namespace, by its name.
 func WithNamespace(name string) Option { return func(o *options) { o.netns = name } }
@@ -147,6 +151,7 @@ func (p *Process) launch(opts []Option, args ...string) {
 func (p *Process) defaults() options {
 	return options{
 		mounts: make(map[string]string),
+		disks:  make(map[string]string),
 		env:    map[string]string{"PATH": os.Getenv("PATH"), "HOME": p.dir, "XDG_DATA_HOME": p.dir, "XDG_CONFIG_HOME": p.dir},
 	}
 }
@@ -160,6 +165,9 @@ func (o *options) command(binary string, args []string) *exec.Cmd {
 	for target, path := range o.mounts {
 		prepare = append(prepare, fmt.Sprintf("mount --bind '%s' %s", path, target))
 	}
+	for folder, size := range o.disks {
+		prepare = append(prepare, fmt.Sprintf("mount -t tmpfs -o size=%s tmpfs '%s'", size, folder))
+	}
 	cmd := exec.Command(binary, args...)
 	if o.netns != "" { // ip execs the program, so the pid stays
 		args = append([]string{"netns", "exec", o.netns, binary}, args...)
@@ -172,7 +180,7 @@ func (o *options) command(binary string, args []string) *exec.Cmd {
 	}
 	cmd.ExtraFiles = o.sockets
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if len(o.mounts) > 0 {
+	if len(o.mounts)+len(o.disks) > 0 {
 		cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS // Go makes / private in it, so the mount stays inside
 	}
 	for name, value := range o.env {
@@ -202,6 +210,11 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 
 // Admin returns the admin endpoint's address as Caddy's commands take it.
 func (p *Process) Admin() string { return "unix/" + p.admin }
+
+// ReadFile reads a file as the process sees it.
+func (p *Process) ReadFile(path string) ([]byte, error) {
+	return os.ReadFile(fmt.Sprintf("/proc/%d/root%s", p.PID(), path))
+}
 
 // Output returns everything that the process has written to stdout and stderr.
 func (p *Process) Output() string {
