@@ -95,7 +95,7 @@ func load(t *testing.T, server object) {
 }
 
 // ofTheProcess are metrics that say how the process fares, and nothing of its sessions.
-var ofTheProcess = []string{"caddy_portgate_descriptors_used", "caddy_portgate_event_loop_lag_seconds"}
+var ofTheProcess = []string{"caddy_portgate_config_last_success_timestamp", "caddy_portgate_descriptors_used", "caddy_portgate_event_loop_lag_seconds"}
 
 // metrics returns the samples of the running config whose values are not 0, by name and labels. Of a histogram it is the number of
 // observations: how long something took is no part of the contract.
