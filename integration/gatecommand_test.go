@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -360,4 +361,36 @@ func TestGateTopToAFile(t *testing.T) {
 			t.Errorf("%v: %s", err, line)
 		}
 	}
+}
+
+// TestGateTopOverSSH holds that top works at the other end of ssh: it is drawn, follows the size of the terminal, answers keys, and ends when the connection is cut.
+func TestGateTopOverSSH(t *testing.T) {
+	t.Parallel()
+	g := startGateway(t)
+	addr, options := startSSHD(t)
+	host, sshPort, err := net.SplitHostPort(addr)
+	must(t, err)
+	current, err := user.Current()
+	must(t, err)
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	remote := fmt.Sprintf("echo $$ > %s; exec %s %s", pidFile, g.command, strings.Join(g.args("top", "--sort", "session_id", "--interval", "200ms"), " "))
+	args := append(append([]string{program(t, "ssh"), "-t"}, options(sshPort)...), current.Username+"@"+host, remote)
+	term := startTerminal(t, 80, 24, nil, args...)
+	term.mustShow(bottom(g.screenOf(80, "SESSIONS by session_id, 3", "> "+g.row(80, 0), g.row(80, 1), g.row(80, 2)), 24, keysLine)...)
+	term.resize(200, 60)
+	term.keys("Down")
+	term.mustShow(bottom(g.screenOf(200, "SESSIONS by session_id, 3", g.row(200, 0), "> "+g.row(200, 1), g.row(200, 2)), 60, keysLine)...)
+	pid, err := os.ReadFile(pidFile)
+	must(t, err)
+	proc := "/proc/" + strings.TrimSpace(string(pid))
+	if name, err := os.ReadFile(proc + "/cmdline"); err != nil || !strings.Contains(string(name), "top") {
+		t.Fatalf("%s: %q (%v)", proc, name, err)
+	}
+	term.do("respawn-pane", "-k", "exec cat") // ssh and its terminal are gone
+	gate.Eventually(t, peerTimeout, func() error {
+		if _, err := os.Stat(proc); !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("top is still there: %w", errors.Join(err, errors.New(proc)))
+		}
+		return nil
+	})
 }
