@@ -37,10 +37,21 @@ type follower struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 
-	mu    sync.Mutex
-	all   []event // but for status
-	last  string
-	opens int
+	mu       sync.Mutex
+	all      []event // but for status
+	last     string
+	opens    int
+	statuses int
+	paused   chan struct{} // closed when the reader goes on; nil while he reads
+}
+
+// pause has the follower read no more until resume.
+func (f *follower) pause() (resume func()) {
+	paused := make(chan struct{})
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.paused = paused
+	return sync.OnceFunc(func() { close(paused) })
 }
 
 func follow(t *testing.T, p *gate.Process, query string) *follower {
@@ -109,12 +120,20 @@ func (f *follower) read(ctx context.Context, client *http.Client, query string) 
 
 func (f *follower) take(e event) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	if e.ID != "" {
 		f.last = e.ID
 	}
-	if e.Name != "" && e.Name != "status" {
+	switch e.Name {
+	case "":
+	case "status":
+		f.statuses++
+	default:
 		f.all = append(f.all, e)
+	}
+	paused := f.paused
+	f.mu.Unlock()
+	if paused != nil {
+		<-paused
 	}
 }
 
@@ -185,6 +204,58 @@ func TestEventsOverReloads(t *testing.T) {
 	if text := p.Output(); strings.Contains(text, "stopping admin server") {
 		t.Error("Caddy has waited in vain for a stream to end")
 	}
+}
+
+// A stream goes on for longer than the admin endpoint gives a request, which is 10 seconds.
+func TestStreamOfEventsGoesOn(t *testing.T) {
+	t.Parallel()
+	p := gate.Start(t, gate.Layer4(gate.Listen(gate.ReserveAddr(t), gate.Forward("127.0.0.1:9"))))
+	f := follow(t, p, "?status=1s")
+	gate.Eventually(t, peerTimeout, func() error {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.statuses < 13 {
+			return fmt.Errorf("%d times the status", f.statuses)
+		}
+		return nil
+	})
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.opens != 1 {
+		t.Errorf("the stream has ended %d times", f.opens-1)
+	}
+}
+
+// Who reads slowly holds up no edit of a list. He loses events, and is told exactly how many, however often his stream ends meanwhile.
+func TestSlowReaderOfEvents(t *testing.T) {
+	t.Parallel()
+	const edits = 2500
+	p := gate.Start(t, gate.Layer4(gate.Listen(gate.ReserveAddr(t), acl("deny list bans"), gate.Forward("127.0.0.1:9"))))
+	f := follow(t, p, "")
+	resume := f.pause()
+	defer resume()
+	for i := range edits { // of which neither the socket nor what is kept has room for all
+		path := fmt.Sprintf("/portgate/lists/bans/entries/192.0.2.%d/32", i%250)
+		if status, answer, err := p.Do("PUT", path, fmt.Sprintf(`{"reason": "%d %s"}`, i, strings.Repeat("x", 240))); err != nil || status != 200 {
+			t.Fatal(status, answer, err)
+		}
+	}
+	resume()
+	gate.Eventually(t, peerTimeout, func() error {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		lost, came := 0, 0
+		for _, e := range f.all {
+			lost += e.Data.Lost
+			if e.Name == "ban" {
+				came++
+			}
+		}
+		if lost == 0 || came < 200 || came+lost != edits {
+			return fmt.Errorf("%d events came and %d are lost, of %d", came, lost, edits)
+		}
+		return nil
+	})
 }
 
 // status is what these tests read of /portgate/status.
