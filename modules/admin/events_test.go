@@ -318,7 +318,7 @@ func TestStreamIsRefused(t *testing.T) {
 // However many streams somebody opens, there is a bound, and room for others when they have gone.
 func TestStreamsAreBounded(t *testing.T) {
 	streamsNow.Add(maxStreams)
-	err := serveEvents(newStreamClient(), httptest.NewRequest("GET", eventsPath, nil), nil)
+	err := serveEvents(newStreamClient(), httptest.NewRequest(http.MethodGet, eventsPath, nil), nil)
 	var refused caddy.APIError
 	if !errors.As(err, &refused) || refused.HTTPStatus != http.StatusServiceUnavailable {
 		t.Errorf("%v", err)

@@ -162,5 +162,7 @@ func TestHandlerThatPanics(t *testing.T) {
 }
 
 // What this package calls is what Caddy has.
-var _ app = (*caddyevents.App)(nil)
-var _ caddyevents.Handler = (*handler)(nil)
+var (
+	_ app                 = (*caddyevents.App)(nil)
+	_ caddyevents.Handler = (*handler)(nil)
+)
