@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"syscall"
@@ -76,7 +78,7 @@ func (b *bench) start(ctx context.Context) (err error) {
 		b.ports, b.fresh = append(b.ports, ports), append(b.fresh, fresh)
 	}
 	for n := range b.targets {
-		i, err := b.launch(ctx, n, b.ports[n])
+		i, err := b.launch(ctx, n, b.ports[n], false)
 		if err != nil {
 			return err
 		}
@@ -85,14 +87,14 @@ func (b *bench) start(ctx context.Context) (err error) {
 	return nil
 }
 
-func (b *bench) launch(ctx context.Context, n int, listen endpoint) (*instance, error) {
+func (b *bench) launch(ctx context.Context, n int, listen endpoint, log bool) (*instance, error) {
 	port, err := freeDatagramPort()
 	if err != nil {
 		return nil, err
 	}
 	listen.udp = loopback(port)
 	return b.targets[n].launch(ctx, start{
-		programs: b.programs, listen: listen, sessions: b.sessions,
+		programs: b.programs, listen: listen, sessions: b.sessions, log: log,
 		backend: b.backend.addresses[n], others: b.backend.addresses[len(b.targets):],
 	})
 }
@@ -140,8 +142,14 @@ func (b *bench) run(ctx context.Context, rounds int, work []workload) ([]Round, 
 // measure runs one workload through one target. What a target fails to do is part of the result, not an error.
 func (b *bench) measure(ctx context.Context, at int, w workload) (r Round, err error) {
 	i := b.running[at]
+	if w.kind == logged {
+		if i, err = b.launch(ctx, at, b.fresh[at], true); err != nil {
+			return r, err
+		}
+		defer i.stop()
+	}
 	if w.kind == idle { // memory that earlier work has left behind would hide what the sessions take
-		if i, err = b.launch(ctx, at, b.fresh[at]); err != nil {
+		if i, err = b.launch(ctx, at, b.fresh[at], false); err != nil {
 			return r, err
 		}
 		defer i.stop()
@@ -178,7 +186,30 @@ func (b *bench) measure(ctx context.Context, at int, w workload) (r Round, err e
 	if w.kind.oneWay() { // those that were on their way when the round ended are not lost
 		r.Sent, r.Lost = sent, arrived+sent-all
 	}
+	if w.kind == logged {
+		err = errors.Join(err, awaitLogged(ctx, filepath.Join(i.dir, logFile), r.Operations))
+	}
 	return r, errors.Join(err, quietErr)
+}
+
+// awaitLogged waits until a log has an entry for each connection that was counted: one that is left out would cost nothing.
+func awaitLogged(ctx context.Context, path string, connections int64) error {
+	for start := time.Now(); ; {
+		written, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		entries := int64(bytes.Count(written, []byte("\n")))
+		switch {
+		case entries >= connections:
+			return nil
+		case time.Since(start) > patience:
+			return fmt.Errorf("the log has %d entries, expected one for each of %d connections", entries, connections)
+		}
+		if err := sleep(ctx, 50*time.Millisecond); err != nil {
+			return err
+		}
+	}
 }
 
 // holdIdle looks at the memory when the sessions have been idle for a while.

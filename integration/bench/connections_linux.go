@@ -174,7 +174,7 @@ func (l *loadLoop) answered(i int32) bool {
 func (l *loadLoop) greeted(i int32) {
 	c := &l.conns[i]
 	switch l.g.work.kind {
-	case closes:
+	case closes, logged:
 		c.state = closing
 		l.ends(i) // the end may have come with the answer
 	case resets:

@@ -25,6 +25,7 @@ type target struct {
 	command func(c start) ([]string, error)
 	udp     bool   // it forwards UDP as well
 	refuses []kind // the work that it can refuse
+	logs    bool   // it can write an entry for each connection to a file
 }
 
 // does says whether the target is measured with the workload.
@@ -34,6 +35,8 @@ func (t target) does(w workload) bool {
 		return isBulk(w.kind)
 	case t.name == guarded:
 		return w.network == tcp && (w.kind == closes || w.kind == idle)
+	case w.kind == logged:
+		return t.logs
 	case w.kind.refused():
 		return slices.Contains(t.refuses, w.kind)
 	case w.kind == idle && t.command == nil:
@@ -51,6 +54,7 @@ type start struct {
 	others   []endpoint // two more of the backend
 	sessions int        // the most there will be, as the limit of open files allows
 	dir      string     // the proxy's own
+	log      bool       // it writes an access log
 }
 
 // programs are the paths of what is compared.
@@ -70,16 +74,16 @@ const (
 // variants are Portgate with more options. They are compared with Portgate without them.
 var variants = []string{capped, guarded}
 
-// targets returns all of them. None writes an access log, and each ends a session after 10 minutes of silence, as far as it can.
+// targets returns all of them. None writes an access log, unless that is what is measured, and each ends a session after 10 minutes of silence, as far as it can.
 func targets() []target {
 	return []target{
-		{portgate, caddyVersion, portgateCommand, true, []kind{denied, limited}},
-		{capped, caddyVersion, cappedCommand, false, nil},
-		{guarded, caddyVersion, guardedCommand, false, nil},
-		{haproxy, haproxyVersion, haproxyCommand, false, []kind{denied, limited}},
-		{nginx, nginxVersion, nginxCommand, true, []kind{denied}},
-		{caddyL4, caddyL4Version, caddyL4Command, true, []kind{denied}},
-		{direct, func(programs) string { return "no proxy" }, nil, true, nil},
+		{portgate, caddyVersion, portgateCommand, true, []kind{denied, limited}, true},
+		{capped, caddyVersion, cappedCommand, false, nil, false},
+		{guarded, caddyVersion, guardedCommand, false, nil, false},
+		{haproxy, haproxyVersion, haproxyCommand, false, []kind{denied, limited}, true},
+		{nginx, nginxVersion, nginxCommand, true, []kind{denied}, true},
+		{caddyL4, caddyL4Version, caddyL4Command, true, []kind{denied}, false},
+		{direct, func(programs) string { return "no proxy" }, nil, true, nil, false},
 	}
 }
 
@@ -113,7 +117,7 @@ func portgateCommand(c start) ([]string, error) {
 	acl := object{"handler": "acl", "rules": []object{{"deny": []string{everybody}}}}
 	rateLimit := object{"handler": "rate_limit", "connections": []object{{"rate": "1/h", "burst": 1}}}
 	return caddyCommand(c, object{
-		"portgate": object{"udp_max_sessions_per_client": c.sessions},
+		"portgate": object{"udp_max_sessions_per_client": c.sessions, "access_log": object{"queue": 1_000_000}},
 		"layer4": object{"servers": object{
 			tcp:       serve(gate(c.listen.tcp), toTCP),
 			udp:       serve(fmt.Sprint("gate+udp/", c.listen.udp), forward(fmt.Sprint("udp/", c.backend.udp))),
@@ -168,11 +172,22 @@ func serve(listen string, handlers ...object) object {
 	return object{"listen": []string{listen}, "routes": []object{{"handle": handlers}}}
 }
 
+// logFile is where a proxy writes its access log, in its folder: an entry with what each of them tells of a connection, and unbuffered, so that
+// it is there when the connection has ended.
+const logFile = "access.log"
+
 // caddyCommand runs the binary under test.
 func caddyCommand(c start, apps object) ([]string, error) {
+	logs := object{"default": object{"level": "WARN", "exclude": []string{"layer4.log.access"}}}
+	if c.log {
+		logs["access"] = object{
+			"include": []string{"layer4.log.access"},
+			"writer":  object{"output": "file", "filename": filepath.Join(c.dir, logFile), "roll": false}, "encoder": object{"format": "json"},
+		}
+	}
 	config, err := json.MarshalIndent(object{
 		"admin":   object{"disabled": true, "config": object{"persist": false}},
-		"logging": object{"logs": object{"default": object{"level": "WARN", "exclude": []string{"layer4.log.access"}}}},
+		"logging": object{"logs": logs},
 		"apps":    apps,
 	}, "", "\t")
 	if err != nil {
@@ -182,13 +197,19 @@ func caddyCommand(c start, apps object) ([]string, error) {
 	return []string{c.caddy, "run", "--config", path}, err
 }
 
+// haproxyCommand has the access log, which goes to stdout there, redirected by a shell.
 func haproxyCommand(c start) ([]string, error) {
+	log := ""
+	if c.log {
+		log = "log stdout format raw local0 info\n  option tcplog"
+	}
 	path, err := writeConfig(c.dir, fmt.Sprintf(`global
   maxconn %d
   maxpipes 64
 defaults
   mode tcp
   option splice-auto
+  %s
   timeout connect 3s
   timeout client 10m
   timeout server 10m
@@ -207,7 +228,10 @@ frontend limited
   default_backend out
 backend out
   server backend %s
-`, c.sessions, c.listen.tcp, c.listen.denied, everybody, c.listen.limited, c.backend.tcp))
+`, c.sessions, log, c.listen.tcp, c.listen.denied, everybody, c.listen.limited, c.backend.tcp))
+	if c.log {
+		return []string{"/bin/sh", "-c", `exec "$0" -db -f "$1" > "$2"`, c.haproxy, path, filepath.Join(c.dir, logFile)}, err
+	}
 	return []string{c.haproxy, "-db", "-f", path}, err
 }
 
@@ -220,6 +244,11 @@ func nginxCommand(c start) ([]string, error) {
 			break
 		}
 	}
+	log := "access_log off;"
+	if c.log {
+		log = `log_format sessions '$time_iso8601 $remote_addr $remote_port $server_addr $server_port $protocol $status $bytes_received $bytes_sent ' ` +
+			`'$session_time $upstream_addr $upstream_connect_time';` + "\n  access_log " + logFile + " sessions;"
+	}
 	path, err := writeConfig(c.dir, fmt.Sprintf(`%s
 worker_processes %d;
 daemon off;
@@ -229,6 +258,7 @@ events { worker_connections %d; }
 stream {
   proxy_connect_timeout 3s;
   proxy_timeout 10m;
+  %s
   server {
     listen %s reuseport;
     proxy_pass %s;
@@ -243,7 +273,7 @@ stream {
     proxy_pass %s;
   }
 }
-`, load, runtime.NumCPU(), 2*c.sessions, c.listen.tcp, c.backend.tcp, c.listen.udp, c.backend.udp, c.listen.denied, everybody, c.backend.tcp))
+`, load, runtime.NumCPU(), 2*c.sessions, log, c.listen.tcp, c.backend.tcp, c.listen.udp, c.backend.udp, c.listen.denied, everybody, c.backend.tcp))
 	return []string{c.nginx, "-p", c.dir, "-c", path, "-e", "stderr"}, err
 }
 

@@ -9,6 +9,7 @@ const (
 	bulkDown              // the backend sends, the client discards
 	closes                // one byte and its echo, the backend closes, then the client does, and opens the next one
 	resets                // the same, but the client ends it with a reset
+	logged                // the same as closes, and the proxy writes an entry of it to a file
 	denied                // the client connects, the proxy ends it because of the client's address
 	limited               // the same, because the client connects too often
 	idle                  // nothing
@@ -17,7 +18,7 @@ const (
 )
 
 // churns says whether connections come and go.
-func (k kind) churns() bool { return k == closes || k == resets || k.refused() }
+func (k kind) churns() bool { return k == closes || k == resets || k == logged || k.refused() }
 
 // refused says whether the proxy lets nobody in. Such work goes to a listener of its own.
 func (k kind) refused() bool { return k == denied || k == limited }
@@ -61,6 +62,7 @@ func workloads(idleSessions int) []workload {
 		{"64-byte exchanges, 1,000 connections", tcp, exchanges, 1000},
 		{"connect, 1 byte, close", tcp, closes, 32},
 		{"connect, 1 byte, reset", tcp, resets, 32},
+		{"connect, 1 byte, close, logged", tcp, logged, 32},
 		{"connect, denied by address", tcp, denied, 32},
 		{"connect, denied by rate", tcp, limited, 32},
 		{whole(float64(idleSessions)) + " idle sessions", tcp, idle, idleSessions},
@@ -81,7 +83,7 @@ func (w workload) mode() byte {
 		return modeSink
 	case bulkDown:
 		return modeSource
-	case closes:
+	case closes, logged:
 		return modeOnce
 	default:
 		return modeEcho
