@@ -470,3 +470,69 @@ func TestSessionsAreClosedToOtherOrigins(t *testing.T) {
 	}
 	mustExchange(t, client)
 }
+
+// Nine thousand sessions of TCP and 500 of UDP: lists, filters and sums agree with what was sent, with the metrics and with the access log to the byte, over
+// a hundred reloads, and a filter closes those that it names.
+func TestSessionsByTheThousand(t *testing.T) {
+	const udpSessions, reloads = 500, 100
+	tcpSessions, _ := idleSessions(t, 9000, 1000)
+	addr, udp := gate.ReserveAddr(t), gate.ReserveAddr(t)
+	upstream := startProcess(t, nil, "echo").listen()
+	config := gate.Layer4(gate.Listen(addr, gate.Forward(upstream)),
+		gate.ListenUDP(udp, gate.Forward("udp/"+serveUDP(t, echoUDP)).With("idle_timeout", "24h"))).
+		WithApp("portgate", gate.JSON{"max_sessions": 12_000, "access_log": gate.JSON{"queue": 20_000}})
+	p := gate.Start(t, config, gate.WithoutRace())
+	var clients []net.Conn
+	for _, conn := range openMany(t, addr, tcpSessions) {
+		clients = append(clients, conn)
+	}
+	clients = append(clients, askMany(t, udp, udpSessions)...)
+	exchanges := int64(len(clients))
+	for i := range reloads {
+		for j := i; j < len(clients); j += reloads / 2 {
+			mustExchange(t, clients[j])
+			exchanges++
+		}
+		p.Load(config)
+	}
+	sums := func(query string) (n int, up, down int64) {
+		all, err := livingSessions(p, query)
+		must(t, err)
+		for _, s := range all {
+			up, down = up+s.BytesUp, down+s.BytesDown
+		}
+		return len(all), up, down
+	}
+	total := exchanges * int64(messageSize)
+	gate.Eventually(t, peerTimeout, func() error {
+		if n, up, down := sums(""); n != len(clients) || up != total || down != total {
+			return fmt.Errorf("%d sessions with %d and %d bytes, want %d with %d", n, up, down, len(clients), total)
+		}
+		return nil
+	})
+	m := p.Metrics()
+	must(t, errors.Join(
+		equal(m, "caddy_portgate_bytes_total", int(total), label("direction", "up")), equal(m, "caddy_portgate_bytes_total", int(total), label("direction", "down")),
+		equal(m, "caddy_portgate_sessions_active", len(clients)),
+	))
+	for query, want := range map[string]int{
+		"?network=udp": udpSessions, "?listener=" + addr: tcpSessions, "?upstream=" + upstream: tcpSessions, "?client=127.0.0.1": len(clients),
+		"?client=192.0.2.0/24": 0, "?limit=700&sort=-bytes_up": 700,
+	} {
+		if n, _, _ := sums(query); n != want {
+			t.Errorf("%s: %d sessions, want %d", query, n, want)
+		}
+	}
+	mustClose(t, p, "?network=udp&listener="+udp, udpSessions)
+	mustClose(t, p, "?upstream="+upstream, tcpSessions)
+	var up, down int64
+	for _, s := range p.WaitSessions(len(clients), func(s gate.Session) bool { return s.Reason == "admin_closed" }) {
+		up, down = up+s.BytesUp, down+s.BytesDown
+	}
+	if up != total || down != total {
+		t.Errorf("the access log has %d and %d bytes, want %d", up, down, total)
+	}
+	if n, _, _ := sums(""); n != 0 {
+		t.Errorf("%d sessions are left", n)
+	}
+}
