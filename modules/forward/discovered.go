@@ -1,8 +1,6 @@
 package forward
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"sync/atomic"
 	"time"
@@ -23,6 +21,7 @@ import (
 // with what is known.
 type discovered struct {
 	name    string
+	asked   asked
 	keeper  *discovery.Keeper
 	storage state.Youngest[certmagic.Storage]
 	copy    storedCopy
@@ -33,31 +32,37 @@ type discovered struct {
 }
 
 // discoveries has the sources of all configs, by the options of their modules.
-var discoveries = state.NewPool[string, *discovered]()
+var discoveries = newSources()
 
 // openSource begins to ask a source.
-func openSource(key string, made discovery.Made, storage certmagic.Storage) *discovered {
-	d := &discovered{name: made.Name, failing: degraded.New("upstream_source"), bad: degraded.New("upstream_entries")}
+func openSource(asked asked, made discovery.Made, storage certmagic.Storage) *discovered {
+	d := &discovered{name: made.Name, asked: asked, failing: degraded.New("upstream_source"), bad: degraded.New("upstream_entries")}
 	d.storage.Use(storage)
 	grace := made.GracePeriod
 	if grace == 0 {
 		grace = discovery.DefaultGracePeriod
 	}
-	sum := sha256.Sum256([]byte(key))
-	d.copy.begin(d, "portgate/upstreams/"+hex.EncodeToString(sum[:16]), grace)
+	d.copy.begin(d, grace)
+	before, begin := discoveries.known(asked)
+	if before != nil {
+		d.log().Info("a source of upstreams begins with what the one before it knows", zap.Int("upstreams", len(begin.Entries)))
+	}
 	d.keeper = discovery.Keep(made.Source, discovery.KeeperConfig{
 		GracePeriod: grace,
+		Begin:       begin,
 		Stored:      d.copy.load,
 		Good:        d.good,
 		Failed:      d.failed,
 		Restored:    d.restored,
 		Expired:     d.expired,
 	})
+	discoveries.add(d)
 	return d
 }
 
 // Destruct ends the asking.
 func (d *discovered) Destruct() error {
+	discoveries.remove(d)
 	d.keeper.Close()
 	d.copy.end()
 	d.failing.Close()
@@ -132,8 +137,13 @@ func useSource(ctx caddy.Context, module caddy.Module, changed func()) (useOfSou
 	if err != nil {
 		return useOfSource{}, err
 	}
-	key := string(module.CaddyModule().ID) + " " + string(options)
-	ref, err := discoveries.Acquire(key, func() (*discovered, error) { return openSource(key, made, ctx.Storage()), nil })
+	kind := string(module.CaddyModule().ID)
+	key := kind + " " + string(options)
+	question := asked{what: key}
+	if made.Question != "" {
+		question = asked{kind + " " + made.Question, made.Whom}
+	}
+	ref, err := discoveries.Acquire(key, func() (*discovered, error) { return openSource(question, made, ctx.Storage()), nil })
 	if err != nil {
 		return useOfSource{}, err
 	}

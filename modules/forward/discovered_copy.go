@@ -29,7 +29,6 @@ const (
 // a storage that is slow holds up no change.
 type storedCopy struct {
 	d        *discovered
-	key      string
 	renew    time.Duration // after so long it is stored again that an answer still holds
 	unstored *degraded.Part
 
@@ -49,8 +48,8 @@ type copyHead struct {
 	SHA256    string    `json:"sha256"` // of the entries
 }
 
-func (c *storedCopy) begin(d *discovered, key string, grace time.Duration) {
-	c.d, c.key, c.renew = d, key, max(grace/10, time.Minute)
+func (c *storedCopy) begin(d *discovered, grace time.Duration) {
+	c.d, c.renew = d, max(grace/10, time.Minute)
 	c.unstored = degraded.New("upstream_copy")
 	c.due, c.done = make(chan struct{}, 1), make(chan struct{})
 	c.stopped, c.stop = context.WithCancel(context.Background())
@@ -103,14 +102,16 @@ func (c *storedCopy) store() {
 	latest := c.latest
 	c.latest = nil
 	c.mu.Unlock()
-	if latest == nil {
+	if latest == nil || discoveries.outdated(c.d, latest.Confirmed) {
 		return
 	}
 	value, err := encodeCopy(c.d.name, *latest)
 	if err == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), copyTimeout)
 		defer cancel()
-		err = c.d.storage.Value().Store(ctx, c.key, value)
+		for _, key := range c.d.asked.storageKeys() {
+			err = errors.Join(err, c.d.storage.Value().Store(ctx, key, value))
+		}
 	}
 	if err == nil {
 		c.unstored.End(c.d.log(), "the answer of a source of upstreams is stored again")
@@ -126,7 +127,13 @@ func (c *storedCopy) store() {
 func (c *storedCopy) load() (discovery.Kept, bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), copyTimeout)
 	defer cancel()
-	value, err := c.d.storage.Value().Load(ctx, c.key)
+	var value []byte
+	err := fs.ErrNotExist
+	for _, key := range c.d.asked.storageKeys() {
+		if value, err = c.d.storage.Value().Load(ctx, key); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return discovery.Kept{}, false
 	}

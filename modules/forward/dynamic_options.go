@@ -74,7 +74,9 @@ func (s *SRVUpstreams) Source() (made discovery.Made, err error) {
 	if source.Resolver, err = resolverOf(s.Resolvers); err != nil {
 		return made, err
 	}
-	return madeOf(source, "srv "+s.Name, s.GracePeriod)
+	made, err = madeOf(source, "srv "+s.Name, s.GracePeriod)
+	made.Question, made.Whom = strings.ToLower(s.Name), strings.Join(source.Resolver.Servers, " ")
+	return made, err
 }
 
 // UnmarshalCaddyfile sets up the source from Caddyfile tokens. Syntax:
@@ -129,7 +131,9 @@ func (a *AUpstreams) Source() (made discovery.Made, err error) {
 	if source.Resolver, err = resolverOf(a.Resolvers); err != nil {
 		return made, err
 	}
-	return madeOf(source, fmt.Sprintf("a %s %d", a.Name, a.Port), a.GracePeriod)
+	made, err = madeOf(source, fmt.Sprintf("a %s %d", a.Name, a.Port), a.GracePeriod)
+	made.Question, made.Whom = fmt.Sprintf("%s %d", strings.ToLower(a.Name), a.Port), strings.Join(source.Resolver.Servers, " ")
+	return made, err
 }
 
 // UnmarshalCaddyfile sets up the source from Caddyfile tokens. Syntax:

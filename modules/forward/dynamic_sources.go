@@ -86,11 +86,13 @@ func (*FileUpstreams) CaddyModule() caddy.ModuleInfo {
 }
 
 // Source implements [discovery.Maker].
-func (f *FileUpstreams) Source() (discovery.Made, error) {
+func (f *FileUpstreams) Source() (made discovery.Made, err error) {
 	if f.Path = known(f.Path); f.Path == "" {
-		return discovery.Made{}, fmt.Errorf("path: %w", errNoPath)
+		return made, fmt.Errorf("path: %w", errNoPath)
 	}
-	return madeOf(&fileSource{f.Path}, "file "+f.Path, f.GracePeriod)
+	made, err = madeOf(&fileSource{f.Path}, "file "+f.Path, f.GracePeriod)
+	made.Question = f.Path
+	return made, err
 }
 
 // UnmarshalCaddyfile sets up the source from Caddyfile tokens. Syntax:

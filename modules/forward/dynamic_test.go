@@ -25,6 +25,7 @@ import (
 // spoken is a source that a test speaks for.
 type spoken struct {
 	Name  string         `json:"name"`
+	Whom  string         `json:"whom"`
 	Grace caddy.Duration `json:"grace"`
 }
 
@@ -54,7 +55,7 @@ func (s *spoken) Source() (discovery.Made, error) {
 	if s.Name == "" {
 		return discovery.Made{}, errors.New(`name: "": expected one`)
 	}
-	return discovery.Made{Source: stageOf(s.Name), Name: "test " + s.Name, GracePeriod: time.Duration(s.Grace)}, nil
+	return discovery.Made{Source: stageOf(s.Name), Question: s.Name, Whom: s.Whom, Name: "test " + s.Name, GracePeriod: time.Duration(s.Grace)}, nil
 }
 
 func (s *stage) Run(ctx context.Context, to discovery.Sink) {

@@ -50,7 +50,20 @@ func (u *URLUpstreams) Source() (made discovery.Made, err error) {
 	if source.refresh, err = refreshOf(u.Refresh); err != nil {
 		return made, err
 	}
-	return madeOf(source, "url "+location.Scheme+"://"+location.Host+location.Path, u.GracePeriod)
+	made, err = madeOf(source, "url "+location.Scheme+"://"+location.Host+location.Path, u.GracePeriod)
+	made.Question = listOf(*location)
+	return made, err
+}
+
+// listOf returns which list a URL names: that is the same one for another password. Another user may get another list, and another query too.
+func listOf(location url.URL) string {
+	location.Fragment = ""
+	if _, has := location.User.Password(); has {
+		location.User = url.User(location.User.Username())
+	} else {
+		location.User = nil // a token
+	}
+	return location.String()
 }
 
 // UnmarshalCaddyfile sets up the source from Caddyfile tokens. Syntax:

@@ -41,6 +41,11 @@ type Maker interface {
 type Made struct {
 	// Source must not need the module, which goes with its config.
 	Source Source
+	// Question is what is asked, without how often, of whom, and for how long the answer is used. A source begins with what one with the same
+	// question knows, which a reload has replaced, or which has stored it. Empty: only one whose module has the same JSON.
+	Question string
+	// Whom says who is asked, if that is an option. Of several that are asked the same, what those with the same Whom know comes first.
+	Whom string
 	// Name is the source in logs and metrics, such as "file /etc/portgate/upstreams". It has no secrets.
 	Name string
 	// GracePeriod is how long the last good answer is used while the source fails. Zero: [DefaultGracePeriod].

@@ -33,6 +33,8 @@ type Keeper struct {
 type KeeperConfig struct {
 	// GracePeriod is how long the last good answer is used while the source fails.
 	GracePeriod time.Duration
+	// Begin is what is known from the beginning, such as of a source that is replaced.
+	Begin State
 	// Stored returns what was known before the process began, and reports false where that is nothing. It is called once, if the source does not
 	// answer at first.
 	Stored func() (Kept, bool)
@@ -73,6 +75,11 @@ const restoreAfter = time.Second
 func Keep(source Source, cfg KeeperConfig) *Keeper {
 	ctx, cancel := context.WithCancel(context.Background())
 	k := &Keeper{cfg: cfg, stop: cancel, done: make(chan struct{}), first: make(chan struct{})}
+	if b := cfg.Begin; b.Known {
+		k.answer, k.confirmed = Answer{Entries: b.Entries}, b.Confirmed
+		k.expired = b.Err != nil && time.Since(b.Confirmed) >= cfg.GracePeriod
+		k.knowLocked()
+	}
 	k.late = time.AfterFunc(restoreAfter, k.restore)
 	go func() {
 		defer close(k.done)

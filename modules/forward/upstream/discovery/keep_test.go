@@ -337,3 +337,48 @@ func TestPoll(t *testing.T) {
 		})
 	})
 }
+
+// What is known from the beginning is used until the source has its own answer, and is no answer of it.
+func TestKeeperBegins(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		confirmed := time.Now()
+		time.Sleep(30 * time.Minute)
+		begin := func(err error, grace time.Duration) (*Keeper, scripted) {
+			source := scripted{make(chan any)}
+			stored := func() (Kept, bool) { t.Error("what is stored is asked for"); return Kept{}, false }
+			known := State{Entries: answer("a:1").Entries, Known: true, Confirmed: confirmed, Err: err}
+			return Keep(source, KeeperConfig{GracePeriod: grace, Begin: known, Stored: stored}), source
+		}
+		k, source := begin(nil, time.Hour)
+		defer k.Close()
+		<-k.First()
+		source.steps <- nil // it can't say that the answer of another one holds
+		source.steps <- errAway
+		synctest.Wait()
+		if state := k.State(); state.Expired || state.Err == nil || len(state.Entries) != 1 || !state.Confirmed.Equal(confirmed) {
+			t.Errorf("%+v", state)
+		}
+		time.Sleep(30*time.Minute + time.Second)
+		synctest.Wait()
+		if !k.State().Expired {
+			t.Error("an hour after its answer: not expired")
+		}
+		source.steps <- answer("b:1")
+		synctest.Wait()
+		if state := k.State(); state.Expired || state.Entries[0].Address != "b:1" {
+			t.Errorf("its own answer: %+v", state)
+		}
+		for _, c := range []struct {
+			err     error
+			grace   time.Duration
+			expired bool
+		}{{errAway, time.Minute, true}, {errAway, 24 * time.Hour, false}, {nil, time.Minute, false}} {
+			other, _ := begin(c.err, c.grace)
+			if got := other.State().Expired; got != c.expired {
+				t.Errorf("%+v: expired %v", c, got)
+			}
+			other.Close()
+		}
+	})
+}
