@@ -98,6 +98,7 @@ func (r *Resolver) ask(ctx context.Context, name string, kind uint16) (*dns.Msg,
 		if err != nil {
 			return nil, fmt.Errorf("%s %s: %w", dns.TypeToString[kind], strings.TrimSuffix(name, "."), err)
 		}
+		msg.Answer = answering(msg.Answer, name)
 		for _, record := range msg.Answer {
 			if record.Header().Rrtype == kind {
 				return msg, nil
@@ -171,6 +172,34 @@ func answers(msg *dns.Msg, question dns.Question) bool {
 		return msg.Response
 	}
 	return msg.Response && len(msg.Question) == 1 && msg.Question[0].Qtype == question.Qtype && strings.EqualFold(msg.Question[0].Name, question.Name)
+}
+
+// maxAliases bounds the passes over an answer, which may have thousands of CNAME records in the worst order.
+const maxAliases = 32
+
+// answering returns the records of a name: its own, and those of the names that its CNAME records lead to. A server may put others beside them,
+// which nobody has asked for.
+func answering(records []dns.RR, name string) (all []dns.RR) {
+	names := map[string]struct{}{strings.ToLower(name): {}}
+	known := 0
+	for pass := 0; known < len(names) && pass < maxAliases; pass++ { // the records of a chain may be in any order
+		known = len(names)
+		for _, record := range records {
+			alias, ok := record.(*dns.CNAME)
+			if !ok || alias.Hdr.Class != dns.ClassINET {
+				continue
+			}
+			if _, asked := names[strings.ToLower(alias.Hdr.Name)]; asked {
+				names[strings.ToLower(alias.Target)] = struct{}{}
+			}
+		}
+	}
+	for _, record := range records {
+		if _, asked := names[strings.ToLower(record.Header().Name)]; asked && record.Header().Class == dns.ClassINET {
+			all = append(all, record)
+		}
+	}
+	return all
 }
 
 // ttlOf returns how long all of an answer is valid.
