@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/portgate/caddy-portgate/modules/forward/upstream"
 )
 
 // A has each address of a name, its A and AAAA records, as an upstream.
@@ -28,14 +30,15 @@ type A struct {
 // Run implements [Source].
 func (a *A) Run(ctx context.Context, to Sink) {
 	host := host{name: a.Name}
+	past := func() past { return pastOf(to.Last()) }
 	Poll(ctx, to, a.Refresh, func(ctx context.Context) (Answer, time.Duration, error) {
-		ips, ttl, err := host.lookUp(ctx, &a.Resolver)
+		ips, ttl, err := host.lookUp(ctx, &a.Resolver, past)
 		if err != nil {
 			return Answer{}, 0, err
 		}
 		var c Collector
 		for _, ip := range ips {
-			c.Add(Entry{Address: a.Network + netip.AddrPortFrom(ip, a.Port).String()}, "")
+			c.Add(Entry{Address: a.Network + netip.AddrPortFrom(ip, a.Port).String(), Host: a.Name}, "")
 		}
 		answer, err := c.Answer()
 		return answer, ttl, err
@@ -46,7 +49,47 @@ func (a *A) Run(ctx context.Context, to Sink) {
 type host struct {
 	name   string
 	known  [2][]netip.Addr
-	failed int // how many times in a row a question was not answered
+	told   [2]bool   // known is what a name server has said, even if that is nothing, or all that was known earlier
+	failed int       // how many times in a row a question was not answered
+	asked  time.Time // last
+	again  time.Time // it is not asked before, because it was silent
+}
+
+// past is what is known of names since earlier.
+type past map[string][2][]netip.Addr
+
+func pastOf(entries []Entry) past {
+	all := make(past)
+	for _, e := range entries {
+		if e.Host == "" {
+			continue
+		}
+		addr, err := upstream.Parse(e.Address)
+		if err != nil {
+			continue
+		}
+		ip, err := netip.ParseAddr(addr.Host)
+		if err != nil {
+			continue
+		}
+		i := 0
+		if ip.Is6() {
+			i = 1
+		}
+		known := all[e.Host]
+		known[i] = append(known[i], ip)
+		all[e.Host] = known
+	}
+	return all
+}
+
+// recall has the host be where it was earlier, as far as no name server has said where it is now.
+func (h *host) recall(past func() past) {
+	for i := range h.told {
+		if !h.told[i] {
+			h.known[i], h.told[i] = past()[h.name][i], true
+		}
+	}
 }
 
 // soon is how long it takes until a question that was not answered is asked again: longer each time, because some name servers never answer one of them.
@@ -59,8 +102,8 @@ func (h *host) soon() time.Duration {
 var families = [2]uint16{dns.TypeA, dns.TypeAAAA}
 
 // lookUp returns the addresses of a host. If only one of the two questions is answered, the other family has the addresses that it had
-// before: it is not known that they have gone.
-func (h *host) lookUp(ctx context.Context, r *Resolver) (all []netip.Addr, ttl time.Duration, err error) {
+// before: it is not known that they have gone. past is called where that is what an earlier source knew.
+func (h *host) lookUp(ctx context.Context, r *Resolver, past func() past) (all []netip.Addr, ttl time.Duration, err error) {
 	var asking sync.WaitGroup
 	var messages [len(families)]*dns.Msg
 	var errs [len(families)]error
@@ -73,15 +116,16 @@ func (h *host) lookUp(ctx context.Context, r *Resolver) (all []netip.Addr, ttl t
 		switch {
 		case errs[i] == nil:
 			answered = true
-			h.known[i] = addresses(messages[i].Answer)
+			h.known[i], h.told[i] = addresses(messages[i].Answer), true
 			if own := ttlOf(messages[i].Answer); ttl == 0 || own < ttl {
 				ttl = own
 			}
 		case isNotFound(errs[i]):
-			h.known[i] = nil
+			h.known[i], h.told[i] = nil, true
 		}
-		all = append(all, h.known[i]...)
 	}
+	h.recall(past)
+	all = slices.Concat(h.known[:]...)
 	failing := slices.ContainsFunc(errs[:], func(err error) bool { return err != nil && !isNotFound(err) })
 	if !failing {
 		h.failed = 0

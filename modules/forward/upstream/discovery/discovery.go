@@ -21,7 +21,7 @@ type Source interface {
 	Run(ctx context.Context, to Sink)
 }
 
-// Sink takes what a source reports. Its methods don't wait for other sources; they are called by one goroutine.
+// Sink takes what a source reports. Its methods don't wait for other sources; they are called by one goroutine at a time.
 type Sink interface {
 	// Answer takes a complete answer. The source must not change it afterwards.
 	Answer(Answer)
@@ -29,6 +29,9 @@ type Sink interface {
 	Same()
 	// Failed says that the source could not answer. What it has answered last stays in use for a while.
 	Failed(error)
+	// Last returns what is known: what the source has answered last, or one before it, also one of an earlier process. It is for a source that
+	// can't find all of an answer, and must not be changed.
+	Last() []Entry
 }
 
 // Maker is what a Caddy module of the namespace layer4.upstreams implements, once it is provisioned.
@@ -74,6 +77,8 @@ type Entry struct {
 	Priority int `json:"priority,omitempty"`
 	// Zone is where it is.
 	Zone string `json:"zone,omitempty"`
+	// Host is the name that the address is one of, where the source has looked it up.
+	Host string `json:"host,omitempty"`
 }
 
 // Answer is all upstreams that a source knows.

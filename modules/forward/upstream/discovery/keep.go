@@ -173,6 +173,14 @@ func (s sink) Answer(a Answer) {
 	}
 }
 
+// Last implements [Sink].
+func (s sink) Last() []Entry {
+	if s.ctx.Err() == nil {
+		s.restore()
+	}
+	return s.State().Entries
+}
+
 // Same implements [Sink].
 func (s sink) Same() {
 	s.mu.Lock()

@@ -60,7 +60,7 @@ func TestSRVOfAnotherName(t *testing.T) {
 	s := newNameServer(t)
 	s.set(said(t, "_db._tcp.test. 60 SRV 1 1 7001 a.test.", "evil.test. 1 SRV 0 1 7666 evil.test.", "a.test. 60 A 10.0.0.1", "evil.test. 60 A 10.6.6.6"))
 	got, err := next(t, &SRV{Name: "_db._tcp.test", Resolver: Resolver{Servers: []string{s.addr}}})
-	if want := []Entry{{Address: "10.0.0.1:7001", Weight: 1}}; err != nil || !reflect.DeepEqual(got.Entries, want) {
+	if want := []Entry{{Address: "10.0.0.1:7001", Weight: 1, Host: "a.test."}}; err != nil || !reflect.DeepEqual(got.Entries, want) {
 		t.Errorf("%+v, %v", got, err)
 	}
 }

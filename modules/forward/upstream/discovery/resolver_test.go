@@ -247,6 +247,7 @@ type reports chan any
 func (r reports) Answer(a Answer)  { r <- a }
 func (r reports) Same()            {}
 func (r reports) Failed(err error) { r <- err }
+func (r reports) Last() []Entry    { return nil }
 
 // next runs a source until it has said something.
 func next(t *testing.T, source Source) (Answer, error) {
@@ -275,7 +276,9 @@ func TestA(t *testing.T) {
 	a := &A{Name: "db.test", Port: 5432, Refresh: time.Minute, Resolver: Resolver{Servers: []string{s.addr}}}
 	s.set(records(t, "db.test. 60 A 10.0.0.1", "db.test. 60 A 10.0.0.2", "db.test. 60 AAAA 2001:db8::1"))
 	got, err := next(t, a)
-	want := []Entry{{Address: "10.0.0.1:5432"}, {Address: "10.0.0.2:5432"}, {Address: "[2001:db8::1]:5432"}}
+	want := []Entry{
+		{Address: "10.0.0.1:5432", Host: "db.test"}, {Address: "10.0.0.2:5432", Host: "db.test"}, {Address: "[2001:db8::1]:5432", Host: "db.test"},
+	}
 	if err != nil || !reflect.DeepEqual(got.Entries, want) {
 		t.Errorf("got %+v, %v", got, err)
 	}
@@ -288,6 +291,9 @@ func TestA(t *testing.T) {
 		t.Errorf("no address: %v", err)
 	}
 }
+
+// unknown is the past of which nothing is known.
+func unknown() past { return nil }
 
 // Where one of two questions is not answered, what was known of that family stays.
 func TestHalfAnAnswer(t *testing.T) {
@@ -303,7 +309,7 @@ func TestHalfAnAnswer(t *testing.T) {
 			}
 			return known(network, query)
 		})
-		ips, ttl, err := h.lookUp(t.Context(), r)
+		ips, ttl, err := h.lookUp(t.Context(), r, unknown)
 		return len(ips), ttl, err
 	}
 	if n, ttl, err := look("db.test. 60 A 10.0.0.1"); n != 1 || ttl != MinRefresh || err != nil {
@@ -335,10 +341,10 @@ func TestSRV(t *testing.T) {
 		"a.test. 60 A 10.0.0.1", "a.test. 60 AAAA 2001:db8::1", "b.test. 60 A 10.0.0.2", "c.test. 60 A 10.0.0.3"))
 	got, err := next(t, srv)
 	want := []Entry{
-		{Address: "10.0.0.1:7001", Weight: 500},
-		{Address: "[2001:db8::1]:7001", Weight: 500},
-		{Address: "10.0.0.2:7002"},
-		{Address: "10.0.0.3:7003", Priority: 1},
+		{Address: "10.0.0.1:7001", Weight: 500, Host: "a.test."},
+		{Address: "[2001:db8::1]:7001", Weight: 500, Host: "a.test."},
+		{Address: "10.0.0.2:7002", Host: "b.test."},
+		{Address: "10.0.0.3:7003", Priority: 1, Host: "c.test."},
 	}
 	if err != nil || !reflect.DeepEqual(got.Entries, want) || got.Bad != 1 || got.First[0].Error() != "gone.test.: the name server says that there is no such name" {
 		t.Errorf("got %+v, %v", got, err)
@@ -401,7 +407,7 @@ func TestSRVTargetFails(t *testing.T) {
 	hosts := make(map[string]*host)
 	targets := servers(known("", new(dns.Msg).SetQuestion("_db._tcp.test.", dns.TypeSRV)).Answer)
 	s.set(known)
-	if got, ttl, err := srv.resolved(t.Context(), targets, hosts); err != nil || len(got.Entries) != 2 || ttl != time.Minute {
+	if got, ttl, err := srv.resolved(t.Context(), targets, hosts, unknown); err != nil || len(got.Entries) != 2 || ttl != time.Minute {
 		t.Fatalf("got %+v, %v, %v", got, ttl, err)
 	}
 	s.set(func(network string, query *dns.Msg) *dns.Msg {
@@ -410,17 +416,19 @@ func TestSRVTargetFails(t *testing.T) {
 		}
 		return known(network, query)
 	})
-	if got, ttl, err := srv.resolved(t.Context(), targets, hosts); err != nil || len(got.Entries) != 2 || got.Bad > 0 || ttl != MinRefresh {
+	if got, ttl, err := srv.resolved(t.Context(), targets, hosts, unknown); err != nil || len(got.Entries) != 2 || got.Bad > 0 || ttl != MinRefresh {
 		t.Errorf("one fails: %+v, %v, %v", got, ttl, err)
 	}
-	if _, ttl, err := srv.resolved(t.Context(), targets, hosts); err != nil || ttl != 2*MinRefresh {
+	hosts["b.test."].again = time.Time{} // a second has passed
+	if _, ttl, err := srv.resolved(t.Context(), targets, hosts, unknown); err != nil || ttl != 2*MinRefresh {
 		t.Errorf("it fails again: asked after %v, %v", ttl, err)
 	}
+	hosts["b.test."].again = time.Time{}
 	s.set(records(t, "a.test. 60 A 10.0.0.1"))
-	if got, ttl, err := srv.resolved(t.Context(), targets, hosts); err != nil || len(got.Entries) != 1 || got.Bad != 1 || ttl != time.Minute {
+	if got, ttl, err := srv.resolved(t.Context(), targets, hosts, unknown); err != nil || len(got.Entries) != 1 || got.Bad != 1 || ttl != time.Minute {
 		t.Errorf("one does not exist: %+v, asked after %v, %v", got, ttl, err)
 	}
-	if got, _, err := srv.resolved(t.Context(), targets[:1], hosts); err != nil || len(got.Entries) != 1 || len(hosts) != 1 {
+	if got, _, err := srv.resolved(t.Context(), targets[:1], hosts, unknown); err != nil || len(got.Entries) != 1 || len(hosts) != 1 {
 		t.Errorf("one has gone: %+v, %v, and %d hosts", got, err, len(hosts))
 	}
 }

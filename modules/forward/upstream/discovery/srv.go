@@ -3,6 +3,7 @@ package discovery
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -41,7 +42,7 @@ func (s *SRV) Run(ctx context.Context, to Sink) {
 			answer, err := s.named(records)
 			return answer, ttl, err
 		}
-		answer, soonest, err := s.resolved(ctx, records, hosts)
+		answer, soonest, err := s.resolved(ctx, records, hosts, sync.OnceValue(func() past { return pastOf(to.Last()) }))
 		return answer, min(ttl, soonest), err
 	})
 }
@@ -78,12 +79,12 @@ func (s *SRV) add(c *Collector, e Entry) {
 
 // resolved returns the servers by their addresses, and how long these are valid. One whose name can't be looked up now has the addresses
 // that it had.
-func (s *SRV) resolved(ctx context.Context, records []*dns.SRV, hosts map[string]*host) (Answer, time.Duration, error) {
+func (s *SRV) resolved(ctx context.Context, records []*dns.SRV, hosts map[string]*host, past func() past) (Answer, time.Duration, error) {
 	targets := make(map[string]*found, len(records))
 	for _, record := range records {
 		targets[record.Target] = nil
 	}
-	s.lookUpAll(ctx, targets, hosts)
+	s.lookUpAll(ctx, targets, hosts, past)
 	var c Collector
 	soonest := maxAsked
 	for _, at := range targets {
@@ -99,7 +100,7 @@ func (s *SRV) resolved(ctx context.Context, records []*dns.SRV, hosts map[string
 			continue
 		}
 		for _, ip := range at.ips {
-			e.Address = s.Network + netip.AddrPortFrom(ip, records[i].Port).String()
+			e.Address, e.Host = s.Network+netip.AddrPortFrom(ip, records[i].Port).String(), records[i].Target
 			s.add(&c, e)
 		}
 	}
@@ -114,43 +115,92 @@ type found struct {
 	err error
 }
 
-// lookUps bounds the targets that are looked up at the same time.
-const lookUps = 16
+const (
+	// lookUps bounds the targets that are looked up at the same time.
+	lookUps = 256
+	// lookUpsBegin is how long lookups are begun for one answer. What is not looked up until then is as it was, and comes first for the next
+	// answer: targets that are silent must not hold up the others.
+	lookUpsBegin = serverTimeout
+)
 
-// lookUpAll finds all targets, and forgets the hosts that are none any more.
-func (s *SRV) lookUpAll(ctx context.Context, targets map[string]*found, hosts map[string]*host) {
+var errNotYet = errors.New("it is yet to be looked up")
+
+// lookUpAll finds all targets, as far as there is time, and forgets the hosts that are none any more.
+func (s *SRV) lookUpAll(ctx context.Context, targets map[string]*found, hosts map[string]*host, past func() past) {
 	var asking sync.WaitGroup
 	slots := make(chan struct{}, lookUps)
-	for target := range targets {
-		h := hosts[target]
-		if h == nil {
-			h = &host{name: target}
-			hosts[target] = h
-		}
+	late := time.NewTimer(lookUpsBegin)
+	defer late.Stop()
+	over, now := false, time.Now()
+	for _, h := range inTurn(targets, hosts) {
 		at := new(found)
-		targets[target] = at
-		slots <- struct{}{}
-		asking.Go(func() {
-			defer func() { <-slots }()
-			at.ips, at.ttl, at.err = h.lookUp(ctx, &s.Resolver)
-			switch {
-			case at.err == nil:
-				return
-			case isNotFound(at.err): // nobody waits for it
-				at.ttl = maxAsked
-				return
+		targets[h.name] = at
+		if !over && !now.Before(h.again) {
+			select {
+			case slots <- struct{}{}:
+				asking.Go(func() {
+					defer func() { <-slots }()
+					s.lookUp(ctx, at, h, past)
+				})
+				continue
+			case <-late.C:
+				over = true
 			}
-			at.ttl = h.soon()
-			if had := slices.Concat(h.known[:]...); len(had) > 0 {
-				at.ips, at.err = had, nil
-			}
-		})
+		}
+		at.ttl, at.err = max(h.again.Sub(now), MinRefresh), fmt.Errorf("%s: %w", h.name, errNotYet)
+		at.keep(h, past)
 	}
 	asking.Wait()
 	for target := range hosts {
 		if _, ok := targets[target]; !ok {
 			delete(hosts, target)
 		}
+	}
+}
+
+// inTurn returns the hosts that are targets in the order in which they are looked up: first those that were answered, which takes no time, then those
+// that have waited for longest.
+func inTurn(targets map[string]*found, hosts map[string]*host) []*host {
+	all := make([]*host, 0, len(targets))
+	for target := range targets {
+		h := hosts[target]
+		if h == nil {
+			h = &host{name: target}
+			hosts[target] = h
+		}
+		all = append(all, h)
+	}
+	answered := func(h *host) int {
+		if h.failed == 0 && !h.asked.IsZero() {
+			return 0
+		}
+		return 1
+	}
+	slices.SortFunc(all, func(a, b *host) int { return cmp.Or(cmp.Compare(answered(a), answered(b)), a.asked.Compare(b.asked)) })
+	return all
+}
+
+// lookUp finds a host.
+func (s *SRV) lookUp(ctx context.Context, at *found, h *host, past func() past) {
+	at.ips, at.ttl, at.err = h.lookUp(ctx, &s.Resolver, past)
+	h.asked, h.again = time.Now(), time.Time{}
+	switch {
+	case at.err == nil:
+	case isNotFound(at.err): // nobody waits for it
+		at.ttl = maxAsked
+		h.failed = 0
+	default:
+		at.ttl = h.soon()
+		h.again = h.asked.Add(max(min(at.ttl, s.Refresh), MinRefresh))
+		at.keep(h, past)
+	}
+}
+
+// keep has a host that can't be looked up now be where it was.
+func (at *found) keep(h *host, past func() past) {
+	h.recall(past)
+	if had := slices.Concat(h.known[:]...); len(had) > 0 {
+		at.ips, at.err = had, nil
 	}
 }
 
