@@ -17,6 +17,7 @@ import (
 	caddycaddyfile "github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/portgate/caddy-portgate/caddyfile"
+	"github.com/portgate/caddy-portgate/modules/internal/fetch"
 	"github.com/portgate/caddy-portgate/modules/internal/state"
 	"github.com/portgate/caddy-portgate/modules/logging/bulk"
 	"github.com/portgate/caddy-portgate/modules/logging/delivery"
@@ -82,7 +83,7 @@ func (w *ElasticsearchWriter) Provision(ctx caddy.Context) (err error) {
 		return fmt.Errorf("tls: %w", err)
 	}
 	w.client.HTTP = &http.Client{
-		Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: config, MaxIdleConns: 1, IdleConnTimeout: time.Minute},
+		Transport: &http.Transport{Proxy: fetch.Proxy, TLSClientConfig: config, MaxIdleConns: 1, IdleConnTimeout: time.Minute},
 		// A redirect would lead the credentials elsewhere.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}

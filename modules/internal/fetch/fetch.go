@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -22,7 +23,46 @@ const (
 
 // NewClient returns a client for requests.
 func NewClient() *http.Client {
-	return &http.Client{Transport: transport(), CheckRedirect: checkRedirect}
+	return &http.Client{Transport: discreet{transport()}, CheckRedirect: checkRedirect}
+}
+
+// discreet keeps what a server sends, such as a key in a redirect, out of errors: net/http repeats what it can't read.
+type discreet struct{ http.RoundTripper }
+
+// RoundTrip implements [http.RoundTripper].
+func (d discreet) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := d.RoundTripper.RoundTrip(req)
+	if err != nil {
+		return nil, withoutAnswer(err)
+	}
+	if _, err := req.URL.Parse(resp.Header.Get("Location")); err != nil && resp.StatusCode/100 == 3 {
+		_ = resp.Body.Close()
+		return nil, errors.New("the server redirects to what is no URL")
+	}
+	return resp, nil
+}
+
+func withoutAnswer(err error) error {
+	var failed *net.OpError
+	if errors.As(err, &failed) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || !strings.HasPrefix(err.Error(), unreadable) {
+		return err
+	}
+	return errors.New("the answer of the server is not HTTP")
+}
+
+// unreadable is how an error of net/http for an answer begins that it can't read.
+const unreadable = "net/http: HTTP/1.x transport connection broken: "
+
+// Proxy returns the proxy that the environment names, as [http.ProxyFromEnvironment] does. What is wrong with its address is not said, because
+// there may be a password in it.
+func Proxy(req *http.Request) (*url.URL, error) { return proxyOf(req, http.ProxyFromEnvironment) }
+
+func proxyOf(req *http.Request, environment func(*http.Request) (*url.URL, error)) (*url.URL, error) {
+	proxy, err := environment(req)
+	if err != nil {
+		return nil, errors.New("the proxy in the environment: expected a URL such as http://proxy.example.com:3128")
+	}
+	return proxy, nil
 }
 
 // transport keeps no connection between two requests that are an hour apart. Lists are unpacked when they are read,
@@ -31,6 +71,7 @@ func transport() *http.Transport {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.DisableKeepAlives = true
 	transport.DisableCompression = true
+	transport.Proxy = Proxy
 	return transport
 }
 
