@@ -36,6 +36,7 @@ openvpn              openvpn
 postgresql           /usr/lib/postgresql/*/bin/initdb /usr/lib/postgresql/*/bin/postgres
 postgresql-client    pg_isready psql /usr/lib/postgresql/*/bin/psql
 postgresql-contrib   pgbench /usr/lib/postgresql/*/bin/pgbench
+prometheus           prometheus promtool
 python3              python3
 redis-server         redis-server
 redis-tools          redis-benchmark redis-cli
