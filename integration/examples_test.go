@@ -55,6 +55,7 @@ var examples = map[string]example{
 			t.Errorf("the one who is denied: %q", got)
 		}
 	},
+	"status-site": exampleStatusSite,
 	"ratelimit": func(t *testing.T, start func(...gate.Option) *gate.Process, addr addresses) {
 		start()
 		for i, port := range []int{8080, 8081} {
@@ -266,4 +267,47 @@ func writeFile(t testing.TB, name, content string) string {
 	path := filepath.Join(t.TempDir(), name)
 	must(t, os.WriteFile(path, []byte(content), 0o644))
 	return path
+}
+
+func exampleStatusSite(t *testing.T, start func(...gate.Option) *gate.Process, addr addresses) {
+	start(gate.WithoutRace()) // the hash of the password is made to take long
+	if page := mustGetPage(t, addr(8080)); page != "inside" {
+		t.Errorf("through the port: %q", page)
+	}
+	visit := func(method, path, user, body string) (int, string) {
+		t.Helper()
+		r, err := http.NewRequest(method, "http://"+addr(8081)+path, strings.NewReader(body))
+		must(t, err)
+		r.Header.Set("Content-Type", "application/json")
+		if user != "" {
+			r.SetBasicAuth(user, "portgate")
+		}
+		answer, err := http.DefaultClient.Do(r)
+		must(t, err)
+		defer answer.Body.Close()
+		text, err := io.ReadAll(answer.Body)
+		must(t, err)
+		return answer.StatusCode, string(text)
+	}
+	for _, path := range []string{"/status/", "/status/status", "/status/lists/banned"} {
+		if status, _ := visit(http.MethodGet, path, "", ""); status != http.StatusUnauthorized {
+			t.Errorf("%s without a user: %d", path, status)
+		}
+	}
+	if status, text := visit(http.MethodGet, "/status", "admin", ""); status != http.StatusOK || !strings.Contains(text, "<title>Portgate</title>") {
+		t.Errorf("the page: %d %.100s", status, text)
+	}
+	const entry = "/status/lists/banned/entries/127.0.0.2"
+	if status, text := visit(http.MethodPut, entry, "", `{"ttl":"1h"}`); status != http.StatusUnauthorized {
+		t.Errorf("a ban without a user: %d %s", status, text)
+	}
+	if got := pageFrom(t, "127.0.0.2", addr(8080)); !strings.HasSuffix(got, "inside") {
+		t.Errorf("who is not banned yet: %q", got)
+	}
+	if status, text := visit(http.MethodPut, entry, "admin", `{"ttl":"1h"}`); status != http.StatusOK {
+		t.Errorf("a ban: %d %s", status, text)
+	}
+	if got := pageFrom(t, "127.0.0.2", addr(8080)); got != "" {
+		t.Errorf("who is banned: %q", got)
+	}
 }

@@ -47,21 +47,23 @@ func (a *stateAPI) Provision(ctx caddy.Context) error {
 }
 
 // Routes returns what the admin endpoint serves.
-func (a *stateAPI) Routes() []caddy.AdminRoute {
+func (a *stateAPI) Routes() []caddy.AdminRoute { return stateRoutes(a.serving.until) }
+
+// stateRoutes has streams of events end with what until returns when one begins.
+func stateRoutes(until func() <-chan struct{}) []caddy.AdminRoute {
+	stream := func(w http.ResponseWriter, r *http.Request) error {
+		if err := adminapi.Method(r, http.MethodGet); err != nil {
+			return err
+		}
+		return serveEvents(w, r, until())
+	}
 	return []caddy.AdminRoute{
 		{Pattern: statusPath, Handler: caddy.AdminHandlerFunc(serveStatus)},
 		{Pattern: historyPath, Handler: caddy.AdminHandlerFunc(serveHistory)},
 		{Pattern: clientsPath, Handler: caddy.AdminHandlerFunc(serveClients)},
 		{Pattern: mappingsPath, Handler: caddy.AdminHandlerFunc(serveMappings)},
-		{Pattern: eventsPath, Handler: caddy.AdminHandlerFunc(a.serveEvents)},
+		{Pattern: eventsPath, Handler: caddy.AdminHandlerFunc(stream)},
 	}
-}
-
-func (a *stateAPI) serveEvents(w http.ResponseWriter, r *http.Request) error {
-	if err := adminapi.Method(r, http.MethodGet); err != nil {
-		return err
-	}
-	return serveEvents(w, r, a.serving.until())
 }
 
 // serving is an admin endpoint of Caddy as far as streams are concerned, which have to end when another one takes its place: Caddy waits for them.
