@@ -1,6 +1,8 @@
 package console
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -42,6 +44,9 @@ func (s *session) client() string {
 
 type sessions []session
 
+// UnmarshalJSON decodes the list.
+func (all *sessions) UnmarshalJSON(data []byte) error { return decodeAll(data, (*[]session)(all)) }
+
 func (all *sessions) table() *table {
 	t := &table{header: []string{"SESSION", "NET", "CLIENT", "LISTENER", "UPSTREAM", "STATE", ">UP/S", ">DOWN/S", ">UP", ">DOWN", ">IDLE", ">AGE", "RULE"}}
 	for i := range *all {
@@ -78,6 +83,9 @@ func (u *upstream) weight() string {
 
 type upstreams []upstream
 
+// UnmarshalJSON decodes the list.
+func (all *upstreams) UnmarshalJSON(data []byte) error { return decodeAll(data, (*[]upstream)(all)) }
+
 func (all *upstreams) table() *table {
 	t := &table{header: []string{"UPSTREAM", "STATE", ">SESSIONS", ">QUEUED", ">FAILS", "WEIGHT", ">TIER", "ZONE", "HANDLER", "LAST ERROR"}}
 	for i := range *all {
@@ -96,7 +104,17 @@ type list struct {
 	BadLines    int        `json:"bad_lines"`
 	MaskedLines int        `json:"masked_lines"`
 	Error       string     `json:"error"`
-	Entries     []entry    `json:"entries"`
+	Entries     entries    `json:"entries"`
+}
+
+type entries []entry
+
+// UnmarshalJSON decodes the list, which may be null.
+func (all *entries) UnmarshalJSON(data []byte) error {
+	if string(data) == "null" {
+		return nil
+	}
+	return decodeAll(data, (*[]entry)(all))
 }
 
 type entry struct {
@@ -128,6 +146,9 @@ func (l *list) wrong() string {
 
 type lists []list
 
+// UnmarshalJSON decodes the list.
+func (all *lists) UnmarshalJSON(data []byte) error { return decodeAll(data, (*[]list)(all)) }
+
 func (all *lists) table() *table {
 	t := &table{header: []string{"LIST", ">ENTRIES", "LOADED", "NOT RIGHT"}}
 	for i := range *all {
@@ -157,6 +178,9 @@ type limit struct {
 
 type limits []limit
 
+// UnmarshalJSON decodes the list.
+func (all *limits) UnmarshalJSON(data []byte) error { return decodeAll(data, (*[]limit)(all)) }
+
 func (all *limits) table() *table {
 	t := &table{header: []string{">USED", "KEY", "LIMIT", "HANDLER"}}
 	for _, l := range *all {
@@ -165,11 +189,21 @@ func (all *limits) table() *table {
 	return t
 }
 
+type names []string
+
+// UnmarshalJSON decodes the list, which may be null.
+func (all *names) UnmarshalJSON(data []byte) error {
+	if string(data) == "null" {
+		return nil
+	}
+	return decodeAll(data, (*[]string)(all))
+}
+
 type mapping struct {
 	Listener      string   `json:"listener"`
 	Network       string   `json:"network"`
 	Handler       string   `json:"handler"`
-	Upstreams     []string `json:"upstreams"`
+	Upstreams     names    `json:"upstreams"`
 	Sessions      int64    `json:"sessions"`
 	SessionsTotal int64    `json:"sessions_total"`
 	RateUp        *float64 `json:"rate_up"`
@@ -177,6 +211,9 @@ type mapping struct {
 }
 
 type mappings []mapping
+
+// UnmarshalJSON decodes the list.
+func (all *mappings) UnmarshalJSON(data []byte) error { return decodeAll(data, (*[]mapping)(all)) }
 
 func (all *mappings) table() *table {
 	t := &table{header: []string{"LISTENER", "NET", "HANDLER", ">SESSIONS", ">TOTAL", ">UP/S", ">DOWN/S", "UPSTREAMS"}}
@@ -226,6 +263,21 @@ type status struct {
 	EventLoopLag      *float64   `json:"event_loop_lag"`
 	LogEntriesDropped int64      `json:"log_entries_dropped"`
 	Degraded          []degraded `json:"degraded"`
+}
+
+// UnmarshalJSON decodes a status. Another object that passes for one would show that nothing runs.
+func (s *status) UnmarshalJSON(data []byte) error {
+	if len(data) > maxStatus {
+		return errors.New("the status is too long")
+	}
+	type fields status
+	if err := json.Unmarshal(data, (*fields)(s)); err != nil {
+		return err
+	}
+	if s.Started.IsZero() {
+		return errors.New("expected a status, which says since when the process runs")
+	}
+	return nil
 }
 
 type degraded struct {

@@ -77,7 +77,7 @@ func (c *call) print(answer io.Reader, v interface{ table() *table }) error {
 		return adminapi.PrintableJSON(c.out, answer)
 	}
 	if err := json.NewDecoder(answer).Decode(v); err != nil {
-		return err
+		return notOurs(err)
 	}
 	return v.table().write(c.out)
 }

@@ -175,7 +175,7 @@ func (c *call) confirm(ids []string, filter url.Values) error {
 	}
 	var all sessions
 	if err == nil {
-		err = json.Unmarshal(answer, &all)
+		err = decodeAnswer(answer, &all)
 	}
 	if err != nil {
 		return err
@@ -248,7 +248,12 @@ func closeAt(ctx context.Context, client *adminapi.Client, path string) (n int, 
 	if err != nil {
 		return 0, err
 	}
-	var said closed
-	err = json.Unmarshal(answer, &said)
-	return said.Closed, err
+	var said struct{ Closed *int }
+	if err := decodeAnswer(answer, &said); err != nil {
+		return 0, err
+	}
+	if said.Closed == nil {
+		return 0, notOurs(errors.New("it does not say how many sessions were closed"))
+	}
+	return *said.Closed, nil
 }

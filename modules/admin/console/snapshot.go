@@ -52,7 +52,7 @@ func fetch(ctx context.Context, client *adminapi.Client, filter url.Values, sort
 			return
 		}
 		if *raw, err = client.Do(ctx, http.MethodGet, path, nil); err == nil {
-			err = json.Unmarshal(*raw, v)
+			err = decodeAnswer(*raw, v)
 		}
 	}
 	query := make(url.Values, len(filter)+2)

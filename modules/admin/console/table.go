@@ -10,7 +10,11 @@ import (
 	"github.com/portgate/caddy-portgate/modules/internal/adminapi"
 )
 
-// table is rows of text below a header. A column is as wide as its widest cell, and has two spaces behind it.
+// widestPadded bounds how wide a column becomes: one cell that somebody has made long would fill each row with spaces.
+const widestPadded = 100
+
+// table is rows of text below a header. A column is as wide as its widest cell, and has two spaces behind it. A cell that is wider than widestPadded moves
+// what stands behind it in its row alone.
 type table struct {
 	header []string // one that begins with > is of numbers, which are aligned at their ends
 	rows   [][]string
@@ -30,14 +34,16 @@ func (t *table) write(to io.Writer) error {
 		header[i], right[i] = strings.CutPrefix(name, ">")
 		widths[i] = displaywidth.String(header[i])
 		for _, row := range t.rows {
-			widths[i] = max(widths[i], displaywidth.String(row[i]))
+			if width := displaywidth.String(row[i]); width <= widestPadded {
+				widths[i] = max(widths[i], width)
+			}
 		}
 	}
 	out := bufio.NewWriter(to)
 	for _, row := range append([][]string{header}, t.rows...) {
 		var line strings.Builder
 		for i, cell := range row {
-			padding := strings.Repeat(" ", widths[i]-displaywidth.String(cell))
+			padding := strings.Repeat(" ", max(widths[i]-displaywidth.String(cell), 0))
 			if right[i] {
 				cell = padding + cell
 			} else {

@@ -23,6 +23,10 @@ const (
 	dialTimeout = 10 * time.Second
 	// headTimeout is how long an answer may take to begin. A list is made before it is sent.
 	headTimeout = time.Minute
+	// answerTimeout is how long an answer may take with all of its body: one that drips for ever is none.
+	answerTimeout = 5 * time.Minute
+	// maxAnswer bounds an answer: some 600,000 sessions, or a list with as many entries as there may be.
+	maxAnswer = 256 << 20
 	// maxErrorBody bounds how much of an error is read.
 	maxErrorBody = 64 << 10
 )
@@ -36,9 +40,10 @@ func AddFlags(cmd *cobra.Command) {
 
 // Client sends the requests of commands to the admin API of a running Caddy. It may be used by several goroutines.
 type Client struct {
-	address string
-	base    string
-	http    http.Client
+	address   string
+	base      string
+	maxAnswer int64
+	http      http.Client
 }
 
 // ClientOf returns a client for the admin API at --address, or else the one that the config in --config has, or else Caddy's default.
@@ -63,11 +68,14 @@ func NewClient(address string) (*Client, error) {
 	if err != nil || parsed.PortRangeSize() > 1 || parsed.IsFdNetwork() {
 		return nil, fmt.Errorf("admin API: %q: expected an address that can be connected to, such as localhost:2019 or unix//run/caddy.sock", address)
 	}
-	c := &Client{address: address, base: "http://" + parsed.JoinHostPort(0)}
+	c := &Client{address: address, base: "http://" + parsed.JoinHostPort(0), maxAnswer: maxAnswer}
 	if parsed.IsUnixNetwork() {
 		parsed.Host, _, _ = strings.Cut(parsed.Host, "|") // the permissions of the socket
 		c.base = "http://127.0.0.1"
 	}
+	c.http.Timeout = answerTimeout
+	// The admin API redirects nobody. What does is something else, and may turn what was asked for into another request.
+	c.http.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	dialer := &net.Dialer{Timeout: dialTimeout}
 	c.http.Transport = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -110,11 +118,29 @@ func (c *Client) Open(ctx context.Context, method, path string, body []byte) (io
 		}
 		return nil, fmt.Errorf("admin API at %q: %w", c.address, err)
 	}
-	if resp.StatusCode < http.StatusBadRequest {
-		return resp.Body, nil
+	if resp.StatusCode < http.StatusMultipleChoices {
+		return &answerBody{resp.Body, c.address, c.maxAnswer}, nil
 	}
 	defer resp.Body.Close()
 	return nil, refusalOf(resp)
+}
+
+// answerBody is the body of an answer. It ends with an error where it is longer than an answer may be.
+type answerBody struct {
+	io.ReadCloser
+	address string
+	left    int64
+}
+
+func (b *answerBody) Read(to []byte) (int, error) {
+	n, err := b.ReadCloser.Read(to)
+	if b.left -= int64(n); b.left < 0 {
+		return 0, fmt.Errorf("admin API at %q: the answer is too long", b.address)
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = fmt.Errorf("admin API at %q: reading the answer: %w", b.address, err)
+	}
+	return n, err
 }
 
 // Refusal is an answer of the admin API that is an error.
@@ -135,6 +161,8 @@ func refusalOf(resp *http.Response) error {
 	}
 	switch {
 	case json.Unmarshal(text, &said) == nil && said.Error != "":
+	case resp.StatusCode < http.StatusBadRequest:
+		said.Error = fmt.Sprintf("redirected to %q: expected the admin API of a Caddy, which redirects nobody", resp.Header.Get("Location"))
 	case resp.StatusCode == http.StatusNotFound:
 		said.Error = resp.Request.URL.Path + ": expected the admin API of a Caddy that has Portgate, and a version with this"
 	default:

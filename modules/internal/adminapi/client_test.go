@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
@@ -114,6 +115,51 @@ func TestClientWithoutAnAnswer(t *testing.T) {
 	_, err = c.Do(t.Context(), http.MethodGet, "/", nil)
 	if err == nil || !strings.HasPrefix(err.Error(), fmt.Sprintf("admin API at %q: dial tcp", address)) {
 		t.Errorf("nobody there: %v", err)
+	}
+}
+
+// Something else may listen where the admin API is expected: it leads nowhere, and ends.
+func TestClientOfSomethingElse(t *testing.T) {
+	t.Parallel()
+	asked := make(chan string, 10)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.Method + " " + r.URL.String()
+		switch r.URL.Path {
+		case "/elsewhere":
+			http.Redirect(w, r, "/portgate/sessions?all=true", http.StatusTemporaryRedirect)
+		case "/endless":
+			for err := error(nil); err == nil; {
+				_, err = w.Write(make([]byte, 4096))
+			}
+		case "/drip":
+			_, _ = w.Write([]byte("["))
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		}
+	}))
+	t.Cleanup(server.Close)
+	c, err := NewClient(server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.http.Timeout != answerTimeout || c.maxAnswer != maxAnswer {
+		t.Fatalf("an answer may take %v and %d bytes", c.http.Timeout, c.maxAnswer)
+	}
+	c.maxAnswer = 1 << 20
+	for path, want := range map[string]string{
+		"/elsewhere": `HTTP 307: redirected to "/portgate/sessions?all=true": expected the admin API of a Caddy, which redirects nobody`,
+		"/endless":   fmt.Sprintf("admin API at %q: the answer is too long", c.Address()),
+	} {
+		if answer, err := c.Do(t.Context(), http.MethodDelete, path, nil); err == nil || err.Error() != want {
+			t.Errorf("%s: %d bytes, %v, want %s", path, len(answer), err, want)
+		}
+		if got := <-asked; got != "DELETE "+path || len(asked) > 0 {
+			t.Errorf("%s: asked for %q and %d more", path, got, len(asked))
+		}
+	}
+	c.http.Timeout = 100 * time.Millisecond
+	if _, err := c.Do(t.Context(), http.MethodGet, "/drip", nil); err == nil || !strings.HasPrefix(err.Error(), fmt.Sprintf("admin API at %q: ", c.Address())) {
+		t.Errorf("an answer that does not end: %v", err)
 	}
 }
 
