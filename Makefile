@@ -22,7 +22,7 @@ FUZZTIME ?= 30s
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help build run xcaddy cross test test-deps lint format test-unit test-tools test-integration test-bench bench fuzz clean \
-	bin/caddy-race bin/caddy-xcaddy bin/bench bin/golangci-lint bin/collectors
+	bin/caddy-race bin/caddy-xcaddy bin/bench bin/golangci-lint bin/collectors bin/browser
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,13 @@ bin/collectors:
 	cd tools/collectors && $(static) go build -o $(bin)/otel ./otel && \
 	$(static) go build -o $(bin)/victoria-logs github.com/VictoriaMetrics/VictoriaLogs/app/victoria-logs
 
+# Packages of npm that the test of the status page needs, as their lock file has them. An installation of another state is replaced.
+bin/browser:
+	cmp -s integration/browser/package-lock.json $(bin)/browser/node_modules/.from || ( \
+		mkdir -p $(bin)/browser && cp integration/browser/package.json integration/browser/package-lock.json $(bin)/browser/ && \
+		npm ci --prefix $(bin)/browser --no-audit --no-fund --loglevel error && \
+		cp integration/browser/package-lock.json $(bin)/browser/node_modules/.from )
+
 bin/golangci-lint:
 	cd tools && $(static) go build -o $(bin)/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
@@ -85,7 +92,7 @@ test-unit: test-deps ## run the packages' own tests with the race detector
 
 # Not from the test cache, which does not see the binaries, and one package at a time, because they measure times. The limit is for
 # a test that hangs: a machine that is busy with something else takes three times as long.
-test-integration: test-deps build bin/caddy-race bin/collectors ## run the tests on the real binary with real clients and servers
+test-integration: test-deps build bin/caddy-race bin/collectors bin/browser ## run the tests on the real binary with real clients and servers
 	$(compiled) go test -race -count=1 -p 1 -timeout 45m ./integration/...
 
 test-tools: bin/caddy-xcaddy bin/golangci-lint ## check the build through xcaddy and the checkout as a whole

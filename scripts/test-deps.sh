@@ -13,10 +13,12 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 wanted='
 bind9-dnsutils       dig
 ca-certificates      /etc/ssl/certs/ca-certificates.crt
+chromium             chromium
 curl                 curl
 dnsdist              dnsdist
 dnsmasq-base         dnsmasq
 dnsperf              dnsperf
+fonts-dejavu-core    /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf
 gcc                  gcc
 haproxy              haproxy
 iperf3               iperf3
@@ -29,6 +31,8 @@ mount                mount
 netcat-openbsd       nc
 nftables             nft
 nginx                nginx
+nodejs               node
+npm                  npm
 openssh-client       sftp ssh ssh-keygen
 openssh-server       sshd
 openssl              openssl

@@ -37,10 +37,18 @@ func (p *Process) try(method, path, contentType string, body []byte) (int, strin
 	client := http.Client{Timeout: adminTimeout, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", p.admin)
+			network := "unix"
+			if p.tcp {
+				network = "tcp"
+			}
+			return new(net.Dialer).DialContext(ctx, network, p.admin)
 		},
 	}}
-	req, err := http.NewRequest(method, "http://127.0.0.1"+path, bytes.NewReader(body))
+	host := "127.0.0.1"
+	if p.tcp {
+		host = p.admin // Caddy looks at it
+	}
+	req, err := http.NewRequest(method, "http://"+host+path, bytes.NewReader(body))
 	if err != nil {
 		return 0, "", err
 	}

@@ -27,7 +27,8 @@ type Process struct {
 	tb     testing.TB
 	cmd    *exec.Cmd
 	dir    string
-	admin  string // path of the admin endpoint's unix socket
+	admin  string // path of the admin endpoint's unix socket, or the address that the config gives it
+	tcp    bool   // it is an address
 	output *os.File
 	log    logReader
 	exited chan struct{} // closed after err is set
@@ -110,10 +111,14 @@ func newProcess(tb testing.TB) *Process {
 	return &Process{tb: tb, dir: dir, admin: filepath.Join(dir, "admin.sock"), exited: make(chan struct{})}
 }
 
-// encode adds the admin endpoint that the tests use to a config.
+// encode adds the admin endpoint that the tests use to a config. One that has an endpoint with a TCP address keeps it.
 func (p *Process) encode(config JSON) []byte {
 	p.tb.Helper()
-	data, err := json.Marshal(config.With("admin", JSON{"listen": "unix/" + p.admin, "config": JSON{"persist": false}}))
+	admin := JSON{"listen": "unix/" + p.admin}
+	if given, is := config["admin"].(JSON); is {
+		admin, p.admin, p.tcp = given, given["listen"].(string), true
+	}
+	data, err := json.Marshal(config.With("admin", admin.With("config", JSON{"persist": false})))
 	if err != nil {
 		p.tb.Fatal(err)
 	}
@@ -209,7 +214,12 @@ func (p *Process) waitUntilReady() {
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
 // Admin returns the admin endpoint's address as Caddy's commands take it.
-func (p *Process) Admin() string { return "unix/" + p.admin }
+func (p *Process) Admin() string {
+	if p.tcp {
+		return p.admin
+	}
+	return "unix/" + p.admin
+}
 
 // ReadFile reads a file as the process sees it.
 func (p *Process) ReadFile(path string) ([]byte, error) {

@@ -74,10 +74,10 @@ async function tellEffect(prefix, name, words) {
 id("ban-cancel").addEventListener("click", () => dialog.close());
 id("ban-any").addEventListener("click", () => openBan());
 
-function unban(button, list, prefix) {
+function unban(button, list, prefix, shown) {
   act(button, async () => {
     await ask("DELETE", entryPath(list, prefix));
-    return `${prefix} is no longer in the list ${list}.`;
+    return `${shown} is no longer in the list ${list}.`;
   }, changed);
 }
 
@@ -89,7 +89,7 @@ function entryRow(list) {
     put(prefix, shown);
     actions.append(el("button", { type: "button", "aria-label": `Unban ${shown}`, onclick: async (event) => {
       const button = event.currentTarget;
-      if (await confirmed(`Unban ${shown}?`, `It is taken out of the list ${list}.`, "Unban")) unban(button, list, entry.prefix);
+      if (await confirmed(`Unban ${shown}?`, `It is taken out of the list ${list}.`, "Unban")) unban(button, list, entry.prefix, shown);
     } }, "Unban"));
     if (Date.now() - Date.parse(entry.added) < 10000) node.className = "fresh";
     return {
