@@ -71,7 +71,7 @@ func readPages(t *testing.T) map[string]page {
 		switch name := entry.Name(); {
 		case err != nil:
 			return err
-		case entry.IsDir() && strings.HasPrefix(name, ".") && name != "..":
+		case entry.IsDir() && (strings.HasPrefix(name, ".") && name != ".." || name == "node_modules"):
 			return fs.SkipDir
 		case entry.IsDir() || !strings.HasSuffix(name, ".md"):
 			return nil

@@ -15,8 +15,8 @@ import (
 	"testing"
 )
 
-// forMake are the packages of scripts/test-deps.sh that no test runs, but make and the go command.
-var forMake = []string{"make", "gcc", "libc6-dev", "ca-certificates"}
+// forMake are the packages of scripts/test-deps.sh that no test runs, but make, the go command and the browser.
+var forMake = []string{"make", "gcc", "libc6-dev", "ca-certificates", "fonts-dejavu-core"}
 
 // TestProgramsAreInstalled holds that scripts/test-deps.sh installs every program that a test runs, and none that no test runs.
 func TestProgramsAreInstalled(t *testing.T) {
