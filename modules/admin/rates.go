@@ -71,7 +71,7 @@ func (r *rates) walk() {
 	r.tick++
 	r.times[r.tick%slots] = time.Now()
 	r.mu.Unlock()
-	now := startOfPace()
+	now := startOfPace(listedBetween)
 	r.each(func(s *session.Session) {
 		now.step()
 		if up, down, _, living := s.Traffic(); living {

@@ -115,7 +115,7 @@ func (r *recorder) fresh() {
 
 // look is called with the lock held. Nobody waits for it but those who ask.
 func (r *recorder) look(now time.Time) {
-	r.replaced = r.count(startOfPace().step)
+	r.replaced = r.count(startOfPace(countedBetween).step)
 	r.number++
 	at := r.number % looks
 	before := r.seen[(r.number-1)%looks]

@@ -253,7 +253,6 @@ func TestRatesOfAll(t *testing.T) {
 
 // There is one recorder, whoever holds it, and its goroutine ends with the last one: TestMain finds what is left.
 func TestRecorderIsShared(t *testing.T) {
-	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		made := 0
 		acquire := func() *recorder {

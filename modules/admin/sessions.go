@@ -132,7 +132,7 @@ func closeSome(w http.ResponseWriter, query url.Values) error {
 	} else if err := f.mustNarrow(); err != nil {
 		return err
 	}
-	closing, now := []*session.Session{}, startOfPace()
+	closing, now := []*session.Session{}, startOfPace(listedBetween)
 	session.EachLiving(func(s *session.Session) {
 		now.step()
 		if f.matches(s) {
@@ -144,7 +144,7 @@ func closeSome(w http.ResponseWriter, query url.Values) error {
 
 // closeAll returns how many of the sessions had not ended before.
 func closeAll(all []*session.Session, which zap.Field) (closed int) {
-	now := startOfPace()
+	now := startOfPace(listedBetween)
 	for _, s := range all {
 		now.step()
 		if _, _, _, living := s.Traffic(); living {

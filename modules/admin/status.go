@@ -150,7 +150,7 @@ var lastStatus struct {
 func statusText() ([]byte, error) {
 	lastStatus.mu.Lock()
 	defer lastStatus.mu.Unlock()
-	if now := time.Now(); lastStatus.text == nil || now.Sub(lastStatus.at) >= freshFor {
+	if now := time.Now(); lastStatus.text == nil || now.Sub(lastStatus.at).Abs() >= freshFor { // negative where a test has a clock of its own
 		text, err := json.Marshal(readStatus())
 		if err != nil {
 			return nil, err
