@@ -74,7 +74,8 @@ func serveClients(w http.ResponseWriter, r *http.Request) error {
 // busiest takes memory for each client while it looks, and sessions wait for nothing of it.
 func busiest(order func(c *client) float64, limit int) []*client {
 	byAddr := make(map[netip.Addr]*client)
-	now := startOfPace(listedBetween)
+	now := startOfShare()
+	defer now.end()
 	session.EachLiving(func(s *session.Session) {
 		now.step()
 		up, down, lastActive, living := s.Traffic()

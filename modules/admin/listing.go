@@ -156,7 +156,8 @@ func wait(ctx context.Context, d time.Duration) error {
 // choose returns the sessions that pass the filter, in order. Sessions are read without a lock that one of them could wait for.
 func (l *listing) choose() (all []found) {
 	read, looks := readerOf(l.sort), l.changing() || !l.pages()
-	now := startOfPace(listedBetween)
+	now := startOfShare()
+	defer now.end()
 	session.EachLiving(func(s *session.Session) {
 		now.step()
 		if !l.matchesFixed(s) {
@@ -202,7 +203,8 @@ type answer struct {
 func (a *answer) rows(all []found) iter.Seq[*row] {
 	return func(yield func(*row) bool) {
 		var one row
-		now := startOfPace(listedBetween)
+		now := startOfShare()
+		defer now.end()
 		for i := range all {
 			if i%rowsPerDeadline == 0 {
 				_ = a.control.SetWriteDeadline(time.Now().Add(answerTimeout)) // a writer without deadlines does without

@@ -132,19 +132,26 @@ func closeSome(w http.ResponseWriter, query url.Values) error {
 	} else if err := f.mustNarrow(); err != nil {
 		return err
 	}
-	closing, now := []*session.Session{}, startOfPace(listedBetween)
+	return adminapi.Answer(w, closedAnswer{closeAll(f.chosen(), zap.String("filter", query.Encode()))})
+}
+
+// chosen returns the living sessions that pass the filter.
+func (f *filter) chosen() (all []*session.Session) {
+	now := startOfShare()
+	defer now.end()
 	session.EachLiving(func(s *session.Session) {
 		now.step()
 		if f.matches(s) {
-			closing = append(closing, s)
+			all = append(all, s)
 		}
 	})
-	return adminapi.Answer(w, closedAnswer{closeAll(closing, zap.String("filter", query.Encode()))})
+	return all
 }
 
 // closeAll returns how many of the sessions had not ended before.
 func closeAll(all []*session.Session, which zap.Field) (closed int) {
-	now := startOfPace(listedBetween)
+	now := startOfShare()
+	defer now.end()
 	for _, s := range all {
 		now.step()
 		if _, _, _, living := s.Traffic(); living {
