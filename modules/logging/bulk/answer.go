@@ -27,7 +27,7 @@ func answerOf(entries int) int64 { return int64(entries)*4<<10 + 64<<10 }
 // items reads an answer and tells of each entry whether it is in, is to be sent again, or is refused for good.
 func (c *Client) items(body io.Reader, batch []delivery.Entry) delivery.Result {
 	var a answer
-	var r result
+	var r delivery.Result
 	if err := json.NewDecoder(io.LimitReader(body, answerOf(len(batch)))).Decode(&a); err != nil {
 		return delivery.Result{Retry: batch, Err: fmt.Errorf("the answer is none of the bulk API: %w", err)}
 	}
@@ -41,15 +41,13 @@ func (c *Client) items(body io.Reader, batch []delivery.Entry) delivery.Result {
 		return delivery.Result{Retry: batch, Err: fmt.Errorf("the answer has %d items, expected one for each of the %d entries", len(a.Items), len(batch))}
 	}
 	for i := range a.Items {
-		r.add(a.Items[i], batch[i])
+		c.add(&r, a.Items[i], batch[i])
 	}
-	return r.Result
+	return r
 }
 
-// result is that of a batch in the making.
-type result struct{ delivery.Result }
-
-func (r *result) add(item map[string]outcome, e delivery.Entry) {
+// add adds an entry to the result of its batch.
+func (c *Client) add(r *delivery.Result, item map[string]outcome, e delivery.Entry) {
 	var o outcome
 	for _, o = range item {
 		break // there is one, named after the action
@@ -63,6 +61,6 @@ func (r *result) add(item map[string]outcome, e delivery.Entry) {
 		r.Rejected++
 	}
 	if r.Err == nil {
-		r.Err = fmt.Errorf("status %d: %s: %s", o.Status, shortened(o.Error.Type), shortened(o.Error.Reason))
+		r.Err = fmt.Errorf("status %d: %s: %s", o.Status, c.shown(o.Error.Type), c.shown(o.Error.Reason))
 	}
 }

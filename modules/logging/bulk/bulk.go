@@ -35,6 +35,12 @@ type Client struct {
 
 // Send implements [delivery.Sender].
 func (c *Client) Send(ctx context.Context, batch []delivery.Entry) delivery.Result {
+	r := c.send(ctx, batch)
+	r.Err = c.withoutSecrets(r.Err)
+	return r
+}
+
+func (c *Client) send(ctx context.Context, batch []delivery.Entry) delivery.Result {
 	if err := c.write(batch); err != nil {
 		return delivery.Result{Rejected: len(batch), Err: err}
 	}
@@ -49,10 +55,10 @@ func (c *Client) Send(ctx context.Context, batch []delivery.Entry) delivery.Resu
 	case http.StatusRequestEntityTooLarge:
 		return c.halves(ctx, batch)
 	case http.StatusBadRequest:
-		return delivery.Result{Rejected: len(batch), Err: refused(response)}
+		return delivery.Result{Rejected: len(batch), Err: c.refused(response)}
 	}
 	// 429 and 5xx go by. What is wrong with credentials or the URL an operator may mend, so entries wait for that as well.
-	return delivery.Result{Retry: batch, Err: refused(response), After: retryAfter(response)}
+	return delivery.Result{Retry: batch, Err: c.refused(response), After: retryAfter(response)}
 }
 
 // write makes the body of a request: an action and the entry's fields for each, a line each.
@@ -122,8 +128,8 @@ func (c *Client) halves(ctx context.Context, batch []delivery.Entry) delivery.Re
 	if len(batch) == 1 {
 		return delivery.Result{Rejected: 1, Err: errors.New("an entry is larger than the collector takes (status 413)")}
 	}
-	first := c.Send(ctx, batch[:len(batch)/2])
-	second := c.Send(ctx, batch[len(batch)/2:])
+	first := c.send(ctx, batch[:len(batch)/2])
+	second := c.send(ctx, batch[len(batch)/2:])
 	both := delivery.Result{
 		Rejected: first.Rejected + second.Rejected,
 		Retry:    append(first.Retry[:len(first.Retry):len(first.Retry)], second.Retry...),
@@ -140,11 +146,11 @@ func (c *Client) halves(ctx context.Context, batch []delivery.Entry) delivery.Re
 const largestError = 4 << 10
 
 // refused says what status an answer has, and what Elasticsearch says of it.
-func refused(response *http.Response) error {
+func (c *Client) refused(response *http.Response) error {
 	text, _ := io.ReadAll(io.LimitReader(response.Body, largestError))
 	var answer struct{ Error struct{ Type, Reason string } }
 	if json.Unmarshal(text, &answer) == nil && answer.Error.Type != "" {
-		return fmt.Errorf("status %d: %s: %s", response.StatusCode, shortened(answer.Error.Type), shortened(answer.Error.Reason))
+		return fmt.Errorf("status %d: %s: %s", response.StatusCode, c.shown(answer.Error.Type), c.shown(answer.Error.Reason))
 	}
 	return fmt.Errorf("status %d", response.StatusCode)
 }
@@ -159,15 +165,6 @@ func retryAfter(response *http.Response) time.Duration {
 		return max(time.Until(at), 0)
 	}
 	return 0
-}
-
-// shortened returns what a log may have of a text that a collector sends.
-func shortened(text string) string {
-	const most = 200
-	if len(text) > most {
-		return text[:most] + "..."
-	}
-	return text
 }
 
 // Close implements [delivery.Sender].

@@ -3,6 +3,7 @@ package bulk
 import (
 	"bufio"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -269,6 +271,47 @@ func TestNoAnswer(t *testing.T) {
 	start := time.Now()
 	if r := stalls.Send(ctx, batch(`{}`)); len(r.Retry) != 1 || !errors.Is(r.Err, context.DeadlineExceeded) || time.Since(start) > 30*time.Second {
 		t.Errorf("%+v", r)
+	}
+}
+
+// What a server answers may repeat the credentials that it was sent: no error has them.
+func TestEchoedCredentials(t *testing.T) {
+	t.Parallel()
+	const password = "pass:word"
+	basic := base64.StdEncoding.EncodeToString([]byte("elastic:" + password))
+	for _, authorization := range []string{"ApiKey VuaCfGcBCdbkQm", "Basic " + basic} {
+		for name, answer := range map[string]string{
+			"reason":   "HTTP/1.1 401 Unauthorized\r\nContent-Length: %d\r\n\r\n" + `{"error":{"type":"%[2]s","reason":"%[2]s"}}`,
+			"cut":      "HTTP/1.1 401 Unauthorized\r\nContent-Length: %d\r\n\r\n" + `{"error":{"type":"x","reason":"` + strings.Repeat("x", 195) + `%[2]s"}}`,
+			"item":     "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" + `{"errors":true,"items":[{"create":{"status":400,"error":{"type":"x","reason":"%[2]s"}}}]}`,
+			"header":   "HTTP/1.1 200 OK\r\n%[2]s\r\n\r\n",
+			"no HTTP":  "%[2]s\r\n\r\n",
+			"a status": "HTTP/1.1 %[2]s\r\n\r\n",
+		} {
+			echo := authorization + " secret=hidden"
+			if strings.HasPrefix(authorization, "Basic ") {
+				echo += " elastic:" + password + " " + password
+			}
+			c := client(t, func(w http.ResponseWriter, _ *http.Request) {
+				conn, _, err := http.NewResponseController(w).Hijack()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer conn.Close()
+				text := fmt.Sprintf(answer, 1000000, echo)
+				if _, body, found := strings.Cut(text, "\r\n\r\n"); found && strings.Contains(answer, "%d") {
+					text = strings.Replace(text, "1000000", strconv.Itoa(len(body)), 1)
+				}
+				_, _ = io.WriteString(conn, text)
+			})
+			c.Authorization = authorization
+			r := send(t, c, `{}`)
+			_, credentials, _ := strings.Cut(authorization, " ")
+			if r.Err == nil || strings.Contains(r.Err.Error(), credentials[:8]) || strings.Contains(r.Err.Error(), "pass:") {
+				t.Errorf("%s: %v", name, r.Err)
+			}
+		}
 	}
 }
 
