@@ -3,6 +3,7 @@ package logqueue
 import (
 	"fmt"
 	"os"
+	"reflect"
 	"sync"
 	"time"
 
@@ -33,6 +34,16 @@ func lost(k kind, err error) {
 	if !due {
 		return
 	}
-	fmt.Fprintf(os.Stderr, "%s a log can't be written, %d entries are lost: %v\n", time.Now().Format(time.RFC3339), n, err)
+	// In its queue: stderr may be a pipe that nobody reads, and what was lost here is written again when there is room.
+	put(destination{address: reflect.ValueOf(os.Stderr).Pointer()}, other, otherLimit,
+		onStderr(fmt.Sprintf("%s a log can't be written, %d entries are lost: %v\n", time.Now().Format(time.RFC3339), n, err)))
 	Default("portgate.log").Warn("a log can't be written, its entries are lost", zap.Int("entries", n), zap.Error(err))
+}
+
+// onStderr is a line for stderr.
+type onStderr string
+
+func (text onStderr) write() error {
+	_, err := os.Stderr.WriteString(string(text))
+	return err
 }
