@@ -184,6 +184,7 @@ func (q *Queue) run() {
 			return
 		}
 		q.deliver(batch)
+		clear(batch) // it shares its memory with what waits, which would keep the lines
 	}
 }
 
