@@ -205,6 +205,9 @@ func (r *remote) onDropped(n int, cause delivery.Cause, err error) {
 	case delivery.Full:
 		r.full.Add(float64(n))
 		r.dropped.Add(int64(n))
+		if r.crowded.Is() {
+			return // thousands are dropped a second
+		}
 		r.crowded.Begin(r.log(), "a collector does not take log entries as fast as they come, the queue is full and further ones are dropped")
 	case delivery.Rejected:
 		r.rejected.Add(float64(n))
