@@ -53,6 +53,7 @@ func (c *Client) send(ctx context.Context, batch []delivery.Entry) delivery.Resu
 	case http.StatusOK, http.StatusCreated:
 		return c.items(response.Body, batch)
 	case http.StatusRequestEntityTooLarge:
+		response.Body.Close() // each half may be too large in turn, and would need one more connection
 		return c.halves(ctx, batch)
 	case http.StatusBadRequest:
 		return delivery.Result{Rejected: len(batch), Err: c.refused(response)}
