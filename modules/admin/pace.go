@@ -37,7 +37,7 @@ func startOfShare() *pace {
 
 func (p *pace) end() { walkers.Add(-1) }
 
-// step is called before each session. No lock may be held.
+// step is called before each session. No lock may be held that a session could wait for.
 func (p *pace) step() {
 	if p.steps++; p.steps%p.between != 0 {
 		return

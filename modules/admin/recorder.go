@@ -57,7 +57,7 @@ type look struct {
 
 func newRecorder(from counting) *recorder {
 	r := &recorder{counting: from, stop: make(chan struct{}), stopped: make(chan struct{}), lines: make(map[*session.Line]*[looks]counts)}
-	r.look(time.Now()) // nobody else has it yet
+	r.look() // nobody else has it yet
 	go r.record()
 	return r
 }
@@ -84,9 +84,8 @@ func (r *recorder) record() {
 		case <-r.stop:
 			return
 		case <-timer.C:
-			now := time.Now()
 			r.mu.Lock()
-			r.look(now)
+			r.look()
 			r.mu.Unlock()
 			timer.Reset(r.wait())
 		}
@@ -109,13 +108,14 @@ func (r *recorder) fresh() {
 	now := time.Now()
 	r.asked = now
 	if now.Sub(r.seen[r.number%looks].at) >= freshFor {
-		r.look(now)
+		r.look()
 	}
 }
 
 // look is called with the lock held. Nobody waits for it but those who ask.
-func (r *recorder) look(now time.Time) {
+func (r *recorder) look() {
 	r.replaced = r.count(startOfPace(countedBetween).step)
+	now := time.Now() // a walk over many sessions takes a while, in which they go on
 	r.number++
 	at := r.number % looks
 	before := r.seen[(r.number-1)%looks]

@@ -63,7 +63,7 @@ func BenchmarkLook(b *testing.B) {
 	defer func() { _ = r.Destruct() }()
 	for b.Loop() {
 		r.mu.Lock()
-		r.look(time.Now())
+		r.look()
 		r.mu.Unlock()
 	}
 }
