@@ -27,9 +27,9 @@ func TestPaceIsShared(t *testing.T) {
 		if rest := walk(alone); rest != restFor*2*walkFor {
 			t.Errorf("alone it rests for %v", rest)
 		}
-		others := make([]*pace, 49)
-		for i := range others {
-			others[i] = startOfShare()
+		var others []*pace
+		for range 49 {
+			others = append(others, startOfShare())
 		}
 		if rest := walk(alone); rest != 50*restFor*2*walkFor {
 			t.Errorf("as one of 50 it rests for %v", rest)
