@@ -59,7 +59,7 @@ func TestFeedRedirects(t *testing.T) {
 	t.Cleanup(from.Close)
 	t.Cleanup(secureFrom.Close)
 	client := fetch.NewClient()
-	transport := client.Transport.(*http.Transport)
+	transport := client.Transport.(interface{ Unwrap() *http.Transport }).Unwrap()
 	transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
 	for location, want := range map[string]string{
 		from.URL + "/hops/5":         "",

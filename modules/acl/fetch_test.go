@@ -56,7 +56,7 @@ func inBubble(t *testing.T, answer http.HandlerFunc, f func(t *testing.T, client
 		server := &http.Server{Handler: answer}
 		go func() { _ = server.Serve(network) }()
 		client := fetch.NewClient()
-		transport := client.Transport.(*http.Transport)
+		transport := client.Transport.(interface{ Unwrap() *http.Transport }).Unwrap()
 		transport.DialContext, transport.Proxy = network.dial, nil
 		f(t, client)
 		must(t, server.Close())

@@ -27,11 +27,14 @@ func NewClient() *http.Client {
 }
 
 // discreet keeps what a server sends, such as a key in a redirect, out of errors: net/http repeats what it can't read.
-type discreet struct{ http.RoundTripper }
+type discreet struct{ *http.Transport }
+
+// Unwrap returns what makes the requests.
+func (d discreet) Unwrap() *http.Transport { return d.Transport }
 
 // RoundTrip implements [http.RoundTripper].
 func (d discreet) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := d.RoundTripper.RoundTrip(req)
+	resp, err := d.Transport.RoundTrip(req)
 	if err != nil {
 		return nil, withoutAnswer(err)
 	}
