@@ -85,7 +85,12 @@ func (sw *sweeper) sweep(vec vector, labels []string) {
 	}
 }
 
+// hold does nothing for the empty value. It says that there is none, such as the upstream of a session that was refused, and the series of all
+// listeners have it.
 func (sw *sweeper) hold(v labelValue) {
+	if v.value == "" {
+		return
+	}
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
 	sw.holders[v]++
@@ -96,6 +101,9 @@ func (sw *sweeper) release(all map[labelValue]struct{}) {
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
 	for v := range all {
+		if v.value == "" {
+			continue
+		}
 		if sw.holders[v]--; sw.holders[v] > 0 {
 			continue
 		}

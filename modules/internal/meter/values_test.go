@@ -72,6 +72,32 @@ func TestSeriesGo(t *testing.T) {
 	})
 }
 
+// The empty value of a label is none: the series of others have it, too, and go with their other values only.
+func TestSeriesWithoutAValueStay(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		sw := newSweeper()
+		vec := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sessions"}, []string{"listener", "upstream"})
+		sw.sweep(vec, []string{"listener", "upstream"})
+		gone, stays := &Values{sweeper: sw}, &Values{sweeper: sw}
+		for listener, of := range map[string]*Values{":1": gone, ":2": stays} {
+			of.Hold("listener", listener)
+			vec.WithLabelValues(listener, "").Inc()
+		}
+		gone.Hold("upstream", "") // a session that had none
+		gone.Release()
+		time.Sleep(time.Hour)
+		if n := testutil.CollectAndCount(vec); n != 1 {
+			t.Errorf("%d series, want that of the listener which is still there", n)
+		}
+		stays.Release()
+		time.Sleep(time.Hour)
+		if n := testutil.CollectAndCount(vec); n != 0 {
+			t.Errorf("%d series are left", n)
+		}
+	})
+}
+
 // However the times at which values go are spread, each goes in time.
 func TestSeriesGoInTime(t *testing.T) {
 	t.Parallel()
