@@ -157,10 +157,22 @@ func TestDynamicAndFixed(t *testing.T) {
 		t.Errorf("before there is an answer: %q", got)
 	}
 	source.says(lists(t, b+" priority=90", a+" weight=5"))
+	eventually(t, func() error { // a source holds up nobody, and nobody a source
+		if n := h.rosters.now.Load().pool.Len(); n != 2 {
+			return fmt.Errorf("%d upstreams with a backup", n)
+		}
+		return nil
+	})
 	if got := next() + next(); got != "aa" {
 		t.Errorf("with a backup: %q", got)
 	}
 	source.says(lists(t, b+" priority=2"))
+	eventually(t, func() error {
+		if got := next(); got != "b" {
+			return fmt.Errorf("as a backup: %q", got)
+		}
+		return nil
+	})
 	if got := next() + next(); got != "bb" {
 		t.Errorf("as a backup: %q", got)
 	}
