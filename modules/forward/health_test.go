@@ -197,8 +197,9 @@ func TestSessionsOfUnhealthyUpstreams(t *testing.T) {
 		}{{"", false}, {`, "on_unhealthy": "keep"`, false}, {`, "on_unhealthy": "close"`, true}} {
 			p, other := ill(t, false), ill(t, false)
 			h, unload := checkedBy(t, fmt.Sprintf(asksHealth, 2, 1)+test.option, p, other)
-			client, bystander := k.client(t, h), k.client(t, h)
-			exchange(t, client, "ping")
+			client := k.client(t, h)
+			exchange(t, client, "ping") // it has the first upstream before the other one comes
+			bystander := k.client(t, h)
 			exchange(t, bystander, "ping")
 			p.sick.Store(true)
 			p.becomes(t, h, true)
